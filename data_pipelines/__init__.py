@@ -1,0 +1,1 @@
+"""What a document is, and how rows of tokens are made of documents."""

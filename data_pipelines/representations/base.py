@@ -1,0 +1,98 @@
+"""A representation is a value: it turns one medium into tokens and back.
+
+Everything that must agree on what tokens mean (shards, checkpoints, metrics) carries the
+`fingerprint` of the representation it was made with; two that differ are never mixed.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Validity:
+    """The strict judgement on one document: valid only if an encoder could have written it.
+
+    Attributes:
+      valid: every unit is complete and nothing is left over.
+      units: complete units (JPEG: MCUs) before the first damage.
+      expected: units that a whole document has.
+      error: empty if valid; else one sentence that says where the damage is and what it is.
+    """
+
+    valid: bool
+    units: int
+    expected: int
+    error: str = ""
+
+
+class Representation(abc.ABC):
+    """What every representation offers. Subclasses are frozen dataclasses of plain options.
+
+    A document is the tokens of one medium, without start or end: rows frame it as
+    `[start] + tokens` (inputs) and `tokens + [eos]` (targets), where start is `bos`, or the token
+    of its label in a label-conditional model.
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def encode(self, media: Any) -> np.ndarray:
+        """media -> tokens, uint16 [n]. Deterministic. Raises ValueError for unusable media."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: np.ndarray) -> Any:
+        """tokens, integer [n] -> media. Raises ValueError if they cannot be shown at all."""
+
+    @abc.abstractmethod
+    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
+        """The leading tokens that hold the given part (0 <= ratio <= 1) of the medium."""
+
+    @abc.abstractmethod
+    def inspect(self, tokens: np.ndarray) -> Validity:
+        """Judges a document strictly; see `Validity`. Never raises on wrong tokens."""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids: content, specials and labels. At most 65,536."""
+
+    @property
+    @abc.abstractmethod
+    def bos(self) -> int:
+        """Start of an unlabelled document."""
+
+    @property
+    @abc.abstractmethod
+    def eos(self) -> int:
+        """End of a document."""
+
+    @property
+    @abc.abstractmethod
+    def num_labels(self) -> int:
+        """Number of label tokens; 0 for an unconditional model."""
+
+    @abc.abstractmethod
+    def label_token(self, label: int) -> int:
+        """The start token of documents with this label. Raises ValueError out of range."""
+
+    @property
+    @abc.abstractmethod
+    def byte_lengths(self) -> np.ndarray:
+        """Codec bytes that each token stands for, int32 [vocab_size]; 0 for specials, labels."""
+
+    @abc.abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values from which `representations.from_config` makes an equal value."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that decides what the tokens mean."""
+        text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

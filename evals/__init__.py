@@ -1,0 +1,1 @@
+"""Offline evaluation jobs: they read what a run wrote and never touch the training loop."""

@@ -1,0 +1,1 @@
+"""The model and everything that runs it: train, generate, compile, convert."""
