@@ -1,0 +1,47 @@
+"""From a spec to its source."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+
+from data_pipelines.sources.base import Source, SourceError
+from data_pipelines.sources.digits import DigitsSource
+from data_pipelines.sources.folder import FolderSource
+
+_SOURCES: dict[str, Callable[[str], Source]] = {
+    source.scheme: source for source in (DigitsSource, FolderSource)
+}
+_SPELLING = {
+    "digits": "digits",
+    "folder": "folder:PATH",
+    "tar": "tar:GLOB",
+    "tfds": "tfds:NAME[/CONFIG][:SPLIT]",
+    "parquet": "parquet:GLOB",
+}
+
+
+def open_source(spec: str) -> Source:
+    """The source a spec names.
+
+    Raises SourceError, in one sentence, if there is no such kind of source, or nothing to read.
+    """
+    scheme, _, argument = spec.partition(":")
+    if scheme not in _SOURCES:
+        raise SourceError(
+            f"there is no source {spec!r}: did you mean {_nearest(spec, scheme)!r}? "
+            f"Known are {', '.join(_SPELLING.values())}"
+        )
+    return _SOURCES[scheme](argument)
+
+
+def _nearest(spec: str, scheme: str) -> str:
+    if os.path.isdir(spec):
+        return f"folder:{spec}"
+    if spec.endswith((".tar", ".tar.gz", ".tgz")):
+        return f"tar:{spec}"
+    if spec.endswith(".parquet"):
+        return f"parquet:{spec}"
+    near = difflib.get_close_matches(scheme.lower(), _SPELLING, n=1, cutoff=0.0)
+    return _SPELLING[near[0]]

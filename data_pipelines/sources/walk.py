@@ -1,0 +1,166 @@
+"""Walking a tree of folders, local or remote, without trusting what is in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from etils import epath
+
+from data_pipelines.sources import files
+from data_pipelines.sources.base import printable, unprintable
+from data_pipelines.sources.formats import is_image_name, suffix_of
+
+
+class _SetAside(Exception):
+    """An entry that cannot be listed; its text is the reason."""
+
+
+class Walk:
+    """One pass over the images below a root.
+
+    Names are keys: parts of paths made printable, a folder's with a "/" at its end, which makes
+    the order of names within folders the order of whole keys.
+
+    Every folder is listed once. A folder reached by its own name is, by being a tree. A symbolic
+    link to a folder is followed only if its target lies outside the tree, and the folders below it
+    are remembered by device and inode, since other links may lead there too.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        reject: Callable[[str, str], None] = lambda key, reason: None,
+        skip: Callable[[str], None] = lambda kind: None,
+    ) -> None:
+        self._root = root
+        self._real_root = root if files.is_remote(root) else os.path.realpath(root)
+        self._reject, self._skip = reject, skip
+        self._links: set[str] = set()  # Keys of the links that were followed.
+        self._seen: set[tuple[int, int]] = set()  # Folders listed below such a link.
+
+    def images(self) -> Iterator[str]:
+        """Keys of all images, in order."""
+        stack = [("", iter(sorted(self.entries(""))))]
+        while stack:
+            folder, names = stack[-1]
+            name = next(names, None)
+            if name is None:
+                stack.pop()
+            elif name.endswith("/"):
+                below = folder + name
+                stack.append((below, iter(sorted(self.entries(below)))))
+            else:
+                yield folder + name
+
+    def holds_image(self, folder: str) -> bool:
+        """Whether there is an image anywhere below a folder; looks no further than the first."""
+        folders = [folder]
+        while folders:
+            folder = folders.pop()
+            for name in self.entries(folder):
+                if not name.endswith("/"):
+                    return True
+                folders.append(folder + name)
+        return False
+
+    def entries(self, folder: str) -> Iterator[str]:
+        """Names of the images and folders in a folder, as they come."""
+        path = self._path(folder)
+        try:
+            if files.is_remote(self._root):
+                yield from self._remote_entries(path)
+            elif self._is_new(folder, path):
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        yield from self._name(folder, entry)
+        except files.READ_ERRORS as error:
+            self._reject(folder or self._root, f"folder cannot be read: {files.why(error)}")
+
+    def _remote_entries(self, path: str) -> Iterator[str]:
+        def stop(error: OSError) -> NoReturn:
+            raise error  # Without this, a folder that cannot be listed counts as empty.
+
+        _, folders, names = next(epath.Path(path).walk(on_error=stop), (path, [], []))
+        for name in names:
+            if name and self._wanted(name):
+                yield name
+        for name in folders:
+            if self._shown(name):
+                yield f"{name}/"
+
+    def _name(self, folder: str, entry: os.DirEntry[str]) -> Iterator[str]:
+        """The entry's name if it is to be listed; else reports why not."""
+        if not self._shown(entry.name):
+            return
+        name = printable(entry.name)
+        try:
+            if entry.is_symlink():
+                is_folder = self._follow(folder + name, entry)
+            else:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if not is_folder and not entry.is_file(follow_symlinks=False):
+                    raise _SetAside("not a regular file, but a pipe, a socket or a device")
+        except OSError as error:
+            self._reject(folder + name, f"cannot be read: {files.why(error)}")
+        except _SetAside as reason:
+            self._reject(folder + name, str(reason))
+        else:
+            if is_folder:
+                yield f"{name}/"
+            elif self._wanted(entry.name):
+                yield name
+
+    def _follow(self, key: str, link: os.DirEntry[str]) -> bool:
+        """Whether a symbolic link leads to a folder (to be listed) or to a file."""
+        try:
+            mode = link.stat().st_mode
+        except FileNotFoundError:
+            raise _SetAside("a symbolic link that leads nowhere") from None
+        if stat.S_ISREG(mode):
+            return False
+        if not stat.S_ISDIR(mode):
+            raise _SetAside("a symbolic link to a pipe, a socket or a device")
+        target = os.path.realpath(link.path)
+        if _is_within(self._real_root, target):
+            raise _SetAside("a symbolic link back to a folder that it lies in: a loop")
+        if _is_within(target, self._real_root):
+            inside = os.path.relpath(target, self._real_root)
+            if not any(part.startswith(".") for part in inside.split("/")):
+                raise _SetAside(f"a symbolic link to {printable(inside)}, which is listed itself")
+        self._links.add(f"{key}/")
+        return True
+
+    def _is_new(self, folder: str, path: str) -> bool:
+        """Whether a folder is to be listed; remembers it if a link has led to it."""
+        if not any(folder.startswith(link) for link in self._links):
+            return True
+        status = os.stat(path)
+        inode = (status.st_dev, status.st_ino)
+        if inode in self._seen:
+            self._reject(folder, "a folder that was listed already, through another symbolic link")
+            return False
+        self._seen.add(inode)
+        return True
+
+    def _shown(self, name: str) -> bool:
+        if name.startswith("."):
+            self._skip("hidden")
+        return not name.startswith(".")
+
+    def _wanted(self, name: str) -> bool:
+        if not self._shown(name):
+            return False
+        if not is_image_name(name):
+            self._skip(suffix_of(name) or "without a suffix")
+            return False
+        return True
+
+    def _path(self, key: str) -> str:
+        return files.join(self._root, unprintable(key)) if key else self._root
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
