@@ -1,0 +1,386 @@
+"""Codec bytes <-> token ids: one token a byte, or SentencePiece BPE.
+
+Both tokenizers are values: frozen, hashable, equal when they mean the same. A document's tokens
+hold its bytes only; the start (`bos` or a label token) and `eos` are added when rows are framed.
+
+| ids          | `ByteTokenizer`     | `BpeTokenizer`                                        |
+|--------------|---------------------|-------------------------------------------------------|
+| bytes        | 0-255               | where the SentencePiece model has them                |
+| BOS, EOS     | 256, 257            | the model's own (1 and 2 as trained here; 0 is UNK)   |
+| label k      | 258 + k             | number of pieces + k                                  |
+
+**Characters.** SentencePiece works on text, so byte b is written as the character `chr(10240 + b)`
+(U+2800-U+28FF, the Braille patterns), the mapping of JPEG-LM (arXiv 2408.08459).
+
+**In `transformers`.** A `tokenizer.model` saved from `BpeTokenizer.model` gives the same ids there,
+after the BOS that `transformers` puts in front (label tokens are not part of the file):
+
+    from transformers import LlamaTokenizer
+    tokenizer = LlamaTokenizer.from_pretrained(FOLDER)                      # 4.38, sentencepiece
+    tokenizer = LlamaTokenizer.from_pretrained(FOLDER, add_bos_token=True)  # 5, + protobuf
+    ids = tokenizer("".join(chr(10240 + b) for b in data))["input_ids"]
+
+`FOLDER` holds `tokenizer.model`. Version 5 needs the `protobuf` package to read it and leaves BOS
+out unless told.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+_FIRST_CHARACTER = 10240
+_MAX_VOCAB_SIZE = 1 << 16
+_WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
+
+
+class Tokenizer(abc.ABC):
+    """What both tokenizers offer; subclasses are frozen dataclasses."""
+
+    num_labels: int
+
+    @property
+    @abc.abstractmethod
+    def bos(self) -> int:
+        """Start of an unlabelled document."""
+
+    @property
+    @abc.abstractmethod
+    def eos(self) -> int:
+        """End of a document."""
+
+    @property
+    @abc.abstractmethod
+    def first_label(self) -> int:
+        """Id of label 0; labels are the last ids of the vocabulary."""
+
+    @property
+    @abc.abstractmethod
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes each token stands for, one entry an id; b"" for specials and labels."""
+
+    @abc.abstractmethod
+    def encode(self, data: bytes) -> np.ndarray:
+        """Bytes -> tokens, uint16 [n]. Deterministic; `decode` gives the same bytes back."""
+
+    @abc.abstractmethod
+    def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
+        """`encode` of each document, uint16 [n] each. num_threads: -1 is one for each core."""
+
+    @abc.abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_config` makes an equal tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: content, specials and labels."""
+        return self.first_label + self.num_labels
+
+    def label_token(self, label: int) -> int:
+        """The start token of documents with this label. Raises ValueError out of range."""
+        if not 0 <= label < self.num_labels:
+            raise ValueError(
+                f"label {label} is not one of the tokenizer's {self.num_labels} labels; "
+                "make it with a larger num_labels, or correct the label"
+            )
+        return self.first_label + label
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Number of bytes each token stands for, int32 [vocab_size]; 0 for specials, labels."""
+        lengths = np.array([len(piece) for piece in self.token_bytes], np.int32)
+        lengths.flags.writeable = False
+        return lengths
+
+    @functools.cached_property
+    def _is_content(self) -> np.ndarray:
+        """Which ids may stand in a document, bool [vocab_size]."""
+        return self.byte_lengths > 0
+
+    def decode(self, tokens: np.ndarray | Sequence[int]) -> bytes:
+        """Tokens, integer [n] -> bytes.
+
+        Raises ValueError for the first token that is not content (a special, a label or an id
+        outside the vocabulary), with its place.
+        """
+        ids = np.asarray(tokens)
+        if ids.size == 0:
+            return b""
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"expected integer tokens [n], found {ids.dtype} {list(ids.shape)}")
+        known = (ids >= 0) & (ids < self.vocab_size)
+        content = known & self._is_content[np.where(known, ids, 0)]
+        if not content.all():
+            place = int(np.argmin(content))
+            raise ValueError(
+                f"token {int(ids[place])} ({self._name(int(ids[place]))}) at place {place} stands "
+                "for no bytes; cut start, end and label tokens off before decoding"
+            )
+        return self._join(ids)
+
+    def _join(self, ids: np.ndarray) -> bytes:
+        return b"".join([self.token_bytes[token] for token in ids.tolist()])
+
+    def _name(self, token: int) -> str:
+        """What a token that is not content is called in an error."""
+        if token == self.bos:
+            return "BOS"
+        if token == self.eos:
+            return "EOS"
+        if self.first_label <= token < self.vocab_size:
+            return f"label {token - self.first_label}"
+        if 0 <= token < self.vocab_size:
+            return "special"
+        return f"outside the vocabulary of {self.vocab_size}"
+
+    def _check_vocab_size(self) -> None:
+        if self.num_labels < 0 or self.vocab_size > _MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"{self.num_labels} labels make a vocabulary of {self.vocab_size}; expected 0 or "
+                f"more labels and at most {_MAX_VOCAB_SIZE} ids, for tokens are stored as uint16"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sent to worker processes as its options alone, without the tables it has cached.
+        options = tuple(getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return type(self), options
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer(Tokenizer):
+    """One token a byte: ids 0-255 are the bytes, 256 BOS, 257 EOS, 258 + k label k."""
+
+    num_labels: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_vocab_size()
+
+    @property
+    def bos(self) -> int:
+        return 256
+
+    @property
+    def eos(self) -> int:
+        return 257
+
+    @property
+    def first_label(self) -> int:
+        return 258
+
+    @functools.cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        specials = (b"",) * (self.vocab_size - 256)
+        return tuple(bytes([byte]) for byte in range(256)) + specials
+
+    def encode(self, data: bytes) -> np.ndarray:
+        return np.frombuffer(data, np.uint8).astype(np.uint16)
+
+    def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
+        del num_threads  # a copy of memory; threads would only cost
+        return [self.encode(data) for data in documents]
+
+    def _join(self, ids: np.ndarray) -> bytes:
+        return ids.astype(np.uint8).tobytes()
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": "bytes", "num_labels": self.num_labels}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BpeTokenizer(Tokenizer):
+    """A SentencePiece model over codec characters, with its own ids; labels come after them.
+
+    The ids of a document are exactly what SentencePiece gives (and with it the slow Llama tokenizer
+    of `transformers`). Models made by `train_bpe` add nothing to them. A model from elsewhere may
+    put its dummy prefix in front of every document; it stands for no bytes, takes a place, and
+    `decode` drops it.
+
+    Attributes:
+      model: the serialised model, the contents of a `tokenizer.model`.
+      num_labels: label tokens after the model's pieces.
+
+    Raises:
+      ValueError: not a SentencePiece model; no BOS or EOS; no pieces of codec characters; or more
+        than 65,536 ids.
+    """
+
+    model: bytes
+    num_labels: int = 0
+
+    def __post_init__(self) -> None:
+        processor = self._processor
+        if processor.bos_id() < 0 or processor.eos_id() < 0:
+            raise ValueError(
+                f"the SentencePiece model has BOS id {processor.bos_id()} and EOS id "
+                f"{processor.eos_id()}; expected both (-1 is none): train it with bos_id and eos_id"
+            )
+        if not any(self.token_bytes):
+            raise ValueError(
+                "no piece of the SentencePiece model is made of codec characters (byte b as "
+                f"chr({_FIRST_CHARACTER} + b)); expected a model trained on them, as by train_bpe"
+            )
+        self._check_vocab_size()
+
+    def __repr__(self) -> str:
+        return f"BpeTokenizer(sha256={self.sha256[:16]}, num_labels={self.num_labels})"
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the model, in hex."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    @functools.cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(self.model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"found {len(self.model)} bytes that are not a SentencePiece model ({error}); "
+                "expected the contents of a tokenizer.model"
+            ) from error
+        return processor
+
+    @property
+    def bos(self) -> int:
+        return self._processor.bos_id()
+
+    @property
+    def eos(self) -> int:
+        return self._processor.eos_id()
+
+    @property
+    def first_label(self) -> int:
+        return self._processor.get_piece_size()
+
+    @functools.cached_property
+    def _pieces(self) -> tuple[bytes | None, ...]:
+        """Bytes of each of the model's pieces; None for what is not made of codec characters."""
+        processor = self._processor
+        return tuple(
+            None
+            if processor.is_control(token) or processor.is_unknown(token)
+            else _piece_bytes(processor.id_to_piece(token))
+            for token in range(processor.get_piece_size())
+        )
+
+    @functools.cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return tuple(piece or b"" for piece in self._pieces) + (b"",) * self.num_labels
+
+    @functools.cached_property
+    def _is_content(self) -> np.ndarray:
+        # Not byte_lengths > 0: a dummy prefix belongs to a document and stands for no bytes.
+        labels = [False] * self.num_labels
+        return np.array([piece is not None for piece in self._pieces] + labels, bool)
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """See `Tokenizer.encode`. Raises ValueError if the model lacks a piece for a byte."""
+        return self._checked(data, self._processor.encode(_to_characters(data)))
+
+    def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
+        """See `Tokenizer.encode_batch`. Raises ValueError if the model lacks a piece for a byte."""
+        texts = [_to_characters(data) for data in documents]
+        ids = self._processor.encode(texts, num_threads=num_threads)
+        return [self._checked(data, tokens) for data, tokens in zip(documents, ids, strict=True)]
+
+    def _checked(self, data: bytes, ids: list[int]) -> np.ndarray:
+        """The ids as tokens, once they are known to hold every byte."""
+        tokens = np.array(ids, np.uint16)
+        held = int(self.byte_lengths[tokens].sum())
+        if held != len(data):
+            missing = sorted(set(data) - set(b"".join(self.token_bytes)))
+            named = ", ".join(f"{byte:#04x}" for byte in missing[:8]) or "lost by its normaliser"
+            raise ValueError(
+                f"the SentencePiece model encodes {held} of {len(data)} bytes; without a piece: "
+                f"{named}. Use a model that has all 256 characters, as train_bpe makes it"
+            )
+        return tokens
+
+    def _name(self, token: int) -> str:
+        name = super()._name(token)
+        return self._processor.id_to_piece(token) if name == "special" else name
+
+    def to_config(self) -> dict[str, Any]:
+        return {"kind": "bpe", "model_sha256": self.sha256, "num_labels": self.num_labels}
+
+
+def load(spec: str, num_labels: int = 0) -> Tokenizer:
+    """The tokenizer named by a config: "bytes", or the path of a SentencePiece model.
+
+    Raises ValueError if the file is missing or is no such model.
+    """
+    if spec == "bytes":
+        return ByteTokenizer(num_labels)
+    path = epath.Path(spec)
+    if not path.is_file():
+        raise ValueError(f'tokenizer={spec!r} is no file; expected "bytes" or a tokenizer.model')
+    return BpeTokenizer(path.read_bytes(), num_labels)
+
+
+def from_config(config: dict[str, Any], model: bytes | None = None) -> Tokenizer:
+    """The tokenizer that gave this `to_config`; BPE needs its model, whose hash is checked."""
+    if config["kind"] == "bytes":
+        return ByteTokenizer(config["num_labels"])
+    if config["kind"] != "bpe":
+        raise ValueError(f'found a tokenizer of kind {config["kind"]!r}, expected "bytes" or "bpe"')
+    if model is None:
+        raise ValueError("a BPE tokenizer is made of its model; give the bytes of tokenizer.model")
+    tokenizer = BpeTokenizer(model, config["num_labels"])
+    if tokenizer.sha256 != config["model_sha256"]:
+        raise ValueError(
+            f"the tokenizer.model has SHA-256 {tokenizer.sha256}, expected "
+            f"{config['model_sha256']}: use the file that was saved with this representation"
+        )
+    return tokenizer
+
+
+def train_bpe(
+    documents: Iterable[bytes], vocab_size: int = 320, *, max_piece_bytes: int = 16
+) -> bytes:
+    """Learns a SentencePiece BPE model from codec bytes; `BpeTokenizer(model)` uses it."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_sentences(documents),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        required_chars=_to_characters(bytes(range(256))),
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        max_sentence_length=1 << 30,
+        max_sentencepiece_length=max_piece_bytes,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        split_by_whitespace=False,
+        minloglevel=1,
+    )
+    return out.getvalue()
+
+
+def _sentences(documents: Iterable[bytes]) -> Iterator[str]:
+    for data in documents:
+        yield _to_characters(data)
+
+
+def _to_characters(data: bytes) -> str:
+    """Byte b -> chr(10240 + b)."""
+    characters = np.frombuffer(data, np.uint8).astype("<u2") + np.uint16(_FIRST_CHARACTER)
+    return characters.astype("<u2").tobytes().decode("utf-16-le")
+
+
+def _piece_bytes(piece: str) -> bytes | None:
+    """The bytes of a piece, less a dummy prefix; None if it has any other character."""
+    codes = [ord(character) - _FIRST_CHARACTER for character in piece.replace(_WORD_BOUNDARY, "")]
+    return bytes(codes) if all(0 <= code < 256 for code in codes) else None
