@@ -1,0 +1,181 @@
+"""Bin packing over a histogram of lengths: which lengths share a row.
+
+Documents of equal length are interchangeable, so that millions of documents are packed in about
+as many steps as there are distinct lengths.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+
+# A change of anything that decides which templates come out must change this number.
+ALGORITHM_VERSION = 1
+
+# How much of a row one document may leave empty before two or three are sought that leave less,
+# as fractions of the row. Tight rules fill large sets best, loose ones small sets.
+_TOLERANCES = (1 / 64, 1 / 256, 1 / 1024, 1)
+
+# The longest lengths that are tried as the first of three. More gains less than 0.01 % of fill.
+_FIRST_OF_THREE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Templates:
+    """Rows as multisets of lengths.
+
+    Attributes:
+      lengths: int64 [E], the lengths of all templates, one template after the other.
+      sizes: int64 [T], how many lengths each template holds.
+      copies: int64 [T], how many rows are made from each template.
+    """
+
+    lengths: np.ndarray
+    sizes: np.ndarray
+    copies: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return int(self.copies.sum())
+
+
+def pack_histogram(histogram: np.ndarray, row_length: int) -> Templates:
+    """Packs lengths into as few rows as it can; every length is used as often as it occurs.
+
+    Rows are filled from the longest length down, each with what leaves the least of it empty
+    (after the minimum bin slack heuristic: Gupta and Ho, "A new heuristic algorithm for the
+    one-dimensional bin-packing problem", 1999). The best of a few runs, which differ in how soon
+    one document is good enough, is taken. Integers only, so that the result is the same anywhere.
+
+    Args:
+      histogram: integer [row_length + 1], how often each length occurs; none of length 0.
+      row_length: capacity of a row.
+
+    Returns:
+      The templates of all rows.
+    """
+    fewest = -(-int(histogram @ np.arange(row_length + 1)) // row_length)
+    best = None
+    for tolerance in _TOLERANCES:
+        templates = _pack(histogram, row_length, int(row_length * tolerance))
+        if best is None or templates.rows < best.rows:
+            best = templates
+        if best.rows == fewest:
+            break
+    assert best is not None
+    return best
+
+
+def _pack(histogram: np.ndarray, row_length: int, tolerance: int) -> Templates:
+    stock = _Stock(histogram)
+    lengths: list[int] = []
+    sizes: list[int] = []
+    copies: list[int] = []
+    while longest := stock.longest(row_length):
+        stock.take(longest)
+        row = [longest, *_fill(stock, row_length - longest, tolerance)]
+        lengths += row
+        sizes.append(len(row))
+        copies.append(1 + stock.take_again(row))
+    return Templates(*(np.asarray(column, np.int64) for column in (lengths, sizes, copies)))
+
+
+def _fill(stock: _Stock, gap: int, tolerance: int) -> list[int]:
+    """Takes the lengths that go beside the first of a row, which left `gap` places."""
+    row: list[int] = []
+    while longest := stock.longest(gap):
+        # With room for many more, the longest is as good as any. At the end of the row the last
+        # one, two or three are chosen together.
+        if gap - longest <= tolerance or gap >= 4 * longest:
+            stock.take(longest)
+            row.append(longest)
+            gap -= longest
+        else:
+            last = _closest(stock, gap)
+            for length in last:
+                stock.take(length)
+            return row + last
+    return row
+
+
+def _closest(stock: _Stock, gap: int) -> list[int]:
+    """One, two or three lengths in stock whose sum comes closest to `gap` from below."""
+    lengths = stock.available(gap)
+    floor = stock.floor(gap)
+    total, best = _closest_pair(stock, gap, lengths, floor)
+    if total == gap or 3 * lengths[0] > gap:
+        return best
+    for first in lengths[: -_FIRST_OF_THREE - 1 : -1].tolist():
+        rest = gap - first
+        stock.take(first)
+        others = lengths[: np.searchsorted(lengths, rest, side="right")]
+        others = others[stock.counts[others] > 0]
+        if others.size:
+            pair_total, pair = _closest_pair(stock, rest, others, floor)
+            if first + pair_total > total:
+                total, best = first + pair_total, [first, *pair]
+        stock.put_back(first)
+        if total == gap:
+            break
+    return best
+
+
+def _closest_pair(
+    stock: _Stock, gap: int, lengths: np.ndarray, floor: np.ndarray
+) -> tuple[int, list[int]]:
+    """One or two of `lengths`: (their sum, they), the sum closest to `gap` from below."""
+    partners = floor[gap - lengths]
+    # The table may name a length of which too few are left: such a partner is given up.
+    needed = 1 + (partners == lengths)
+    partners = np.where(stock.counts[partners] >= needed, partners, 0)
+    totals = lengths + partners
+    # Of equal sums the last is the most uneven pair, which keeps the middle lengths for the rows
+    # of three at the end.
+    choice = totals.size - 1 - int(totals[::-1].argmax())
+    pair = [int(lengths[choice]), int(partners[choice])]
+    return int(totals[choice]), [length for length in pair if length]
+
+
+class _Stock:
+    """The lengths not yet packed."""
+
+    def __init__(self, histogram: np.ndarray):
+        self.counts = np.array(histogram, np.int64)
+        # From the longest down, so that a search for the longest below some bound ends early.
+        self._present = self.counts[::-1] > 0
+
+    def take(self, length: int) -> None:
+        self.counts[length] -= 1
+        self._present[-1 - length] = self.counts[length] > 0
+
+    def put_back(self, length: int) -> None:
+        self.counts[length] += 1
+        self._present[-1 - length] = True
+
+    def take_again(self, row: list[int]) -> int:
+        """Takes the row as many more times as it can; says how many."""
+        needed = collections.Counter(row)
+        times = min(int(self.counts[length]) // count for length, count in needed.items())
+        for length, count in needed.items():
+            self.counts[length] -= times * count
+            self._present[-1 - length] = self.counts[length] > 0
+        return times
+
+    def longest(self, bound: int) -> int:
+        """The longest length that is at most `bound`; 0 if there is none."""
+        bound = min(bound, self.counts.size - 1)
+        below = self._present[self.counts.size - 1 - bound :]
+        place = int(below.argmax())
+        return bound - place if below[place] else 0
+
+    def available(self, bound: int) -> np.ndarray:
+        """The lengths that are at most `bound`, ascending."""
+        return np.flatnonzero(self.counts[: bound + 1] > 0)
+
+    def floor(self, bound: int) -> np.ndarray:
+        """For each value up to `bound` the longest length that is at most that; 0 if none."""
+        values = np.arange(min(bound + 1, self.counts.size))
+        table = np.maximum.accumulate(np.where(self.counts[: values.size] > 0, values, 0))
+        return table

@@ -1,0 +1,87 @@
+"""Keyed randomness with random access: a hash, and permutations of any size.
+
+Nothing here has a state: the value at an index is computed from the key and the index alone, in
+integer arithmetic modulo 2**64. It is therefore the same on every platform and for every version
+of numpy, whose own generators promise no such thing (NEP 19).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_ROUNDS = 6
+
+
+def hash64(*parts: ArrayLike) -> np.ndarray:
+    """Hashes tuples of integers: parts, broadcast together -> uint64, at least one dimension.
+
+    Each part goes through the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
+    pseudorandom number generators", 2014). Parts are non-negative integers below 2**64.
+    """
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = state + (np.asarray(part).astype(np.uint64) + _GOLDEN)
+        state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
+        state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def uniform(*parts: ArrayLike) -> np.ndarray:
+    """Hashes tuples of integers to float64 in [0, 1), uniform; the arguments of `hash64`."""
+    return (hash64(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> np.ndarray:
+    """The place of `index` in the permutation of `range(size)` that belongs to `key`.
+
+    A Feistel network over the smallest grid of about sqrt(size) x sqrt(size) cells, walked until
+    it comes back into the range (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). The grid has at most sqrt(size) cells too many, so that a second walk is rare.
+
+    Args:
+      index: integers, 0 <= index < size.
+      size: number of elements permuted, at most 2**62; one for all or one each.
+      key: uint64 keys from `hash64`; one for all or one each.
+
+    Returns:
+      int64, the shape of the arguments broadcast together, at least one dimension.
+    """
+    arguments = (np.atleast_1d(np.asarray(part).astype(np.uint64)) for part in (index, size, key))
+    value, size, key = np.broadcast_arrays(*arguments)
+    shape = value.shape
+    value, size, key = (part.reshape(-1) for part in (value, size, key))
+    height = np.sqrt(size.astype(np.float64)).astype(np.uint64)
+    height = height + (height * height < size)
+    width = (size + height - np.uint64(1)) // height
+
+    result = _feistel(value, height, width, key)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:
+        again = _feistel(result[outside], height[outside], width[outside], key[outside])
+        result[outside] = again
+        outside = outside[again >= size[outside]]
+    return result.reshape(shape).astype(np.int64)
+
+
+def _feistel(
+    value: np.ndarray, height: np.ndarray, width: np.ndarray, key: np.ndarray
+) -> np.ndarray:
+    """One bijection of range(height * width): rows and columns are shifted in turns."""
+    row = value // width
+    column = value - row * width
+    for turn in range(_ROUNDS):
+        if turn % 2:
+            row = (row + _shift(column, key, turn)) % height
+        else:
+            column = (column + _shift(row, key, turn)) % width
+    return row * width + column
+
+
+def _shift(value: np.ndarray, key: np.ndarray, turn: int) -> np.ndarray:
+    """31 hashed bits: small enough that adding them never wraps, which would break bijectivity."""
+    return hash64(key + np.uint64(turn), value) >> np.uint64(33)
