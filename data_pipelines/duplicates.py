@@ -1,0 +1,93 @@
+"""Images whose files are equal byte for byte: all but the one with the smallest key are named.
+
+Nothing is rewritten: the shards keep every document, and the index leaves the named ones out. The
+choice depends on contents and keys alone, so it is the same for any number of shards and holds
+across splits: no held-out image has its twin in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines import shard_files
+
+# Hashes are compared in slices of the hash space that hold about this many images: 4 M images
+# take some 200 MB, however many there are in all.
+_IMAGES_AT_ONCE = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """What to leave out.
+
+    Attributes:
+      images: shard name -> rows of its table's images, uint32, sorted.
+      lines: one {key, shard, kept} for each image left out, sorted by key.
+    """
+
+    images: Mapping[str, np.ndarray]
+    lines: Sequence[Mapping[str, Any]]
+
+
+def find(
+    folder: epath.PathLike,
+    names: Sequence[str],
+    num_images: int,
+    images_at_once: int = _IMAGES_AT_ONCE,
+) -> Duplicates:
+    """Finds the duplicates among the images of the named shards, in bounded memory."""
+    slices = min(256, -(-num_images // images_at_once) or 1)
+    images: dict[str, list[int]] = {}
+    lines: list[dict[str, Any]] = []
+    keys = _Keys(folder, names)
+    for number in range(slices):
+        for group in _groups(folder, names, number, slices):
+            named = sorted((keys(shard, row), shard, row) for shard, row in group)
+            kept = named[0][0]
+            for key, shard, row in named[1:]:
+                images.setdefault(names[shard], []).append(row)
+                lines.append({"key": key, "shard": names[shard], "kept": kept})
+    rows = {name: np.array(sorted(found), np.uint32) for name, found in images.items()}
+    return Duplicates(rows, sorted(lines, key=lambda line: line["key"]))
+
+
+def _groups(
+    folder: epath.PathLike, names: Sequence[str], number: int, slices: int
+) -> list[list[tuple[int, int]]]:
+    """Groups of (shard, row) with equal content, for contents in one slice of the hash space."""
+    hashes, shards, rows = [], [], []
+    for shard, name in enumerate(names):
+        content = shard_files.TableReader(shard_files.table_path(folder, name)).column("content")
+        mine = np.flatnonzero(content[:, 0].astype(np.int64) * slices // 256 == number)
+        hashes.append(np.ascontiguousarray(content[mine]).view(">u8").reshape(len(mine), 2))
+        shards.append(np.full(len(mine), shard, np.uint32))
+        rows.append(mine.astype(np.uint32))
+    content, shard, row = (np.concatenate(column) for column in (hashes, shards, rows))
+    order = np.lexsort((content[:, 1], content[:, 0]))
+    content = content[order]
+    same = (content[1:] == content[:-1]).all(axis=1)
+    # A run of equal hashes begins where `same` turns true and ends where it turns false.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    runs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    return [[(int(shard[i]), int(row[i])) for i in order[start : stop + 1]] for start, stop in runs]
+
+
+class _Keys:
+    """Keys by (shard, row); the tables used last stay open."""
+
+    def __init__(self, folder: epath.PathLike, names: Sequence[str]):
+        self._folder, self._names = folder, names
+        self._column = functools.lru_cache(maxsize=64)(self._read)
+
+    def __call__(self, shard: int, row: int) -> str:
+        return self._column(shard)[row]
+
+    def _read(self, shard: int) -> shard_files.KeyColumn:
+        path = shard_files.table_path(self._folder, self._names[shard])
+        return shard_files.TableReader(path).keys()

@@ -1,0 +1,164 @@
+"""The last step of a preparation: duplicates marked, the index joined, the manifest written.
+
+It reads tables and sidecars only, gives the same files whoever runs it and however often, and
+does nothing before the last shard is there: so any task of an array job may try.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import duplicates, listing, shard_files, shards
+from data_pipelines.job import Job
+
+REJECTS = "rejects.jsonl"
+DUPLICATES = "duplicates.jsonl"
+_REASONS = 20
+
+
+def missing_shards(job: Job) -> list[str]:
+    """Names of the shards that are not finished."""
+    sidecars = _sidecars(job)
+    return [name for _, name in job.names() if sidecars[name] is None]
+
+
+def finish(job: Job) -> dict[str, Any] | None:
+    """Writes the manifest and returns it; None if shards are still missing.
+
+    Raises:
+      ShardError: every image was rejected, or a table is damaged.
+    """
+    sidecars = _sidecars(job)
+    if any(sidecar is None for sidecar in sidecars.values()):
+        return None
+    rejects = _write_rejects(job)
+    if not any(sidecar["documents"] for sidecar in sidecars.values()):
+        raise shard_files.ShardError(
+            f"{job.folder}: not one of {rejects['count']} images became a document; the most "
+            f"common reasons: {rejects['reasons']}"
+        )
+    dropped, duplicate_facts = _drop_duplicates(job, sidecars)
+    splits = {split: _split(job, split, sidecars, dropped) for split in job.num_shards}
+    manifest = {
+        "format": shards.FORMAT,
+        "job": job.id,
+        "representation": job.facts["representation"],
+        "settings": job.settings,
+        "encoder": job.facts["encoder"],
+        "writer_options": shard_files.WRITER_OPTIONS,
+        "label_names": job.facts["label_names"],
+        "items": job.facts["items"],
+        "skipped": job.facts["skipped"],
+        "rejects": rejects,
+        "duplicates": duplicate_facts,
+        "splits": splits,
+    }
+    shard_files.write_atomically(job.folder / shards.MANIFEST, shard_files.to_json(manifest))
+    return manifest
+
+
+def histogram(reasons: Iterator[str] | list[str]) -> dict[str, int]:
+    """Reasons by frequency with their numbers and names taken out; the rest share one line."""
+    counts = collections.Counter(_kind(reason) for reason in reasons)
+    common = dict(counts.most_common(_REASONS))
+    others = counts.total() - sum(common.values())
+    return {**common, "other reasons": others} if others else common
+
+
+def _kind(reason: str) -> str:
+    reason = re.sub(r"""'[^']*'|\"[^\"]*\"""", "'..'", reason)
+    return re.sub(r"\d+", "N", reason)
+
+
+def _sidecars(job: Job) -> dict[str, Any]:
+    found = {name: shard_files.read_sidecar(job.folder, name) for _, name in job.names()}
+    return {
+        name: sidecar if sidecar is not None and sidecar["job"] == job.id else None
+        for name, sidecar in found.items()
+    }
+
+
+def _write_rejects(job: Job) -> dict[str, Any]:
+    """Joins the rejects of the listing and of every shard into one table."""
+    rejects = listing.read_rejects(job.folder)
+    for _, name in job.names():
+        rejects += shard_files.read_rejects(job.folder, name)
+    rejects.sort()
+    data = shard_files.rejects_to_bytes(rejects)
+    shard_files.write_atomically(job.folder / REJECTS, data)
+    return {
+        "file": REJECTS,
+        "count": len(rejects),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "reasons": histogram(reject.reason for reject in rejects),
+    }
+
+
+def _drop_duplicates(
+    job: Job, sidecars: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Images of each shard to leave out, by shard name, and what the manifest says of them."""
+    if not job.settings["drop_duplicates"]:
+        return {}, {"dropped": False, "count": 0}
+    names = [name for _, name in job.names()]
+    found = duplicates.find(job.folder, names, sum(s["images"] for s in sidecars.values()))
+    data = b"".join(shard_files.to_json(line, indent=None) for line in found.lines)
+    shard_files.write_atomically(job.folder / DUPLICATES, data)
+    return found.images, {
+        "dropped": True,
+        "count": len(found.lines),
+        "file": DUPLICATES,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _split(
+    job: Job, split: str, sidecars: Mapping[str, Any], dropped: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Writes the index of a split and returns the split's part of the manifest."""
+    names = [name for part, name in job.names() if part == split]
+    lengths, labels, left_out, start = [], [], [], 0
+    kept_images = 0
+    for name in names:
+        table = shard_files.TableReader(shard_files.table_path(job.folder, name))
+        images = table.column("images")
+        keep = ~np.isin(images, dropped.get(name, np.zeros(0, np.uint32)))
+        lengths.append(table.column("lengths")[keep])
+        labels.append(table.column("labels")[images[keep]])
+        left_out.append(np.flatnonzero(~keep).astype(np.uint64) + np.uint64(start))
+        start += len(images)
+        kept_images += len(np.unique(images[keep]))
+    columns = {
+        "lengths": np.concatenate(lengths).astype(np.uint32),
+        "labels": np.concatenate(labels).astype(np.int32),
+        "dropped": np.concatenate(left_out).astype(np.uint64),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    index = f"{split}.index.npz"
+    shard_files.write_atomically(job.folder / index, buffer.getvalue())
+    index_facts = {
+        "file": index,
+        "bytes": len(buffer.getvalue()),
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+    }
+    kept = ("name", "documents", "images", "tokens", "rejects", "records", "table")
+    parts = [{key: sidecars[name][key] for key in kept} for name in names]
+    hashes = [index_facts["sha256"]]
+    hashes += [part[file]["sha256"] for part in parts for file in ("records", "table")]
+    return {
+        "documents": len(columns["lengths"]),
+        "images": kept_images,
+        "tokens": int(columns["lengths"].sum(dtype=np.uint64)),
+        "dropped": len(columns["dropped"]),
+        "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "index": index_facts,
+        "shards": parts,
+    }

@@ -1,0 +1,183 @@
+"""Three ways to run one function: worker processes here, a task of an array, Apache Beam.
+
+All of them call `process_shard` on specs and may run the same spec twice without harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from data_pipelines.process import Progress, ShardSpec, process_shard
+from data_pipelines.shard_files import ShardError
+
+
+def num_cpus() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def of_task(specs: Sequence[ShardSpec], task: int, num_tasks: int) -> list[ShardSpec]:
+    """The part of the specs that task 0 <= task < num_tasks of an array job makes."""
+    if not 0 <= task < num_tasks:
+        raise ValueError(f"task is {task} of {num_tasks}; expected 0 <= task < num_tasks")
+    return list(specs[task::num_tasks])
+
+
+def run_pool(specs: Sequence[ShardSpec], workers: int, progress: Progress) -> None:
+    """Makes the shards in worker processes (one worker: in this process).
+
+    Workers are fresh interpreters that are handed one spec after another as lines of JSON: they
+    import this package and nothing of the caller's (no JAX, whose import takes seconds, locks
+    devices and does not survive a fork), and they end when the caller does.
+
+    Args:
+      specs: shards to make.
+      workers: processes; more than there are specs are not started.
+      progress: called from several threads, one at a time.
+
+    Raises:
+      ShardError: a shard could not be written, or a worker died; the others are stopped.
+    """
+    workers = min(workers, len(specs))
+    if workers <= 1:
+        for spec in specs:
+            process_shard(spec, progress)
+        return
+    _Pool(specs, workers, progress).run()
+
+
+def work(read: TextIO, write: TextIO) -> None:
+    """The life of a worker: specs in, progress and outcomes out, one line of JSON each."""
+
+    def say(**message: Any) -> None:
+        write.write(json.dumps(message) + "\n")
+        write.flush()
+
+    def report(made: int, rejected: int) -> None:
+        say(made=made, rejected=rejected)
+
+    for line in read:
+        try:
+            process_shard(ShardSpec(**json.loads(line)), report)
+        except ShardError as error:
+            say(error=str(error))
+        else:
+            say(done=True)
+
+
+def run_beam(specs: Sequence[ShardSpec], pipeline_arguments: Sequence[str]) -> None:
+    """Makes the shards under Apache Beam, which schedules them and touches no data itself.
+
+    Args:
+      specs: shards to make; their folder must be reachable from Beam's workers.
+      pipeline_arguments: Beam's own flags (`--runner=...`); docs/data.md lists some.
+
+    Raises:
+      ImportError: Apache Beam is not installed.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ImportError(
+            "--launcher=beam needs Apache Beam: pip install 'apache-beam' (the extra [beam])"
+        ) from error
+    with beam.Pipeline(options=PipelineOptions(list(pipeline_arguments))) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([dataclasses.asdict(spec) for spec in specs])
+            # Without it a runner may fuse both steps and make every shard on one worker.
+            | beam.Reshuffle()
+            | beam.Map(_process_fields)
+        )
+
+
+def _process_fields(fields: dict[str, Any]) -> str:
+    return process_shard(ShardSpec(**fields))["name"]
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "data_pipelines.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+
+
+class _Pool:
+    """One thread for each worker process: it hands out specs and listens."""
+
+    def __init__(self, specs: Sequence[ShardSpec], workers: int, progress: Progress):
+        self._todo: queue.SimpleQueue[ShardSpec] = queue.SimpleQueue()
+        for spec in specs:
+            self._todo.put(spec)
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._workers = [_start_worker() for _ in range(workers)]
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._serve, args=(w,)) for w in self._workers]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            self._stop()
+            for thread in threads:
+                thread.join()
+        if not self._failures.empty():
+            raise self._failures.get()
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+            worker.wait()
+
+    def _serve(self, worker: subprocess.Popen[str]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while self._failures.empty():
+                spec = self._todo.get_nowait()
+                try:
+                    self._make(worker, spec)
+                except (ShardError, OSError) as error:
+                    self._failures.put(error)
+                    self._stop()
+
+    def _make(self, worker: subprocess.Popen[str], spec: ShardSpec) -> None:
+        assert worker.stdin is not None and worker.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(dataclasses.asdict(spec)) + "\n")
+            worker.stdin.flush()
+        for line in worker.stdout:
+            message = json.loads(line)
+            if "made" in message:
+                with self._lock:
+                    self._progress(message["made"], message["rejected"])
+            elif "error" in message:
+                raise ShardError(message["error"])
+            else:
+                return
+        code = worker.wait()
+        cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+        raise ShardError(
+            f"the worker that made {spec.name} died ({cause}), as when memory runs out; finished "
+            "shards are kept: run the same command again, with fewer --workers if it dies again"
+        )

@@ -1,0 +1,182 @@
+"""Which image belongs to which shard: decided by the hash of its key and written down once.
+
+The listing of 10 million images is a few gigabytes of JSON lines on disk and a bounded buffer in
+memory: it is spooled to one file, counted, then dealt to one file a shard.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import shard_files
+from data_pipelines.sources.base import Item, Source
+
+FOLDER = "listing"
+REJECTS = "rejects"
+# Large enough to read well from a bucket (about 80 MB of 256x256 images), small enough that a
+# killed worker loses minutes.
+_DOCUMENTS_A_SHARD = 16_384
+_SMALL_SHARD, _SMALL_SHARDS = 256, 16
+_BUFFER = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """A written listing; `facts` (num_shards, items, listing, set_aside) go into job.json."""
+
+    folder: epath.Path
+    facts: Mapping[str, Any]
+
+    def names(self, split: str) -> list[str]:
+        count = self.facts["num_shards"].get(split, 0)
+        return [shard_files.stem(split, index, count) for index in range(count)]
+
+
+def write(
+    source: Source, folder: epath.PathLike, *, copies: int, heldout: float, num_shards: int
+) -> Listing:
+    """Lists the source into FOLDER/listing, one file of JSON lines a shard.
+
+    What a killed listing left is replaced: nothing counts before `job.json` names the hashes.
+    """
+    folder = epath.Path(folder)
+    with tempfile.TemporaryDirectory(dir=_scratch_parent(folder)) as scratch:
+        spool = os.path.join(scratch, "spool")
+        counts = _spool(source, spool, heldout)
+        chosen = num_shards or choose_num_shards(counts["train"] * (1 + copies))
+        num = {"train": chosen}
+        if counts["heldout"]:
+            num["heldout"] = max(1, round(chosen * heldout))
+        parts = os.path.join(scratch, FOLDER)
+        os.mkdir(parts)
+        _deal(spool, parts, heldout, num)
+        os.remove(spool)
+        rejects = [shard_files.Reject(r.key, 0, r.reason) for r in source.rejects]
+        with open(os.path.join(parts, f"{REJECTS}.jsonl"), "wb") as file:
+            file.write(shard_files.rejects_to_bytes(rejects))
+        facts = {name: _facts(os.path.join(parts, f"{name}.jsonl")) for name in _all_names(num)}
+        _publish(parts, folder / FOLDER)
+    return Listing(
+        folder,
+        {
+            "num_shards": num,
+            "items": counts,
+            "listing": facts,
+            "set_aside": len(rejects),
+            "skipped": dict(source.skipped),
+        },
+    )
+
+
+def read(folder: epath.PathLike, name: str, facts: Mapping[str, Any]) -> list[Item]:
+    """The items of one shard, in the order of their keys.
+
+    Raises ShardError if the file is not the one that was written.
+    """
+    path = _path(folder, name)
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise shard_files.ShardError(
+            f"{path}: is missing or damaged; delete {epath.Path(folder) / 'job.json'} and run "
+            "prepare again to list the source anew"
+        )
+    items = [Item(*line) for line in shard_files.read_json_lines(data)]
+    return sorted(items, key=lambda item: item.key)
+
+
+def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
+    """Entries of the source that were set aside while listing it."""
+    path = _path(folder, REJECTS)
+    lines = shard_files.read_json_lines(path.read_bytes()) if path.exists() else []
+    return [shard_files.Reject(**line) for line in lines]
+
+
+def place(key: str, heldout: float, num_shards: Mapping[str, int]) -> tuple[str, int]:
+    """(split, shard) of a key. Equal keys and parts are held out alike in every preparation."""
+    digest = hashlib.sha256(key.encode()).digest()
+    split = _split(digest, heldout)
+    return split, int.from_bytes(digest[8:16], "big") % num_shards[split]
+
+
+def choose_num_shards(documents: int) -> int:
+    """Of about 16,384 documents, but for small sets up to 16, so that every core has work."""
+    small = min(_SMALL_SHARDS, documents // _SMALL_SHARD)
+    return max(1, small, math.ceil(documents / _DOCUMENTS_A_SHARD))
+
+
+def _split(digest: bytes, heldout: float) -> str:
+    return "heldout" if int.from_bytes(digest[:8], "big") < heldout * 2**64 else "train"
+
+
+def _spool(source: Source, path: str, heldout: float) -> dict[str, int]:
+    counts = {"train": 0, "heldout": 0}
+    with open(path, "wb") as file:
+        for item in source.items():
+            counts[_split(hashlib.sha256(item.key.encode()).digest(), heldout)] += 1
+            file.write(shard_files.to_json(list(item), indent=None))
+    return counts
+
+
+def _deal(spool: str, parts: str, heldout: float, num: Mapping[str, int]) -> None:
+    buffers: dict[str, list[bytes]] = collections.defaultdict(list)
+    held = 0
+    with open(spool, "rb") as file:
+        for line in file:
+            split, index = place(json.loads(line)[0], heldout, num)
+            buffers[shard_files.stem(split, index, num[split])].append(line)
+            held += len(line)
+            if held > _BUFFER:
+                _flush(buffers, parts)
+                held = 0
+    _flush(buffers, parts)
+    for name in _all_names(num):  # a shard may have no image: its file is there all the same
+        open(os.path.join(parts, f"{name}.jsonl"), "ab").close()
+
+
+def _flush(buffers: dict[str, list[bytes]], parts: str) -> None:
+    for name, lines in buffers.items():
+        with open(os.path.join(parts, f"{name}.jsonl"), "ab") as file:
+            file.writelines(lines)
+    buffers.clear()
+
+
+def _all_names(num: Mapping[str, int]) -> Iterator[str]:
+    for split, count in num.items():
+        for index in range(count):
+            yield shard_files.stem(split, index, count)
+
+
+def _facts(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        items = sum(1 for _ in file)
+    return {"items": items, "sha256": shard_files.file_facts(path)["sha256"]}
+
+
+def _path(folder: epath.PathLike, name: str) -> epath.Path:
+    return epath.Path(folder) / FOLDER / f"{name}.jsonl"
+
+
+def _scratch_parent(folder: epath.Path) -> str | None:
+    """Beside the shards, where there is room for them; a remote folder's scratch is local."""
+    return None if shard_files.is_remote(folder) else os.fspath(folder)
+
+
+def _publish(parts: str, final: epath.Path) -> None:
+    if final.exists():
+        final.rmtree()
+    if not shard_files.is_remote(final):
+        os.replace(parts, final)
+        return
+    final.mkdir(parents=True)
+    for path in epath.Path(parts).iterdir():
+        path.copy(final / path.name)

@@ -1,0 +1,215 @@
+"""`process_shard`: the unit of work, of retry and of every launcher."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import images, listing, representations, shard_files
+from data_pipelines.augment import Augment
+from data_pipelines.job import Job, read_job
+from data_pipelines.representations.base import Representation
+from data_pipelines.shard_files import Document, Reject
+from data_pipelines.sources import Item, Source, open_source
+
+Progress = Callable[[int, int], None]
+_REASON_CHARACTERS = 300
+_REPORT_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSpec:
+    """One shard to make; plain values, so that it travels as JSON.
+
+    Attributes:
+      folder: a folder that was set up (see `job.set_up`).
+      job: the id of its job: a spec of yesterday's job is refused.
+      split: 'train' or 'heldout'.
+      index, count: this shard and how many the split has.
+      retry_rejected: if the shard is finished, take again what it rejected.
+    """
+
+    folder: str
+    job: str
+    split: str
+    index: int
+    count: int
+    retry_rejected: bool = False
+
+    @property
+    def name(self) -> str:
+        return shard_files.stem(self.split, self.index, self.count)
+
+
+def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str, Any]:
+    """Makes one shard and returns its sidecar; a finished one is returned as it is.
+
+    What it writes depends on the spec's folder alone. An image that cannot be read, decoded or
+    encoded becomes a reject with its reason; a shard that cannot be written stops the job.
+
+    Args:
+      spec: which shard.
+      progress: called with the numbers of documents made and rejected since the last call.
+
+    Raises:
+      ShardError: the disk is full, or the folder's own files are damaged.
+    """
+    work = _open_job(spec.folder, spec.job)
+    sidecar = shard_files.read_sidecar(spec.folder, spec.name)
+    if sidecar is not None and sidecar.get("job") == spec.job:
+        if not (spec.retry_rejected and sidecar["rejects"]):
+            return sidecar
+        earlier = _Earlier.load(spec)
+    else:
+        earlier = _Earlier({}, None)
+    items = listing.read(spec.folder, spec.name, work.job.facts["listing"][spec.name])
+    copies = work.job.settings["copies"] if spec.split == "train" else 0
+    rejects: list[Reject] = []
+    documents = _documents(work, items, copies, earlier, rejects, _Counter(progress))
+    facts = {"job": spec.job, "split": spec.split, "index": spec.index, "name": spec.name}
+    return shard_files.write_shard(spec.folder, spec.name, documents, rejects, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What all shards of a job share, opened once a process."""
+
+    job: Job
+    source: Source
+    representation: Representation
+    augment: Augment
+
+    @property
+    def mode(self) -> str:
+        """Of the images that the representation takes."""
+        return getattr(self.representation, "mode", "RGB")
+
+    @property
+    def size(self) -> int | None:
+        """The side that the representation brings images to, if it says so."""
+        return getattr(self.representation, "size", None)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_job(folder: str, job_id: str) -> _Work:
+    job = read_job(folder)
+    if job is None or job.id != job_id:
+        raise shard_files.ShardError(
+            f"{folder} was set up anew since this work was handed out; start the command again"
+        )
+    representation = representations.load(folder)
+    expected = job.facts["representation"]["fingerprint"]
+    if representation.fingerprint != expected:
+        raise shard_files.ShardError(
+            f"{folder}: the stored representation has fingerprint {representation.fingerprint}, "
+            f"the job was set up with {expected}; restore its representation files"
+        )
+    options = Augment(**job.settings["augment"])
+    return _Work(job, open_source(job.settings["source"]), representation, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Earlier:
+    """A finished shard whose documents a retry takes over as they are."""
+
+    records: dict[tuple[str, int], int]
+    table: shard_files.Table | None = None
+    reader: Any = None
+
+    @classmethod
+    def load(cls, spec: ShardSpec) -> _Earlier:
+        table = shard_files.TableReader(shard_files.table_path(spec.folder, spec.name)).load()
+        reader = shard_files.open_records(shard_files.record_path(spec.folder, spec.name))
+        places = zip(table.images.tolist(), table.copies.tolist(), strict=True)
+        records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(places)}
+        return cls(records, table, reader)
+
+    def document(self, key: str, copy: int) -> Document | None:
+        record = self.records.get((key, copy))
+        if record is None or self.table is None:
+            return None
+        tokens = np.frombuffer(self.reader.read([record])[0], "<u2")
+        image = int(self.table.images[record])
+        content = self.table.content[image].tobytes()
+        return Document(tokens, key, copy, int(self.table.labels[image]), content)
+
+
+def _documents(
+    work: _Work,
+    items: list[Item],
+    copies: int,
+    earlier: _Earlier,
+    rejects: list[Reject],
+    counter: _Counter,
+) -> Iterator[Document]:
+    """The documents of a shard in the order (key, copy); what fails goes to `rejects`."""
+    previous = None
+    for item in items:
+        if item.key == previous:
+            rejects.append(Reject(item.key, 0, "the source has another image of this key"))
+            counter.add(0, 1)
+            continue
+        previous = item.key
+        image = _Image(work, item)
+        for copy in range(1 + copies):
+            try:
+                document = earlier.document(item.key, copy) or image.document(copy)
+            except Exception as error:  # whatever one image does, the others are not lost for it
+                rejects.append(Reject(item.key, copy, _reason(error)))
+                counter.add(0, 1)
+            else:
+                yield document
+                counter.add(1, 0)
+    counter.report()
+
+
+class _Counter:
+    """Counts documents and reports them a few times a second, not one by one."""
+
+    def __init__(self, progress: Progress | None):
+        self._progress = progress
+        self._made = self._rejected = 0
+        self._due = time.monotonic() + _REPORT_SECONDS
+
+    def add(self, made: int, rejected: int) -> None:
+        self._made += made
+        self._rejected += rejected
+        if time.monotonic() >= self._due:
+            self.report()
+
+    def report(self) -> None:
+        if self._progress is not None:
+            self._progress(self._made, self._rejected)
+        self._made = self._rejected = 0
+        self._due = time.monotonic() + _REPORT_SECONDS
+
+
+class _Image:
+    """One image of the source, read and decoded at most once, when the first document needs it."""
+
+    def __init__(self, work: _Work, item: Item):
+        self._work, self._item = work, item
+
+    def document(self, copy: int) -> Document:
+        content, image = self._decoded
+        if copy:
+            image = self._work.augment.apply(image, self._item.key, copy, self._work.size)
+        tokens = self._work.representation.encode(image)
+        return Document(tokens, self._item.key, copy, self._item.label, content)
+
+    @functools.cached_property
+    def _decoded(self) -> tuple[bytes, Any]:
+        data = self._work.source.read(self._item.locator)
+        content = hashlib.sha256(data).digest()[: shard_files.CONTENT_HASH_BYTES]
+        return content, images.normalise(images.open_image(data), self._work.mode)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return text[:_REASON_CHARACTERS] or type(error).__name__
