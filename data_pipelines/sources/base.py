@@ -15,6 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 # would only take memory. The largest honest TIFF of 2**28 pixels fits.
 MAX_MEDIUM_BYTES = 2**30
 
+# A class is a token, and tokens are uint16; the bytes and specials have theirs.
+MAX_LABELS = 2**15
+
 # Kinds of skipped entries that are counted apart; the rest share one counter, so that a folder
 # of a million different suffixes does not make a million counters.
 _MAX_SKIPPED_KINDS = 64

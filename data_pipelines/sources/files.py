@@ -38,6 +38,16 @@ def expand_user(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
+def literal_folder(pattern: str) -> str:
+    """The folder that a pattern spells out before its first brace or wildcard."""
+    return re.split(r"[*?\[{]", expand_user(pattern), maxsplit=1)[0].rpartition("/")[0]
+
+
+def relative(path: str, folder: str) -> str:
+    """The path below a folder, which the path must begin with ("": the path itself)."""
+    return path[len(folder) :].lstrip("/")
+
+
 def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
@@ -115,14 +125,14 @@ def _choices(inside: str) -> Iterator[str]:
         yield f"{number:0{width}d}"
 
 
-def matching_files(pattern: str) -> list[str]:
+def matching_files(pattern: str, example: str) -> list[str]:
     """The files a pattern of braces and `*`, `?`, `[...]` names, each once, in order of paths.
 
     Raises SourceError if any of its alternatives names no file: a missing shard is no accident to
     pass over.
     """
     if not pattern:
-        raise SourceError("a path is missing, as in 'tar:/data/train-{000..012}.tar'")
+        raise SourceError(f"a path is missing, as in {example!r}")
     alternatives = list(itertools.islice(expand_braces(expand_user(pattern)), _MAX_EXPANDED + 1))
     if len(alternatives) > _MAX_EXPANDED:
         raise SourceError(f"{pattern!r} stands for more than {_MAX_EXPANDED:,} files")

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.digits import DigitsSource
 from data_pipelines.sources.folder import FolderSource
+from data_pipelines.sources.tar import TarSource
 
 _SOURCES: dict[str, Callable[[str], Source]] = {
-    source.scheme: source for source in (DigitsSource, FolderSource)
+    source.scheme: source for source in (DigitsSource, FolderSource, TarSource)
 }
 _SPELLING = {
     "digits": "digits",

@@ -1,0 +1,168 @@
+"""Tar archives: their members one by one, in spite of damage, and reads at random."""
+
+from __future__ import annotations
+
+import bz2
+import collections
+import gzip
+import lzma
+import os
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
+
+from data_pipelines.sources import files
+
+# Long names and pax records are kept in the data of extra headers; no honest one is larger, and
+# `tarfile` would read whatever length is written there.
+_MAX_HEADER_BYTES = 2**20
+_MAX_OPEN_FILES = 8
+
+# All that `tarfile` and the decompressors let through when the bytes make no sense.
+DAMAGE = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    RecursionError,
+    *files.READ_ERRORS,
+)
+
+_DECOMPRESSORS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+)
+
+_KINDS = {
+    tarfile.DIRTYPE: "folder",
+    tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+    tarfile.FIFOTYPE: "pipe",
+}
+
+
+class Member(NamedTuple):
+    """One entry: `kind` is "file", "folder" or what else it is; `data` only where asked for."""
+
+    name: str
+    kind: str
+    offset: int
+    size: int
+    data: bytes | None
+
+
+def open_archive(path: str) -> IO[Any]:
+    """Opens a tar, decompressed as its first bytes demand, at its beginning.
+
+    A compressed one can seek too: forward by decompressing, backward by starting over.
+    Raises OSError.
+    """
+    file = files.open_binary(path)
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        file.close()
+        raise OSError(0, "compressed with zstd, expected plain, gzip, bzip2 or xz: unpack it first")
+    opener = next((opener for magic, opener in _DECOMPRESSORS if start.startswith(magic)), None)
+    if opener is None:
+        return file
+    if files.is_remote(path):
+        return opener(file)
+    file.close()  # A decompressor closes only what it has opened itself.
+    return opener(path)
+
+
+def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]:
+    """The entries of an open archive whose data are all there, in their order, reading forward.
+
+    `with_data(name)` tells which small files to read at once. Raises one of DAMAGE where the
+    archive stops making sense, after all that comes before.
+    """
+    archive = tarfile.TarFile(fileobj=_Guarded(file))  # type: ignore[arg-type]
+    end = -1
+    while (entry := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # It remembers every entry.
+        if archive.offset <= end:
+            raise tarfile.ReadError("a header leads backward")
+        end = archive.offset
+        data = None
+        if entry.isreg() and with_data(entry.name) and entry.size <= _MAX_HEADER_BYTES:
+            file.seek(entry.offset_data)
+            data = file.read(entry.size)
+            complete = len(data) == entry.size
+        else:
+            complete = _reaches(file, entry.offset_data + entry.size if entry.isreg() else 0)
+        if not complete:
+            raise tarfile.ReadError(f"the file ends within {entry.name!r}")
+        yield Member(entry.name, _kind(entry), entry.offset_data, entry.size, data)
+    # `tarfile` takes any bad header for the end. The real end is a block of zeros.
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("the file ends without an end-of-archive mark")
+    if any(block):
+        raise tarfile.ReadError("a header is damaged")
+
+
+def _kind(entry: tarfile.TarInfo) -> str:
+    if entry.issparse():
+        return "sparse file"
+    return "file" if entry.isreg() else _KINDS.get(entry.type, "entry of an unknown type")
+
+
+def _reaches(file: IO[Any], end: int) -> bool:
+    if end > 0:
+        file.seek(end - 1)
+        return bool(file.read(1))
+    return True
+
+
+class _Guarded:
+    """A file for `tarfile`, refusing reads of a length that only damage can ask for."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+class OpenArchives:
+    """The few archives read last, kept open; safe to use from threads and after a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._open: collections.OrderedDict[str, IO[Any]] = collections.OrderedDict()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset` of the (decompressed) archive, fewer if it ends before.
+
+        Raises one of DAMAGE.
+        """
+        if self._owner != os.getpid():
+            # A forked process shares the positions of its parent's files: take new ones.
+            self.__init__()  # type: ignore[misc]
+        with self._lock:
+            file = self._open.pop(path, None) or open_archive(path)
+            try:
+                file.seek(offset)
+                data = file.read(size)
+            except BaseException:
+                file.close()
+                raise
+            self._open[path] = file
+            if len(self._open) > _MAX_OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            return data

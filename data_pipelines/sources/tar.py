@@ -1,0 +1,227 @@
+"""`tar:GLOB`: image files in tars, as WebDataset lays them out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from data_pipelines.sources import files
+from data_pipelines.sources.archive import DAMAGE, Member, OpenArchives, members, open_archive
+from data_pipelines.sources.base import (
+    MAX_LABELS,
+    MAX_MEDIUM_BYTES,
+    Item,
+    Locator,
+    Source,
+    SourceError,
+    printable,
+)
+from data_pipelines.sources.formats import is_image_name, suffix_of
+
+
+class _Image(NamedTuple):
+    """An image member with the label its sample carries: a number, a name, or -1."""
+
+    key: str
+    locator: tuple[str, int, int]
+    label: int | str
+
+
+class TarSource(Source):
+    """Image members of one or many tars, in the order of the tars' paths and then of the members.
+
+    * GLOB may hold `*`, `?`, `[...]`, `{000..012}` and `{a,b}`.
+    * A sample is a run of members whose paths agree up to the first dot of their names. Its label
+      is the integer in its `.cls` member (-1: none), or the field "label" of its `.json` member:
+      an integer, or a class's name. Names are numbered in sorted order, which takes a pass of its
+      own over the tars. A sample whose label makes no sense is set aside.
+    * Keys are `TAR/MEMBER`, TAR being the path below the folder that GLOB spells out. If a tar
+      holds a name more than once, all are kept: the second gets the key `TAR/MEMBER#2`.
+    * Members with absolute or `..` names, links, devices and sparse files are set aside.
+    * A tar that is cut short or damaged gives the members before the damage, and is named.
+
+    A plain tar is read at random, by offset, without scanning. One compressed by gzip, bzip2 or xz
+    is read forward: reads in the order of the listing decompress it once; a read further back
+    starts it over. Unpack such tars before reading them in another order.
+    """
+
+    scheme = "tar"
+
+    def __init__(self, argument: str) -> None:
+        super().__init__(argument)
+        folder = files.literal_folder(argument)
+        self._paths = {
+            printable(files.relative(path, folder)): path
+            for path in files.matching_files(argument, example="tar:/data/train-{000..012}.tar")
+        }
+        self._label_names: tuple[str, ...] | None = None
+        self._archives = OpenArchives()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Known once the source was listed; asking for them before that lists it."""
+        if self._label_names is None:
+            self._label_names = self._names(image.label for image in self._images())
+        return self._label_names
+
+    def _list(self) -> Iterator[Item]:
+        numbers: dict[str, int] = {}
+        largest = -1
+        for image in self._images(self._reject, self._skip):
+            label = image.label
+            if isinstance(label, str):
+                # Every name must be known before the first can be numbered.
+                numbers = numbers or {name: n for n, name in enumerate(self.label_names)}
+                label = numbers[label]
+            largest = max(largest, label)
+            yield Item(image.key, image.locator, label)
+        if self._label_names is None:
+            self._label_names = tuple(str(label) for label in range(largest + 1))
+
+    def read(self, locator: Locator) -> bytes:
+        match locator:
+            case [str(tar), int(offset), int(size)] if (
+                tar in self._paths and min(offset, size) >= 0
+            ):
+                pass
+            case _:
+                raise SourceError(f"{locator!r} is not the place of a member in {self.spec}")
+        if size > MAX_MEDIUM_BYTES:
+            raise SourceError(f"{size} bytes in {tar} at byte {offset}: too large for one image")
+        try:
+            data = self._archives.read(self._paths[tar], offset, size)
+        except DAMAGE as error:
+            raise SourceError(f"{tar} cannot be read: {files.why(error)}") from error
+        if len(data) != size:
+            raise SourceError(f"{tar} ends before byte {offset + size}: it was cut short")
+        return data
+
+    def _names(self, labels: Iterator[int | str]) -> tuple[str, ...]:
+        names: set[str] = set()
+        largest = -1
+        for label in labels:
+            if isinstance(label, str):
+                names.add(label)
+            else:
+                largest = max(largest, label)
+            if len(names) > MAX_LABELS:
+                raise SourceError(f"{self.spec} has more than {MAX_LABELS:,} labels: no classes")
+        if names and largest >= 0:
+            raise SourceError(
+                f"{self.spec} mixes labels by number ({largest}) and by name ({min(names)!r}): "
+                "expected one kind"
+            )
+        return tuple(sorted(names)) or tuple(str(label) for label in range(largest + 1))
+
+    def _images(
+        self,
+        reject: Callable[[str, str], None] = lambda key, reason: None,
+        skip: Callable[[str], None] = lambda kind: None,
+    ) -> Iterator[_Image]:
+        """All images with their raw labels, reporting what is set aside or skipped."""
+        for tar, path in self._paths.items():
+            taken: set[str] = set()
+            for sample in _samples(tar, path, reject):
+                yield from _images_of(tar, sample, taken, reject, skip)
+
+
+def _samples(tar: str, path: str, reject: Callable[[str, str], None]) -> Iterator[list[Member]]:
+    """Runs of members that share their base; up to the damage, if there is any, which is named."""
+    sample: list[Member] = []
+    count = 0
+    damage = None
+    try:
+        with open_archive(path) as file:
+            for member in members(file, with_data=_is_label):
+                count += 1
+                if sample and _base(member.name) != _base(sample[-1].name):
+                    yield sample
+                    sample = []
+                sample.append(member)
+    except DAMAGE as error:
+        damage = files.why(error)
+    if sample:
+        yield sample
+    if damage:
+        reject(tar, f"damaged or cut short after {count} members: {damage}")
+
+
+def _images_of(
+    tar: str,
+    sample: list[Member],
+    taken: set[str],
+    reject: Callable[[str, str], None],
+    skip: Callable[[str], None],
+) -> Iterator[_Image]:
+    """The images of one sample under keys that are not `taken` yet in this tar."""
+    try:
+        label: int | str = _label(sample)
+        unusable = ""
+    except ValueError as error:
+        label, unusable = -1, str(error)
+    for member in sample:
+        name = printable(member.name.removeprefix("./"))
+        parts = name.split("/")
+        if member.kind == "folder":
+            continue
+        if name.startswith("/") or ".." in parts:
+            reject(f"{tar}/{name}", "its path leads out of the archive")
+        elif member.kind != "file":
+            reject(f"{tar}/{name}", f"a {member.kind}, expected an ordinary file")
+        elif any(part.startswith(".") for part in parts):
+            skip("hidden")
+        elif not is_image_name(name):
+            skip(suffix_of(name) or "without a suffix")
+        elif member.size > MAX_MEDIUM_BYTES:
+            reject(f"{tar}/{name}", f"{member.size} bytes: too large for one image")
+        elif unusable:
+            reject(f"{tar}/{name}", unusable)
+        else:
+            repeats = itertools.count(2)
+            key = name
+            while key in taken:
+                key = f"{name}#{next(repeats)}"
+            taken.add(key)
+            yield _Image(f"{tar}/{key}", (tar, member.offset, member.size), label)
+
+
+def _base(name: str) -> str:
+    """What the members of one sample share: the path up to the first dot of the file name."""
+    folder, _, file = name.removeprefix("./").rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
+
+
+def _is_label(name: str) -> bool:
+    return name.endswith((".cls", ".json"))
+
+
+def _label(sample: list[Member]) -> int | str:
+    """The label in a sample's `.cls` or else `.json` member; -1 for none. Raises ValueError."""
+    for suffix in (".cls", ".json"):
+        for member in sample:
+            if member.kind == "file" and member.name.endswith(suffix):
+                return _read_label(member)
+    return -1
+
+
+def _read_label(member: Member) -> int | str:
+    name = printable(member.name)
+    if member.data is None:
+        raise ValueError(f"its label {name!r} is {member.size} bytes long")
+    try:
+        text = member.data.decode()
+        value = int(text) if name.endswith(".cls") else _label_field(json.loads(text))
+    except (ValueError, RecursionError):
+        raise ValueError(f"its label {name!r} cannot be read: {member.data[:40]!r}") from None
+    if isinstance(value, str) or (type(value) is int and -1 <= value < MAX_LABELS):
+        return value
+    raise ValueError(
+        f"its label in {name!r} is {value!r}, expected a name or an integer in 0..{MAX_LABELS - 1}"
+    )
+
+
+def _label_field(record: Any) -> Any:
+    label = record.get("label") if isinstance(record, dict) else None
+    return -1 if label is None else label
