@@ -17,22 +17,15 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines import (
-    finish,
-    job,
-    launchers,
-    representations,
-    shard_files,
-    shards,
-    tokenizer_training,
-)
+from data_pipelines import representations, shard_files, shards
 from data_pipelines.augment import Augment
-from data_pipelines.job import Job, Settings, SettingsError
-from data_pipelines.process import ShardSpec
+from data_pipelines.preparation import finish, job, launchers, tokenizer_training
+from data_pipelines.preparation.job import Job, Settings, SettingsError
+from data_pipelines.preparation.process import ShardSpec
+from data_pipelines.preparation.tokenizer_training import TokenizerTrainingError
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
 from data_pipelines.sources import SourceError
-from data_pipelines.tokenizer_training import TokenizerTrainingError
 
 SETUP_TIMEOUT = 3600.0
 

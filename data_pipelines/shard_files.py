@@ -1,4 +1,4 @@
-"""One shard on disk: records of tokens, a table that describes them, a sidecar that vouches for both.
+"""One shard on disk: records of tokens, a table of them, a sidecar that vouches for both.
 
 A shard named STEM is up to four files, written in this order, so that the last marks it done:
 

@@ -34,8 +34,8 @@ class DamagedShard(ShardError):
         self.path, self.record = str(path), record
         place = f"record {record}" if record >= 0 else "the file"
         super().__init__(
-            f"{self.path}: {place} is damaged ({found}); restore the file from a copy, or delete it "
-            "and run prepare again to rebuild it, or read with on_damage='skip'"
+            f"{self.path}: {place} is damaged ({found}); restore the file from a copy, or delete "
+            "it and run prepare again to rebuild it, or read with on_damage='skip'"
         )
 
 
@@ -206,7 +206,7 @@ class Shards:
         wrong = self._compare(path, facts)
         if wrong:
             raise ShardError(
-                f"{path}: {wrong}; delete {self.folder / MANIFEST} and run prepare again: it "
+                f"{path}: {wrong}; delete it and run prepare again: it "
                 "rebuilds the index from the shards' tables"
             )
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:

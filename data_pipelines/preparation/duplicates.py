@@ -61,21 +61,23 @@ def _groups(
     folder: epath.PathLike, names: Sequence[str], number: int, slices: int
 ) -> list[list[tuple[int, int]]]:
     """Groups of (shard, row) with equal content, for contents in one slice of the hash space."""
-    hashes, shards, rows = [], [], []
+    hashes, places = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint32)]
     for shard, name in enumerate(names):
         content = shard_files.TableReader(shard_files.table_path(folder, name)).column("content")
-        mine = np.flatnonzero(content[:, 0].astype(np.int64) * slices // 256 == number)
-        hashes.append(np.ascontiguousarray(content[mine]).view(">u8").reshape(len(mine), 2))
-        shards.append(np.full(len(mine), shard, np.uint32))
-        rows.append(mine.astype(np.uint32))
-    content, shard, row = (np.concatenate(column) for column in (hashes, shards, rows))
+        rows = np.flatnonzero(content[:, 0].astype(np.int64) * slices // 256 == number)
+        hashes.append(np.ascontiguousarray(content[rows]).view(np.uint64))
+        places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.uint32))
+    content, place = np.concatenate(hashes), np.concatenate(places)
     order = np.lexsort((content[:, 1], content[:, 0]))
     content = content[order]
     same = (content[1:] == content[:-1]).all(axis=1)
     # A run of equal hashes begins where `same` turns true and ends where it turns false.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     runs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    return [[(int(shard[i]), int(row[i])) for i in order[start : stop + 1]] for start, stop in runs]
+    return [
+        [(int(shard), int(row)) for shard, row in place[order[start : stop + 1]]]
+        for start, stop in runs
+    ]
 
 
 class _Keys:

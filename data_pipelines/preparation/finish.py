@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import duplicates, listing, shard_files, shards
-from data_pipelines.job import Job
+from data_pipelines import shard_files, shards
+from data_pipelines.preparation import duplicates, listing
+from data_pipelines.preparation.job import Job
 
 REJECTS = "rejects.jsonl"
 DUPLICATES = "duplicates.jsonl"
 _REASONS = 20
+_KEPT = ("name", "documents", "images", "tokens", "rejects", "records", "table")
 
 
 def missing_shards(job: Job) -> list[str]:
@@ -103,7 +105,7 @@ def _write_rejects(job: Job) -> dict[str, Any]:
 
 def _drop_duplicates(
     job: Job, sidecars: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     """Images of each shard to leave out, by shard name, and what the manifest says of them."""
     if not job.settings["drop_duplicates"]:
         return {}, {"dropped": False, "count": 0}
@@ -124,8 +126,31 @@ def _split(
 ) -> dict[str, Any]:
     """Writes the index of a split and returns the split's part of the manifest."""
     names = [name for part, name in job.names() if part == split]
-    lengths, labels, left_out, start = [], [], [], 0
-    kept_images = 0
+    index, images = _index(job, names, dropped)
+    buffer = io.BytesIO()
+    np.savez(buffer, **index)  # type: ignore[arg-type]
+    index_file = f"{split}.index.npz"
+    shard_files.write_atomically(job.folder / index_file, buffer.getvalue())
+    index_hash = hashlib.sha256(buffer.getvalue()).hexdigest()
+    parts = [{key: sidecars[name][key] for key in _KEPT} for name in names]
+    hashes = [part[file]["sha256"] for part in parts for file in ("records", "table")]
+    return {
+        "documents": len(index["lengths"]),
+        "images": images,
+        "tokens": int(index["lengths"].sum(dtype=np.uint64)),
+        "dropped": len(index["dropped"]),
+        "sha256": hashlib.sha256("".join([index_hash, *hashes]).encode()).hexdigest(),
+        "index": {"file": index_file, "bytes": len(buffer.getvalue()), "sha256": index_hash},
+        "shards": parts,
+    }
+
+
+def _index(
+    job: Job, names: list[str], dropped: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], int]:
+    """Lengths and labels of the kept documents of a split, places of the others; images kept."""
+    lengths, labels, left_out = [], [], []
+    start = num_images = 0
     for name in names:
         table = shard_files.TableReader(shard_files.table_path(job.folder, name))
         images = table.column("images")
@@ -134,31 +159,10 @@ def _split(
         labels.append(table.column("labels")[images[keep]])
         left_out.append(np.flatnonzero(~keep).astype(np.uint64) + np.uint64(start))
         start += len(images)
-        kept_images += len(np.unique(images[keep]))
+        num_images += len(np.unique(images[keep]))
     columns = {
-        "lengths": np.concatenate(lengths).astype(np.uint32),
-        "labels": np.concatenate(labels).astype(np.int32),
-        "dropped": np.concatenate(left_out).astype(np.uint64),
+        "lengths": np.concatenate(lengths),
+        "labels": np.concatenate(labels),
+        "dropped": np.concatenate(left_out),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)
-    index = f"{split}.index.npz"
-    shard_files.write_atomically(job.folder / index, buffer.getvalue())
-    index_facts = {
-        "file": index,
-        "bytes": len(buffer.getvalue()),
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-    }
-    kept = ("name", "documents", "images", "tokens", "rejects", "records", "table")
-    parts = [{key: sidecars[name][key] for key in kept} for name in names]
-    hashes = [index_facts["sha256"]]
-    hashes += [part[file]["sha256"] for part in parts for file in ("records", "table")]
-    return {
-        "documents": len(columns["lengths"]),
-        "images": kept_images,
-        "tokens": int(columns["lengths"].sum(dtype=np.uint64)),
-        "dropped": len(columns["dropped"]),
-        "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        "index": index_facts,
-        "shards": parts,
-    }
+    return columns, num_images

@@ -8,7 +8,8 @@ import heapq
 import os
 from collections.abc import Iterator
 
-from data_pipelines import images, listing, tokenizer
+from data_pipelines import images, tokenizer
+from data_pipelines.preparation import listing
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Item, Source
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from data_pipelines.process import Progress, ShardSpec, process_shard
+from data_pipelines.preparation.process import Progress, ShardSpec, process_shard
 from data_pipelines.shard_files import ShardError
 
 
@@ -110,7 +110,7 @@ def _process_fields(fields: dict[str, Any]) -> str:
 def _start_worker() -> subprocess.Popen[str]:
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen(
-        [sys.executable, "-m", "data_pipelines.worker"],
+        [sys.executable, "-m", "data_pipelines.preparation.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

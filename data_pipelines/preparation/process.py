@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import images, listing, representations, shard_files
+from data_pipelines import images, representations, shard_files
 from data_pipelines.augment import Augment
-from data_pipelines.job import Job, read_job
+from data_pipelines.preparation import listing
+from data_pipelines.preparation.job import Job, encoder_versions, read_job
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
@@ -110,6 +111,12 @@ def _open_job(folder: str, job_id: str) -> _Work:
             f"{folder}: the stored representation has fingerprint {representation.fingerprint}, "
             f"the job was set up with {expected}; restore its representation files"
         )
+    versions = encoder_versions()
+    if versions != job.facts["encoder"]:
+        raise shard_files.ShardError(
+            f"{folder} was set up with {job.facts['encoder']}, here is {versions}: another encoder "
+            "may give other bytes; install the same versions, or prepare into another folder"
+        )
     options = Augment(**job.settings["augment"])
     return _Work(job, open_source(job.settings["source"]), representation, options)
 
@@ -134,7 +141,10 @@ class _Earlier:
         record = self.records.get((key, copy))
         if record is None or self.table is None:
             return None
-        tokens = np.frombuffer(self.reader.read([record])[0], "<u2")
+        try:
+            tokens = np.frombuffer(self.reader.read([record])[0], "<u2")
+        except RuntimeError:  # damaged since: it is made again
+            return None
         image = int(self.table.images[record])
         content = self.table.content[image].tobytes()
         return Document(tokens, key, copy, int(self.table.labels[image]), content)

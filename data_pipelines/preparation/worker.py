@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from data_pipelines import launchers
+from data_pipelines.preparation import launchers
 
 
 def main() -> None:

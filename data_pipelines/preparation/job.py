@@ -19,7 +19,8 @@ import PIL
 from etils import epath
 from PIL import features
 
-from data_pipelines import listing, shard_files, shards, tokenizer_training
+from data_pipelines import shard_files, shards
+from data_pipelines.preparation import listing, tokenizer_training
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import open_source
 
