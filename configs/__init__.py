@@ -1,0 +1,1 @@
+"""What to run, as plain values: one file a representation, presets by argument."""

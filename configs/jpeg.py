@@ -1,0 +1,116 @@
+"""JPEG-LM: a Llama on the bytes of JPEG files. `--config=configs/jpeg.py:PRESET`
+
+  digits      (default) handwritten digits on a laptop's CPU, in minutes
+  cifar10     32x32 photos on one GPU, about a quarter of an hour
+  imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
+  7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
+
+Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
+"""
+
+import ml_collections
+
+D = ml_collections.ConfigDict
+
+
+def get_config(preset: str = "digits") -> D:
+    """The configuration of a preset. Raises ValueError for a name that is not one."""
+    if preset not in PRESETS:
+        raise ValueError(f"configs/jpeg.py has no preset {preset!r}; it has {', '.join(PRESETS)}")
+    config = base()
+    config.preset = preset
+    PRESETS[preset](config)
+    return config
+
+
+def base() -> D:
+    """What all presets share: the paper's representation, the Llama-2 recipe."""
+    return D(
+        dict(
+            preset="",
+            seed=0,
+            steps=0,  # optimiser steps
+            batch_size=0,  # rows of all devices together
+            row_length=0,  # places (tokens) of a row: the context
+            init_from="",  # workdir of a run whose weights to start from
+            representation=dict(
+                name="jpeg",
+                size=256,
+                mode="RGB",
+                quality=25,
+                subsampling="4:2:0",
+                restart_interval=1,  # MCUs between restart markers; 0: none
+                strip="tables",  # what of the constant header is left out: none, tables, header
+                tokenizer="bytes",  # or the path of a SentencePiece model
+            ),
+            data=dict(
+                shards="",  # prepared folder; empty: prepare `source` into the workdir first
+                source="",  # digits, folder:PATH, tar:GLOB, tfds:NAME, parquet:GLOB
+                conditional=False,  # documents start with the token of their label ...
+                label_dropout=0.1,  # ... but for this share, which start with BOS
+                copies=0,  # augmented copies of every training image
+                augment=dict(),  # fields of data_pipelines.augment.Augment
+                heldout=0.02,  # share of the images kept from training, by a hash of the key
+                packing="pack",  # whole documents; "concat": concatenate and cut, as in the paper
+                too_long="drop",  # documents longer than a row: drop (counted) or cut
+            ),
+            model=dict(
+                layers=32,
+                width=4096,
+                heads=32,
+                kv_heads=32,
+                head_dim=128,
+                ffn=11008,
+                norm_eps=1e-5,
+                rope_theta=1e4,
+                qk_norm=False,
+                tied=False,
+                dtype="auto",  # compute type: bfloat16 where the device has it, else float32
+                remat="full",  # what the backward pass keeps of a layer: see model.py
+                attention="auto",
+                scan_unroll=1,
+            ),
+            optimizer=dict(
+                learning_rate=3e-4,
+                schedule="cosine",  # or "wsd": warm-up, stable, decay
+                warmup_steps=2000,
+                decay_steps=0,  # wsd: steps of the final decay
+                final_fraction=0.1,  # of the learning rate, at the end
+                b1=0.9,
+                b2=0.95,
+                eps=1e-8,
+                weight_decay=0.1,
+                clip_norm=1.0,
+                accumulate=1,  # parts a batch is split into, one after the other
+                z_loss=0.0,
+                ema=0.0,  # decay of an average of the weights; 0: none
+            ),
+            mesh=dict(slices=1, replica=1, fsdp=-1, sequence=1, tensor=1),
+            cpu_devices=0,  # on a CPU: devices to split it into; 0: one a core
+            checkpoint=dict(every=1000, keep=2, keep_every=0),
+            log=dict(every=50, tensorboard=True),
+            evaluate=dict(every=1000, batches=0),  # held-out batches; 0: all
+            sample=dict(every=2000, num=16, temperature=1.0, top_k=0, top_p=1.0, batch_size=64),
+        )
+    )
+
+
+def digits(c: D) -> None:
+    """Trains on scikit-learn's 1,797 handwritten digits: no download, no accelerator.
+
+    python -m jpeglm_jax.train --config=configs/jpeg.py
+    """
+    c.steps, c.batch_size, c.row_length = 2400, 24, 128
+    c.representation.update(size=16, mode="L", quality=10, strip="header")
+    c.data.update(source="digits", conditional=True, copies=64, heldout=0.15)
+    c.data.augment = dict(rotate=10.0, shift=0.06, scale=0.1, shear=0.1)
+    c.model.update(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
+    c.model.update(dtype="float32", remat="none", scan_unroll=4)
+    c.optimizer.update(learning_rate=2e-3, warmup_steps=100, final_fraction=0.02)
+    c.checkpoint.every = 400
+    c.log.every = 20
+    c.evaluate.every = 400
+    c.sample.update(every=800, num=100, batch_size=100)
+
+
+PRESETS = {"digits": digits}

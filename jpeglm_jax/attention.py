@@ -1,0 +1,73 @@
+"""Causal attention within documents: one function, chosen by platform, that honours the mask.
+
+A row holds several documents. A token sees the tokens before it in its own document and nothing
+else; padding has segment 0 and sees only padding, which the loss never reads.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("auto", "xla")
+
+
+def document_mask(segments_BxS: jax.Array) -> jax.Array:
+    """segments, int [B, S] -> bool [B, S, S]: may the query (axis 1) see the key (axis 2)?"""
+    length = segments_BxS.shape[1]
+    causal_SxS = jnp.tril(jnp.ones((length, length), bool))
+    same_BxSxS = segments_BxS[:, :, None] == segments_BxS[:, None, :]
+    return same_BxSxS & causal_SxS[None]
+
+
+def attention(
+    q_BxSxHxK: jax.Array,
+    k_BxSxGxK: jax.Array,
+    v_BxSxGxK: jax.Array,
+    segments_BxS: jax.Array,
+    *,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Causal attention within documents; scores and softmax in float32.
+
+    Args:
+      q_BxSxHxK: queries, float [batch, length, heads, head_dim].
+      k_BxSxGxK, v_BxSxGxK: keys and values; G groups divide the H heads (grouped-query attention).
+      segments_BxS: int, the document of each token; 0 is padding.
+      implementation: one of IMPLEMENTATIONS; "auto" takes the fastest for the platform.
+
+    Returns:
+      float [batch, length, heads, head_dim], the dtype of q.
+
+    Raises:
+      ValueError: an unknown implementation, or groups that do not divide the heads.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention is {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    heads, groups = q_BxSxHxK.shape[2], k_BxSxGxK.shape[2]
+    if heads % groups:
+        raise ValueError(f"{groups} key-value heads do not divide {heads} heads")
+    return _xla(q_BxSxHxK, k_BxSxGxK, v_BxSxGxK, document_mask(segments_BxS))
+
+
+def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
+    """The plain form, and the reference that every kernel is held against.
+
+    Heads are moved before the length, so that both products are batches of plain matrix products:
+    left to itself the CPU back end multiplies in the [length, heads] layout several times slower.
+    """
+    batch, length, heads, head_dim = q_BxSxHxK.shape
+    groups = k_BxTxGxK.shape[2]
+    q = q_BxSxHxK.reshape(batch, length, groups, heads // groups, head_dim)
+    q_BxGxRxSxK = q.transpose(0, 2, 3, 1, 4) * head_dim**-0.5
+    k_BxGxTxK = k_BxTxGxK.transpose(0, 2, 1, 3)
+    v_BxGxTxK = v_BxTxGxK.transpose(0, 2, 1, 3)
+    scores = jnp.einsum(
+        "bgrsk,bgtk->bgrst", q_BxGxRxSxK, k_BxGxTxK, preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(mask_BxSxT[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxK.dtype)
+    out = jnp.einsum("bgrst,bgtk->bgrsk", probs, v_BxGxTxK)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)

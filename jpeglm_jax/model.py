@@ -1,0 +1,253 @@
+"""Llama in Flax NNX: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+
+Nothing in here knows what the tokens stand for. Layers are stacked: the parameters of a `Block`
+carry a leading axis of layers, and the forward pass scans over it, so that a deep model compiles
+as fast as a shallow one. Weights are kept in float32 and cast to the compute type where used.
+
+Dimensions in names: B batch, S length, D width, H heads, G key-value heads, K head size,
+F feed-forward width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jpeglm_jax.attention import attention
+from jpeglm_jax.sharding import constrain
+
+# What the backward pass keeps of a layer; everything else is computed again.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,  # keep all: fastest, most memory
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the projections
+    "save_qkv": jax.checkpoint_policies.save_only_these_names("qkv"),
+    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input: least memory
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model, and how it computes. Defaults are the paper's (Llama-2 7B)."""
+
+    vocab_size: int
+    layers: int = 32
+    width: int = 4096
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    ffn: int = 11008
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e4
+    qk_norm: bool = False
+    tied: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "auto"
+    scan_unroll: int = 1
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"model.remat is {self.remat!r}; expected one of {', '.join(REMAT_POLICIES)}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim is {self.head_dim}; rotary positions need it even")
+
+
+def weight(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float
+) -> nnx.Param:
+    """A float32 parameter of normal draws that knows the logical axis of each dimension."""
+    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], eps: float):
+        self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        return (x32 * jax.lax.rsqrt(variance + self.eps) * self.scale[...]).astype(x.dtype)
+
+
+def rope_tables(positions_BxS: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, ...]:
+    """Cosines and sines of the rotary angles, float32 [B, S, 1, K/2] each (Su et al. 2021)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BxS.astype(jnp.float32)[:, :, None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxSxHxK: jax.Array, tables: tuple[jax.Array, ...]) -> jax.Array:
+    """Turns the pairs (i, i + K/2), the pairing of `transformers`' Llama, by the angles."""
+    cos, sin = tables
+    left, right = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x_BxSxHxK.dtype)
+
+
+class Attention(nnx.Module):
+    """Attention of all layers; parameters [L, ...]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        std = c.width**-0.5
+        out_std = (c.heads * c.head_dim) ** -0.5 * (2 * c.layers) ** -0.5
+        kv_axes = ("layers", "embed", "kv_heads", "head_dim")
+        self.q = weight(
+            rngs,
+            (c.layers, c.width, c.heads, c.head_dim),
+            ("layers", "embed", "heads", "head_dim"),
+            std,
+        )
+        self.k = weight(rngs, (c.layers, c.width, c.kv_heads, c.head_dim), kv_axes, std)
+        self.v = weight(rngs, (c.layers, c.width, c.kv_heads, c.head_dim), kv_axes, std)
+        self.o = weight(
+            rngs,
+            (c.layers, c.heads, c.head_dim, c.width),
+            ("layers", "heads", "head_dim", "embed"),
+            out_std,
+        )
+        if c.qk_norm:
+            self.q_norm = RMSNorm((c.layers, c.head_dim), ("layers", "norm"), c.norm_eps)
+            self.k_norm = RMSNorm((c.layers, c.head_dim), ("layers", "norm"), c.norm_eps)
+
+    def project(self, x_BxSxD: jax.Array, tables) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, S, H, K], keys and values [B, S, G, K], normed and rotated."""
+        dtype = x_BxSxD.dtype
+        q = jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.q[...].astype(dtype))
+        k = jnp.einsum("bsd,dgk->bsgk", x_BxSxD, self.k[...].astype(dtype))
+        v = jnp.einsum("bsd,dgk->bsgk", x_BxSxD, self.v[...].astype(dtype))
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, tables), rotate(k, tables), v
+
+    def output(self, heads_BxSxHxK: jax.Array) -> jax.Array:
+        """Heads -> the residual stream, [B, S, D]."""
+        return jnp.einsum(
+            "bshk,hkd->bsd", heads_BxSxHxK, self.o[...].astype(heads_BxSxHxK.dtype)
+        )
+
+    def __call__(self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables) -> jax.Array:
+        q, k, v = self.project(x_BxSxD, tables)
+        q = constrain(q, "batch", "length", "act_heads", None)
+        # Under sequence parallelism each device needs the keys and values of the whole row.
+        k = constrain(k, "batch", None, "act_heads", None)
+        v = constrain(v, "batch", None, "act_heads", None)
+        q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
+        out = attention(q, k, v, segments_BxS, implementation=self.config.attention)
+        out = checkpoint_name(out, "attention")
+        return self.output(out)
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU (Shazeer 2020) of all layers; parameters [L, ...]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        into, out_of = ("layers", "embed", "ffn"), ("layers", "ffn", "embed")
+        self.gate = weight(rngs, (c.layers, c.width, c.ffn), into, c.width**-0.5)
+        self.up = weight(rngs, (c.layers, c.width, c.ffn), into, c.width**-0.5)
+        out_std = c.ffn**-0.5 * (2 * c.layers) ** -0.5
+        self.down = weight(rngs, (c.layers, c.ffn, c.width), out_of, out_std)
+
+    def __call__(self, x_BxSxD: jax.Array) -> jax.Array:
+        dtype = x_BxSxD.dtype
+        gate = jnp.einsum("bsd,df->bsf", x_BxSxD, self.gate[...].astype(dtype))
+        up = jnp.einsum("bsd,df->bsf", x_BxSxD, self.up[...].astype(dtype))
+        hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_ffn")
+        return jnp.einsum("bsf,fd->bsd", hidden, self.down[...].astype(dtype))
+
+
+class Block(nnx.Module):
+    """One layer: attention, then feed-forward, each behind a norm and added to the stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        stacked = (config.layers, config.width), ("layers", "norm")
+        self.attention_norm = RMSNorm(*stacked, config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.ffn_norm = RMSNorm(*stacked, config.norm_eps)
+        self.ffn = FeedForward(config, rngs)
+
+    def __call__(self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables) -> jax.Array:
+        x_BxSxD += self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
+        x_BxSxD += self.ffn(self.ffn_norm(x_BxSxD))
+        return constrain(x_BxSxD, "batch", "length", "act_embed")
+
+
+class Llama(nnx.Module):
+    """The whole model.
+
+    Args:
+      config: its shape.
+      rngs: the stream "params" draws the initial weights, which depend on the seed alone: not on
+        the mesh, nor on the number of processes.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        self.embed = weight(rngs, (c.vocab_size, c.width), ("vocab", "embed"), 1.0)
+        self.blocks = Block(c, rngs)
+        self.norm = RMSNorm((c.width,), ("norm",), c.norm_eps)
+        if not c.tied:
+            self.head = weight(rngs, (c.width, c.vocab_size), ("embed", "vocab"), c.width**-0.5)
+
+    def embed_tokens(self, tokens_BxS: jax.Array) -> jax.Array:
+        """int [B, S] -> [B, S, D] in the compute type."""
+        x_BxSxD = self.embed[...].astype(self.config.dtype)[tokens_BxS]
+        return constrain(x_BxSxD, "batch", "length", "act_embed")
+
+    def logits(self, x_BxSxD: jax.Array) -> jax.Array:
+        """The residual stream -> float32 [B, S, V]."""
+        head_DxV = self.embed[...].T if self.config.tied else self.head[...]
+        x_BxSxD = self.norm(x_BxSxD)
+        return jnp.einsum(
+            "bsd,dv->bsv",
+            x_BxSxD,
+            head_DxV.astype(x_BxSxD.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def __call__(
+        self, tokens_BxS: jax.Array, segments_BxS: jax.Array, positions_BxS: jax.Array
+    ) -> jax.Array:
+        """Logits of the next token.
+
+        Args:
+          tokens_BxS: int32 [batch, length].
+          segments_BxS: int32, the document of each token; 0 is padding.
+          positions_BxS: int32, the place of each token in its document.
+
+        Returns:
+          float32 [batch, length, vocabulary].
+        """
+        c = self.config
+        tables = rope_tables(positions_BxS, c.head_dim, c.rope_theta)
+        graph, layers = nnx.split(self.blocks)
+
+        def layer(x_BxSxD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, weights)(x_BxSxD, segments_BxS, tables), None
+
+        if c.remat != "none":
+            policy = REMAT_POLICIES[c.remat]
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x_BxSxD, _ = jax.lax.scan(
+            layer, self.embed_tokens(tokens_BxS), layers, unroll=c.scan_unroll
+        )
+        return self.logits(x_BxSxD)

@@ -1,0 +1,159 @@
+"""The mesh and the one table that says which axis of which array lies on which axis of the mesh.
+
+Four axes, from the slowest links to the fastest:
+
+  replica   copies of the whole state, gradients summed between them; spans the slices of a
+            multi-slice job, so that only this sum crosses the data-centre network (DCN)
+  fsdp      the batch is split, and weights and optimiser moments too (gathered when used)
+  sequence  long rows are split along the tokens; keys and values are gathered for attention
+  tensor    heads and feed-forward columns are split
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("replica", "fsdp", "sequence", "tensor")
+
+# Logical axis -> mesh axes. To try another strategy, change this table and nothing else.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # Activations.
+    "batch": ("replica", "fsdp"),
+    "length": "sequence",
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_ffn": "tensor",
+    # Weights. "embed" is the width of the residual stream, the dimension every matrix has.
+    "layers": None,
+    "vocab": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "norm": None,
+}
+
+
+class MeshError(ValueError):
+    """A mesh that the devices or the sizes of the run do not allow."""
+
+
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Resolves the configured axis sizes, one of which may be -1 (what is left), to whole numbers.
+
+    Raises MeshError, naming the axis, if the product is not the number of devices.
+    """
+    unknown = set(sizes) - set(AXES)
+    if unknown:
+        raise MeshError(f"mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(AXES)}")
+    shape = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    for axis, size in shape.items():
+        if size < 1 and size != -1:
+            raise MeshError(f"mesh.{axis} is {size}; expected a positive size, or -1 for the rest")
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise MeshError(f"mesh: only one axis may be -1, found {' and '.join(free)}")
+    fixed = math.prod(size for size in shape.values() if size != -1)
+    if free:
+        if devices % fixed:
+            raise MeshError(
+                f"mesh.{free[0]} is -1, but the other axes take {fixed} devices, which does not "
+                f"divide the {devices} there are"
+            )
+        shape[free[0]] = devices // fixed
+    elif fixed != devices:
+        spelled = " x ".join(f"{axis} {size}" for axis, size in shape.items())
+        raise MeshError(
+            f"mesh: {spelled} needs {fixed} devices, found {devices}; set one axis to -1 to take "
+            "what is left"
+        )
+    return shape
+
+
+def make_mesh(
+    sizes: Mapping[str, int], *, slices: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Builds the mesh, with devices ordered so that neighbours on an axis are neighbours in fact.
+
+    Args:
+      sizes: axis -> size; missing axes are 1, one may be -1.
+      slices: number of slices joined by the data-centre network; divides the replica axis.
+      devices: defaults to all devices of all processes.
+
+    Raises:
+      MeshError: the sizes do not fit the devices or the slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(sizes, len(devices))
+    dims = tuple(shape[axis] for axis in AXES)
+    if slices > 1:
+        if shape["replica"] % slices:
+            raise MeshError(
+                f"mesh.replica is {shape['replica']}, which {slices} slices do not divide; "
+                "replicas are what spans slices"
+            )
+        inner = (dims[0] // slices, *dims[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices=devices)
+    elif devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(dims)  # pretended devices have no topology
+    else:
+        grid = mesh_utils.create_device_mesh(dims, devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(*logical: str | None) -> PartitionSpec:
+    """Logical axis names, one a dimension (None: not split) -> a spec in mesh axes."""
+    return PartitionSpec(*(None if name is None else RULES[name] for name in logical))
+
+
+def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
+    """The sharding of an array with these logical axes on `mesh`."""
+    return NamedSharding(mesh, spec(*logical))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Fixes where an activation lies, inside jit under `jax.set_mesh`; elsewhere returns it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*logical))
+
+
+def axis_size(mesh: Mesh, logical: str) -> int:
+    """Number of parts that a logical axis is split into."""
+    axes = RULES[logical]
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
+    """Refuses, by name and before anything is allocated, a split that does not divide.
+
+    Args:
+      sizes: name of the setting -> (logical axis, size), e.g. `{"model.heads": ("heads", 32)}`.
+    """
+    wrong = []
+    for name, (logical, size) in sizes.items():
+        parts = axis_size(mesh, logical)
+        if size % parts:
+            wrong.append(f"{name} = {size} is split {parts} ways over {RULES[logical]}")
+    if wrong:
+        raise MeshError("the mesh does not divide the run: " + "; ".join(wrong))
+
+
+def shardings_of(mesh: Mesh, axes: Any) -> Any:
+    """A tree of logical axes (tuples of names) -> the same tree of shardings."""
+    return jax.tree.map(lambda a: named(mesh, *a), axes, is_leaf=lambda a: isinstance(a, tuple))
