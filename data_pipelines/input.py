@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import grain
 import jax
@@ -154,6 +154,9 @@ class Loader:
 
         All batches have the same shape. The last is filled up with rows of weight 0. Every
         process gets `num_eval_batches`, though all of its rows in the last may be empty.
+
+        Raises:
+          TypeError: the plan is a mixture, which has no end.
         """
         return Batches(self, 0, self.num_eval_batches, sharding, rows)
 
@@ -170,7 +173,7 @@ class Loader:
     @property
     def _epoch_plan(self) -> EpochPlan:
         if not isinstance(self.plan, EpochPlan):
-            raise ValueError("A mixture has no end: evaluate each of its sources by itself.")
+            raise TypeError("A mixture has no end: evaluate each of its sources by itself.")
         return self.plan
 
     def _fill(self, batch: Batch, places: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
@@ -313,7 +316,7 @@ class Batches(Iterator[dict[str, Any]]):
         """Ends reading ahead."""
         self._windows.close()
 
-    def __enter__(self) -> Batches:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-_ROUNDS = 6
+# Six hide any order in large permutations. Twelve make all permutations of three to five elements
+# equally likely, as far as 24,000 draws of them can tell.
+_ROUNDS = 12
 
 
 def hash64(*parts: ArrayLike) -> np.ndarray:
@@ -24,10 +26,7 @@ def hash64(*parts: ArrayLike) -> np.ndarray:
     """
     state = np.zeros(1, np.uint64)
     for part in parts:
-        state = state + (np.asarray(part).astype(np.uint64) + _GOLDEN)
-        state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
-        state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
-        state = state ^ (state >> np.uint64(31))
+        state = _mix(state + (np.asarray(part).astype(np.uint64) + _GOLDEN))
     return state
 
 
@@ -68,6 +67,12 @@ def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> np.ndarray:
     return result.reshape(shape).astype(np.int64)
 
 
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
+    state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
+    return state ^ (state >> np.uint64(31))
+
+
 def _feistel(
     value: np.ndarray, height: np.ndarray, width: np.ndarray, key: np.ndarray
 ) -> np.ndarray:
@@ -83,5 +88,9 @@ def _feistel(
 
 
 def _shift(value: np.ndarray, key: np.ndarray, turn: int) -> np.ndarray:
-    """31 hashed bits: small enough that adding them never wraps, which would break bijectivity."""
-    return hash64(key + np.uint64(turn), value) >> np.uint64(33)
+    """31 bits of the SplitMix64 sequence seeded with `key`, from a place for each (value, turn).
+
+    So few that adding them to a row or column never wraps, which would break the bijection.
+    """
+    counter = value * np.uint64(_ROUNDS) + np.uint64(turn + 1)
+    return _mix(key + counter * _GOLDEN) >> np.uint64(33)

@@ -46,7 +46,8 @@ def place(
     """
 
     def global_array(values: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # every device of the sharding holds some part
             start, stop, _ = index[0].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return values[first : first + stop - start][(slice(None), *index[1:])]
