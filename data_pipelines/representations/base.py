@@ -13,6 +13,10 @@ import json
 from typing import Any, ClassVar
 
 import numpy as np
+from etils import epath
+
+CONFIG_FILE = "representation.json"
+TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,3 +100,15 @@ class Representation(abc.ABC):
         """16 hex digits over everything that decides what the tokens mean."""
         text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Writes what `representations.load` needs: the config, and the SentencePiece model of BPE.
+
+        The folder may be anything that `etils.epath` reaches, and is made if missing.
+        """
+        path = epath.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG_FILE).write_text(json.dumps(self.to_config(), indent=2) + "\n")
+        model = getattr(getattr(self, "tokenizer", None), "model", None)
+        if model is not None:
+            (path / TOKENIZER_FILE).write_bytes(model)

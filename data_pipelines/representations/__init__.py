@@ -1,0 +1,82 @@
+"""Representations by name: `make` one, or get it back `from_config` or from a folder.
+
+    representation = make("jpeg", size=256, quality=25)
+    representation.save(folder)
+    assert load(folder) == representation
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import tokenizer as tokenizers
+from data_pipelines.representations.base import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    Representation,
+    Validity,
+)
+
+__all__ = ["Representation", "Validity", "from_config", "load", "make"]
+
+# Imported when asked for: a codec's library is needed by its own representation only.
+_CLASSES = {"jpeg": ("data_pipelines.representations.jpeg", "JpegRepresentation")}
+
+
+def make(
+    name: str, *, tokenizer: str = "bytes", num_labels: int = 0, **options: Any
+) -> Representation:
+    """The representation with this name.
+
+    Args:
+      name: "jpeg".
+      tokenizer: "bytes", or the path of a SentencePiece model.
+      num_labels: label tokens, for a label-conditional model.
+      **options: of the representation; see its class.
+
+    Raises:
+      ValueError: an unknown name or option, a value out of range, or an unusable tokenizer.
+    """
+    return _construct(name, {**options, "tokenizer": tokenizers.load(tokenizer, num_labels)})
+
+
+def from_config(config: dict[str, Any], tokenizer_model: bytes | None = None) -> Representation:
+    """The representation whose `to_config` this is; one with BPE needs its SentencePiece model."""
+    options = dict(config)
+    try:
+        name, tokenizer = options.pop("name"), options.pop("tokenizer")
+    except KeyError as missing:
+        raise ValueError(
+            f"the representation's config has no {missing}; expected what to_config() gave"
+        ) from missing
+    options["tokenizer"] = tokenizers.from_config(tokenizer, tokenizer_model)
+    return _construct(name, options)
+
+
+def load(folder: epath.PathLike) -> Representation:
+    """What `Representation.save` wrote into the folder. Raises ValueError if it is not there."""
+    config, model = epath.Path(folder) / CONFIG_FILE, epath.Path(folder) / TOKENIZER_FILE
+    if not config.is_file():
+        raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
+    return from_config(
+        json.loads(config.read_text()), model.read_bytes() if model.is_file() else None
+    )
+
+
+def _construct(name: str, options: dict[str, Any]) -> Representation:
+    if name not in _CLASSES:
+        known = ", ".join(f'"{known}"' for known in sorted(_CLASSES))
+        raise ValueError(f"found representation {name!r}, expected one of {known}")
+    module, class_name = _CLASSES[name]
+    cls = getattr(importlib.import_module(module), class_name)
+    known = list(cls.__dataclass_fields__)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(known)}"
+        )
+    return cls(**options)

@@ -1,0 +1,236 @@
+"""Baseline JPEG files as documents (JPEG-LM, arXiv 2408.08459).
+
+The modelled stream is a file as libjpeg-turbo writes it, less what is stripped:
+
+    strip      stream                                              bytes before the scan (RGB)
+    "none"     SOI APP0 DQT SOF0 DHT [DRI] SOS scan EOI            623, with restart markers 629
+    "tables"   SOI APP0 SOF0 [DRI] SOS scan EOI (the paper)        53, 59
+    "header"   scan EOI                                            0
+
+All that is stripped is the same for every image, so `to_bytes` gives the whole file back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import images
+from data_pipelines import tokenizer as tokenizers
+from data_pipelines.representations import base
+from data_pipelines.representations.jpeg_format import (
+    EOI,
+    MAX_SIDE,
+    SOI,
+    STRIPS,
+    JpegFormat,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class JpegRepresentation(base.Representation):
+    """Images as the bytes of baseline JPEG files.
+
+    Attributes:
+      size: side of the square that images are cut and resized to; or (width, height), the largest
+        centred part of that shape being used; or None to keep each image's own size.
+      mode: "RGB" or "L" (grey).
+      quality: libjpeg's, 1-100.
+      subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; of no meaning for grey.
+      restart_interval: MCUs between restart markers (at most 65,535); 0 writes none.
+      strip: what the stream leaves out: "none", "tables" or "header".
+      tokenizer: bytes -> tokens.
+
+    Raises:
+      ValueError: an option out of its range, or size=None with strip="header", which would leave
+        the size nowhere.
+    """
+
+    size: int | tuple[int, int] | None = 256
+    mode: images.Mode = "RGB"
+    quality: int = 25
+    subsampling: str = "4:2:0"
+    restart_interval: int = 1
+    strip: str = "tables"
+    tokenizer: tokenizers.Tokenizer = tokenizers.ByteTokenizer()
+
+    name: ClassVar[str] = "jpeg"
+
+    def __post_init__(self) -> None:
+        # Spellings of one meaning become equal values, with one fingerprint.
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
+        if isinstance(self.size, tuple) and len(set(self.size)) == 1 and len(self.size) == 2:
+            object.__setattr__(self, "size", self.size[0])
+        if self.mode == "L":
+            object.__setattr__(self, "subsampling", "4:4:4")
+        if self.strip not in STRIPS:
+            known = ", ".join(f'"{name}"' for name in STRIPS)
+            raise ValueError(f"found strip={self.strip!r}, expected one of {known}")
+        if self.size is None and self.strip == "header":
+            raise ValueError(
+                'size=None with strip="header" leaves the size of an image nowhere; '
+                'give a size, or strip="tables"'
+            )
+        if self.size is not None:
+            _check_size(self.size)
+        self.format  # noqa: B018  its options are checked by making it
+
+    @property
+    def format(self) -> JpegFormat:
+        """The encoder's settings."""
+        return JpegFormat(self.mode, self.quality, self.subsampling, self.restart_interval)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(width, height) of every image, or None where each has its own."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    # Media and files
+
+    def encode(self, media: Image.Image) -> np.ndarray:
+        """Image of any mode -> tokens, uint16 [n]: normalised, cut, resized, compressed.
+
+        Raises ValueError for an image without pixels or with a side over 65,500.
+        """
+        return self.from_bytes(self.format.write(self.fit(media)))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The pixels that are compressed: of `mode` and `size`, without metadata.
+
+        The largest centred part of the right shape is resized with Pillow's antialiased bilinear
+        filter, as in the released script of JPEG-LM.
+        """
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"found a {type(image).__name__}, expected a PIL image")
+        if min(image.size) < 1:
+            raise ValueError(f"the image has {image.width} x {image.height} pixels, expected some")
+        image = images.normalise(image, self.mode)
+        if self.fixed_size is None:
+            _check_size(image.size)
+            return image
+        return _resize(_centre(image, self.fixed_size), self.fixed_size)
+
+    def decode(self, tokens: np.ndarray) -> Image.Image:
+        """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
+
+        The stream is taken up to its first EOI, or given one. Damage inside the scan is not
+        reported: see `inspect` and `salvage`.
+        """
+        return images.open_image(self.to_bytes(tokens))
+
+    def to_bytes(self, tokens: np.ndarray) -> bytes:
+        """Tokens, integer [n] -> the whole JPEG file, byte for byte what the encoder wrote.
+
+        Where the stream does not begin with the representation's own header, what was stripped is
+        put right after SOI. Raises ValueError for a token that stands for no bytes.
+        """
+        return self._restore(self.tokenizer.decode(tokens))
+
+    def from_bytes(self, file: bytes) -> np.ndarray:
+        """A whole JPEG file -> tokens, uint16 [n].
+
+        Raises ValueError unless the file is of these settings (an image of other pixels, quality,
+        sampling, tables or comments: decode and `encode` it). Its scan is not judged here.
+        """
+        return self.tokenizer.encode(self._strip(file))
+
+    def _strip(self, file: bytes) -> bytes:
+        whole, stripped = self.format.header("none"), self.format.header(self.strip)
+        size = self.fixed_size or whole.size(file) or (1, 1)
+        # A file restored by the released script has its tables right after SOI.
+        script = self.format.header("tables").at(*size)
+        for header in (whole.at(*size), script[:2] + self.format.tables() + script[2:]):
+            if file.startswith(header):
+                return stripped.at(*size) + file[len(header) :]
+        shape = "any size" if self.fixed_size is None else "{} x {}".format(*self.fixed_size)
+        raise ValueError(
+            f"the file's header is not that of a {self.mode} JPEG of {shape}, quality "
+            f"{self.quality}, {self.subsampling}, restart interval {self.restart_interval} as "
+            "libjpeg-turbo writes it; decode it and encode its pixels"
+        )
+
+    def _restore(self, stream: bytes) -> bytes:
+        whole, stripped = self.format.header("none"), self.format.header(self.strip)
+        size = self.fixed_size or stripped.size(stream) or (1, 1)
+        header = stripped.at(*size)
+        if stream.startswith(header):
+            return whole.at(*size) + stream[len(header) :]
+        if self.strip == "none":
+            return stream
+        return stream[:2] + self.format.tables() + stream[2:]
+
+    # Parts and judgement
+
+    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
+        raise NotImplementedError
+
+    def inspect(self, tokens: np.ndarray) -> base.Validity:
+        raise NotImplementedError
+
+    # The tokenizer's part
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def bos(self) -> int:
+        return self.tokenizer.bos
+
+    @property
+    def eos(self) -> int:
+        return self.tokenizer.eos
+
+    @property
+    def num_labels(self) -> int:
+        return self.tokenizer.num_labels
+
+    def label_token(self, label: int) -> int:
+        return self.tokenizer.label_token(label)
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        return self.tokenizer.byte_lengths
+
+    def to_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
+            "mode": self.mode,
+            "quality": self.quality,
+            "subsampling": self.subsampling,
+            "restart_interval": self.restart_interval,
+            "strip": self.strip,
+            "tokenizer": self.tokenizer.to_config(),
+        }
+
+
+def _check_size(size: Any) -> None:
+    sides = size if isinstance(size, tuple) else (size, size)
+    if len(sides) != 2 or not all(
+        isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MAX_SIDE
+        for side in sides
+    ):
+        raise ValueError(
+            f"found size {size!r}, expected a side or (width, height) in pixels, each from 1 to "
+            f"{MAX_SIDE} (libjpeg's limit), or None for each image's own"
+        )
+
+
+def _centre(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the image with the proportions of shape (width, height)."""
+    width, height = image.size
+    if width * shape[1] > height * shape[0]:
+        width = max(1, round(height * shape[0] / shape[1]))
+    else:
+        height = max(1, round(width * shape[1] / shape[0]))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR) if image.size != size else image

@@ -1,0 +1,193 @@
+"""What a baseline JPEG file of fixed settings looks like around its scan: headers and geometry.
+
+Sources: ITU-T T.81 (JPEG), B.2 (segments), A.1 and A.2 (sampling, MCUs). The headers are those that
+libjpeg-turbo writes, taken from a file that it wrote, so that no constant here can disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+SOI = b"\xff\xd8"
+EOI = b"\xff\xd9"
+SOF0, DHT, RST0, SOS, DQT = 0xC0, 0xC4, 0xD0, 0xDA, 0xDB
+
+MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION; the format itself ends at 65,535
+STRIPS = ("none", "tables", "header")
+_SAMPLING = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
+
+
+class Segment(NamedTuple):
+    """A marker segment: `data[start:end]`, the marker itself included."""
+
+    marker: int
+    start: int
+    end: int
+
+
+def segments(data: bytes) -> Iterator[Segment]:
+    """The segments after SOI, up to SOS inclusive.
+
+    Raises ValueError, naming the byte, where there is no segment.
+    """
+    at = 2
+    while True:
+        if len(data) < at + 4 or data[at] != 0xFF:
+            raise ValueError(f"byte {at}: found no marker segment, expected one before the scan")
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = Segment(data[at + 1], at, at + 2 + length)
+        if length < 2 or segment.end > len(data):
+            raise ValueError(
+                f"byte {at}: segment FF{segment.marker:02X} claims {length} bytes, more than follow"
+            )
+        yield segment
+        if segment.marker == SOS:
+            return
+        at = segment.end
+
+
+class Header(NamedTuple):
+    """Everything before the scan, for any size of image.
+
+    Attributes:
+      data: the bytes, for one size.
+      size_at: place of height and width (16 bits each, big endian) in it; -1 if it has neither.
+    """
+
+    data: bytes
+    size_at: int
+
+    def at(self, width: int, height: int) -> bytes:
+        """The header of an image of this size."""
+        if self.size_at < 0:
+            return self.data
+        size = struct.pack(">HH", height, width)
+        return self.data[: self.size_at] + size + self.data[self.size_at + 4 :]
+
+    def size(self, stream: bytes) -> tuple[int, int] | None:
+        """(width, height) that a stream with this header states; None if it has another header."""
+        if self.size_at < 0 or len(stream) < len(self.data):
+            return None
+        height, width = struct.unpack_from(">HH", stream, self.size_at)
+        return (width, height) if stream.startswith(self.at(width, height)) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How an image of one size is cut into MCUs."""
+
+    width: int
+    height: int
+    columns: int
+    rows: int
+
+    @property
+    def mcus(self) -> int:
+        return self.columns * self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class JpegFormat:
+    """The settings of the encoder that decide what a file looks like.
+
+    Attributes:
+      mode: "RGB" (stored as YCbCr) or "L".
+      quality: libjpeg's 1-100.
+      subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; "4:4:4" for grey.
+      restart_interval: MCUs between restart markers; 0 writes none.
+    """
+
+    mode: str
+    quality: int
+    subsampling: str
+    restart_interval: int
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("RGB", "L"):
+            raise ValueError(f'found mode={self.mode!r}, expected "RGB" or "L"')
+        _check_integer("quality", self.quality, 1, 100)
+        _check_integer("restart_interval", self.restart_interval, 0, 65535)
+        if self.subsampling not in _SAMPLING:
+            known = ", ".join(f'"{name}"' for name in _SAMPLING)
+            raise ValueError(f"found subsampling={self.subsampling!r}, expected one of {known}")
+        if self.mode == "L" and self.subsampling != "4:4:4":
+            raise ValueError('a grey image has no chroma: expected subsampling="4:4:4"')
+
+    @property
+    def sampling(self) -> tuple[tuple[int, int], ...]:
+        """Blocks (across, down) of each component in an MCU."""
+        if self.mode == "L":
+            return ((1, 1),)
+        return (_SAMPLING[self.subsampling], (1, 1), (1, 1))
+
+    @property
+    def block_components(self) -> tuple[int, ...]:
+        """The component of each block of an MCU, in the order of the scan (T.81 A.2.3)."""
+        return tuple(
+            component
+            for component, (across, down) in enumerate(self.sampling)
+            for _ in range(across * down)
+        )
+
+    @property
+    def mcu_size(self) -> tuple[int, int]:
+        """Pixels (width, height) of an MCU."""
+        across, down = self.sampling[0]
+        return 8 * across, 8 * down
+
+    def geometry(self, width: int, height: int) -> Geometry:
+        """How an image of this size is cut into MCUs."""
+        mcu_width, mcu_height = self.mcu_size
+        return Geometry(width, height, -(-width // mcu_width), -(-height // mcu_height))
+
+    def write(self, image: Image.Image, streamtype: int = 0) -> bytes:
+        """The JPEG file of an image. streamtype: 0 whole, 1 tables alone, 2 without tables."""
+        options: dict[str, Any] = {}
+        if self.restart_interval:
+            options["restart_marker_blocks"] = self.restart_interval
+        out = io.BytesIO()
+        image.save(
+            out,
+            format="JPEG",
+            quality=self.quality,
+            subsampling=self.subsampling,
+            streamtype=streamtype,
+            **options,
+        )
+        return out.getvalue()
+
+    def header(self, strip: str = "none") -> Header:
+        """What stands before the scan in a file stripped like this."""
+        return _header(self, strip)
+
+    def tables(self) -> bytes:
+        """The quantisation and Huffman tables, as segments."""
+        return _tables(self)
+
+
+@functools.lru_cache(maxsize=64)
+def _header(settings: JpegFormat, strip: str) -> Header:
+    if strip == "header":
+        return Header(b"", -1)
+    file = settings.write(Image.new(settings.mode, (1, 1)), 2 if strip == "tables" else 0)
+    found = list(segments(file))
+    frame = next(segment for segment in found if segment.marker == SOF0)
+    # SOF0: marker, length (2 bytes each), precision (1), then height and width.
+    return Header(file[: found[-1].end], frame.start + 5)
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(settings: JpegFormat) -> bytes:
+    return settings.write(Image.new(settings.mode, (1, 1)), streamtype=1)[2:-2]
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"found {name}={value!r}, expected a whole number from {low} to {high}")
