@@ -103,7 +103,7 @@ def digits(c: D) -> None:
     c.steps, c.batch_size, c.row_length = 2400, 24, 128
     c.representation.update(size=16, mode="L", quality=10, strip="header")
     c.data.update(source="digits", conditional=True, copies=64, heldout=0.15)
-    c.data.augment = dict(rotate=10.0, shift=0.06, scale=0.1, shear=0.1)
+    c.data.augment = dict(rotation=10.0, shift=0.06, scale=0.1, shear=0.1)
     c.model.update(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
     c.model.update(dtype="float32", remat="none", scan_unroll=4)
     c.optimizer.update(learning_rate=2e-3, warmup_steps=100, final_fraction=0.02)

@@ -191,56 +191,35 @@ def _documents_to_make(work: Job, spec: ShardSpec) -> int:
     return work.facts["listing"][spec.name]["items"] * (1 + copies)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to prepare for, FILE.py:PRESET.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write, local or gs://.", required=True)
-_SOURCE = flags.DEFINE_string(
-    "source", None, "digits, folder:PATH, tar:GLOB, tfds:NAME[/CONFIG][:SPLIT] or parquet:GLOB."
-)
-_COPIES = flags.DEFINE_integer("copies", None, "Augmented copies of each training image.")
-_HELDOUT = flags.DEFINE_float("heldout", None, "Part of the images to hold out, by key hash.")
-_NUM_SHARDS = flags.DEFINE_integer("num_shards", 0, "Shards for training; 0: by size.")
-_DROP = flags.DEFINE_boolean("drop_duplicates", False, "Leave out files equal byte for byte.")
-_TRAIN_TOKENIZER = flags.DEFINE_integer(
-    "train_tokenizer", 0, "Train a BPE tokenizer of this many entries (the paper: 320); 0: none."
-)
-_TOKENIZER_DOCUMENTS = flags.DEFINE_integer(
-    "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
-)
-_RETRY = flags.DEFINE_boolean("retry_rejected", False, "Take again what was rejected, only that.")
-_WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes; 0: one a core.")
-_TASK = flags.DEFINE_integer("task", 0, "This task of an array job, from 0.")
-_NUM_TASKS = flags.DEFINE_integer("num_tasks", 1, "Tasks of the array job.")
-_LAUNCHER = flags.DEFINE_enum("launcher", "pool", ["pool", "beam"], "Who makes the shards.")
-_SETUP_TIMEOUT = flags.DEFINE_float(
-    "setup_timeout", SETUP_TIMEOUT, "Seconds that tasks wait for task 0 to set the folder up."
-)
-
 _ERRORS = (SettingsError, SourceError, ShardError, TokenizerTrainingError, ImportError)
 
 
 def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare`: the config's, where no flag says otherwise."""
-    config = _CONFIG.value
+    config = flags.FLAGS.config
     data = config.data
-    trained = {"vocab_size": _TRAIN_TOKENIZER.value, "documents": _TOKENIZER_DOCUMENTS.value}
+    trained = {
+        "vocab_size": flags.FLAGS.train_tokenizer,
+        "documents": flags.FLAGS.tokenizer_documents,
+    }
     return {
-        "source": data.source if _SOURCE.value is None else _SOURCE.value,
+        "source": data.source if flags.FLAGS.source is None else flags.FLAGS.source,
         "representation": config.representation.to_dict(),
-        "out": _OUT.value,
+        "out": flags.FLAGS.out,
         "conditional": data.get("conditional", False),
-        "copies": data.get("copies", 0) if _COPIES.value is None else _COPIES.value,
+        "copies": data.get("copies", 0) if flags.FLAGS.copies is None else flags.FLAGS.copies,
         "augment": dict(data.get("augment", {})),
-        "heldout": data.get("heldout", 0.0) if _HELDOUT.value is None else _HELDOUT.value,
-        "num_shards": _NUM_SHARDS.value,
-        "drop_duplicates": _DROP.value,
-        "train_tokenizer": trained if _TRAIN_TOKENIZER.value else None,
-        "retry_rejected": _RETRY.value,
-        "workers": _WORKERS.value,
-        "task": _TASK.value,
-        "num_tasks": _NUM_TASKS.value,
-        "launcher": _LAUNCHER.value,
+        "heldout": data.get("heldout", 0.0) if flags.FLAGS.heldout is None else flags.FLAGS.heldout,
+        "num_shards": flags.FLAGS.num_shards,
+        "drop_duplicates": flags.FLAGS.drop_duplicates,
+        "train_tokenizer": trained if flags.FLAGS.train_tokenizer else None,
+        "retry_rejected": flags.FLAGS.retry_rejected,
+        "workers": flags.FLAGS.workers,
+        "task": flags.FLAGS.task,
+        "num_tasks": flags.FLAGS.num_tasks,
+        "launcher": flags.FLAGS.launcher,
         "pipeline_arguments": pipeline_arguments,
-        "setup_timeout": _SETUP_TIMEOUT.value,
+        "setup_timeout": flags.FLAGS.setup_timeout,
     }
 
 
@@ -263,6 +242,36 @@ def _summary(folder: epath.Path) -> str:
     return "\n".join(lines)
 
 
+def _define_flags() -> None:
+    """Not at import: the training job has flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "What to prepare for, FILE.py:PRESET.")
+    flags.DEFINE_string("out", None, "Folder to write, local or gs://.", required=True)
+    flags.DEFINE_string(
+        "source", None, "digits, folder:PATH, tar:GLOB, tfds:NAME[/CONFIG][:SPLIT] or parquet:GLOB."
+    )
+    flags.DEFINE_integer("copies", None, "Augmented copies of each training image.")
+    flags.DEFINE_float("heldout", None, "Part of the images to hold out, by key hash.")
+    flags.DEFINE_integer("num_shards", 0, "Shards for training; 0: by size.")
+    flags.DEFINE_boolean("drop_duplicates", False, "Leave out files equal byte for byte.")
+    flags.DEFINE_integer(
+        "train_tokenizer",
+        0,
+        "Train a BPE tokenizer of this many entries (the paper: 320); 0: none.",
+    )
+    flags.DEFINE_integer(
+        "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
+    )
+    flags.DEFINE_boolean("retry_rejected", False, "Take again what was rejected, only that.")
+    flags.DEFINE_integer("workers", 0, "Worker processes; 0: one a core.")
+    flags.DEFINE_integer("task", 0, "This task of an array job, from 0.")
+    flags.DEFINE_integer("num_tasks", 1, "Tasks of the array job.")
+    flags.DEFINE_enum("launcher", "pool", ["pool", "beam"], "Who makes the shards.")
+    flags.DEFINE_float(
+        "setup_timeout", SETUP_TIMEOUT, "Seconds that tasks wait for task 0 to set the folder up."
+    )
+    flags.mark_flag_as_required("config")
+
+
 def main(arguments: Sequence[str]) -> None:
     try:
         folder = prepare(**_from_flags(arguments[1:]))
@@ -272,5 +281,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    _define_flags()
     app.run(main)

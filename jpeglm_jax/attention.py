@@ -71,3 +71,20 @@ def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxK.dtype)
     out = jnp.einsum("bgrst,bgtk->bgrsk", probs, v_BxGxTxK)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+def cached_attention(
+    q_BxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array, filled: jax.Array
+) -> jax.Array:
+    """Attention of one new token a sequence to a cache, of which `filled` places count.
+
+    Returns:
+      float [batch, heads, head_dim], the dtype of q.
+    """
+    batch, heads, head_dim = q_BxHxK.shape
+    groups, longest = k_BxGxTxK.shape[1:3]
+    q_BxGxRxK = q_BxHxK.reshape(batch, groups, heads // groups, head_dim) * head_dim**-0.5
+    scores = jnp.einsum("bgrk,bgtk->bgrt", q_BxGxRxK, k_BxGxTxK, preferred_element_type=jnp.float32)
+    scores = jnp.where(jnp.arange(longest) < filled, scores, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v_BxGxTxK.dtype)
+    return jnp.einsum("bgrt,bgtk->bgrk", probs, v_BxGxTxK).reshape(batch, heads, head_dim)

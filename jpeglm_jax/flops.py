@@ -20,7 +20,9 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
 }
 
-FORMULA = "6 x matrix parameters a token + 6 x layers x heads x head_dim x row length (causal: half)"
+FORMULA = (
+    "6 x matrix parameters a token + 6 x layers x heads x head_dim x row length (causal: half)"
+)
 
 
 def matrix_parameters(config: ModelConfig) -> int:

@@ -19,8 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jpeglm_jax.attention import attention
+from jpeglm_jax.attention import attention, cached_attention
 from jpeglm_jax.sharding import constrain
+
+# Keys and values of all layers, [L, B, G, T, K] each: T is the longest sequence.
+Cache = tuple[jax.Array, jax.Array]
 
 # What the backward pass keeps of a layer; everything else is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -139,9 +142,20 @@ class Attention(nnx.Module):
 
     def output(self, heads_BxSxHxK: jax.Array) -> jax.Array:
         """Heads -> the residual stream, [B, S, D]."""
-        return jnp.einsum(
-            "bshk,hkd->bsd", heads_BxSxHxK, self.o[...].astype(heads_BxSxHxK.dtype)
+        return jnp.einsum("bshk,hkd->bsd", heads_BxSxHxK, self.o[...].astype(heads_BxSxHxK.dtype))
+
+    def step(
+        self, x_Bx1xD: jax.Array, place: jax.Array, layer: jax.Array, cache: Cache, tables
+    ) -> tuple[jax.Array, Cache]:
+        """One token of each sequence, at the same place; writes its key and value to the cache."""
+        q, k, v = self.project(x_Bx1xD, tables)
+        at = (layer, 0, 0, place, 0)
+        keys, values = (
+            jax.lax.dynamic_update_slice(c, new.swapaxes(1, 2)[None].astype(c.dtype), at)
+            for c, new in zip(cache, (k, v), strict=True)
         )
+        out_BxHxK = cached_attention(q[:, 0], keys[layer], values[layer], place + 1)
+        return self.output(out_BxHxK[:, None]), (keys, values)
 
     def __call__(self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables) -> jax.Array:
         q, k, v = self.project(x_BxSxD, tables)
@@ -188,6 +202,15 @@ class Block(nnx.Module):
         x_BxSxD += self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
         x_BxSxD += self.ffn(self.ffn_norm(x_BxSxD))
         return constrain(x_BxSxD, "batch", "length", "act_embed")
+
+    def step(
+        self, x_Bx1xD: jax.Array, place: jax.Array, layer: jax.Array, cache: Cache, tables
+    ) -> tuple[jax.Array, Cache]:
+        """One token of each sequence; see `Llama.step`."""
+        normed = self.attention_norm(x_Bx1xD)
+        attended, cache = self.attention.step(normed, place, layer, cache, tables)
+        x_Bx1xD += attended
+        return x_Bx1xD + self.ffn(self.ffn_norm(x_Bx1xD)), cache
 
 
 class Llama(nnx.Module):
@@ -251,3 +274,32 @@ class Llama(nnx.Module):
             layer, self.embed_tokens(tokens_BxS), layers, unroll=c.scan_unroll
         )
         return self.logits(x_BxSxD)
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """A cache for sequences of at most `length` tokens, in the compute type."""
+        c = self.config
+        zeros = jnp.zeros((c.layers, batch, c.kv_heads, length, c.head_dim), c.dtype)
+        return zeros, zeros
+
+    def step(self, tokens_B: jax.Array, place: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Logits of the next token, given one more token of each sequence.
+
+        Args:
+          tokens_B: int32 [batch], the tokens at `place`.
+          place: int32 scalar, the same for all sequences: 0 for the first token.
+          cache: keys and values of the places before.
+
+        Returns:
+          float32 [batch, vocabulary], and the cache with this place filled in.
+        """
+        c = self.config
+        tables = rope_tables(jnp.full((1, 1), place), c.head_dim, c.rope_theta)
+        graph, weights = nnx.split(self.blocks)
+
+        def layer(carry: tuple[jax.Array, Cache], xs: Any) -> tuple[Any, None]:
+            (x_Bx1xD, cache), (weights, index) = carry, xs
+            return nnx.merge(graph, weights).step(x_Bx1xD, place, index, cache, tables), None
+
+        start = (self.embed_tokens(tokens_B[:, None]), cache)
+        (x_Bx1xD, cache), _ = jax.lax.scan(layer, start, (weights, jnp.arange(c.layers)))
+        return self.logits(x_Bx1xD)[:, 0], cache

@@ -1,0 +1,154 @@
+"""Checkpoints that explain themselves.
+
+Each holds the weights, the optimiser, the average of the weights if there is one, and a page of
+JSON (`meta`): configuration, representation, data position, versions. They are written by Orbax
+in the background, atomically, and restored onto any mesh.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from jpeglm_jax.step import TrainState
+
+PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, or does not belong to this run."""
+
+
+def folder(workdir: epath.PathLike) -> epath.Path:
+    """Where a run keeps its checkpoints."""
+    return epath.Path(workdir) / "checkpoints"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers of a run; packages that are absent are left out."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def refuse_difference(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+    """Raises CheckpointError naming every value that differs between this run and a checkpoint."""
+    names = sorted(ours.keys() | theirs.keys())
+    wrong = [
+        f"{name} is {ours.get(name)!r} here and {theirs.get(name)!r} there"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+    if wrong:
+        raise CheckpointError(f"the checkpoint has another {what}: " + "; ".join(wrong))
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      workdir: the run's folder.
+      config: `config.checkpoint`: `keep` newest ones stay, and those whose step `keep_every`
+        divides (0: none besides).
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: ConfigDict | None = None):
+        keep, keep_every = (config.keep, config.keep_every) if config else (None, 0)
+        self._folder = folder(workdir)
+        self._manager = ocp.CheckpointManager(
+            self._folder.resolve() if "://" not in str(self._folder) else self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                create=config is not None,
+                read_only=config is None,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Begins to save; returns as soon as the state may be changed.
+
+        Raises what the save before this one failed with.
+        """
+        self._manager.check_for_errors()
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt_state": ocp.args.StandardSave(state.opt_state),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The page of JSON of a checkpoint, by default of the newest."""
+        step = self._existing(step)
+        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        return found["meta"]
+
+    def restore(self, step: int, shapes: TrainState, where: TrainState) -> TrainState:
+        """The whole state, laid out as `where` (a tree of shardings) says."""
+        items = {"params": (shapes.params, where.params)}
+        items["opt_state"] = (shapes.opt_state, where.opt_state)
+        if shapes.ema is not None:
+            items["ema"] = (shapes.ema, where.ema)
+        found = self._restore(step, items)
+        return TrainState(found["params"], found["opt_state"], found.get("ema"))
+
+    def restore_params(
+        self, shapes: Any, where: Any, *, ema: bool = False, step: int | None = None
+    ) -> Any:
+        """The weights alone, or their average, onto any mesh."""
+        name = "ema" if ema else "params"
+        return self._restore(self._existing(step), {name: (shapes, where)})[name]
+
+    def _restore(self, step: int, items: dict[str, tuple[Any, Any]]) -> Any:
+        targets = {name: _place(shapes, where) for name, (shapes, where) in items.items()}
+        args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    def _existing(self, step: int | None) -> int:
+        found = self._manager.all_steps()
+        if not found:
+            raise CheckpointError(
+                f"there is no checkpoint in {self._folder}; expected the folder of a run that has "
+                "saved at least once"
+            )
+        if step is not None and step not in found:
+            raise CheckpointError(
+                f"there is no checkpoint of step {step} in {self._folder}; there are: "
+                + ", ".join(map(str, sorted(found)))
+            )
+        return max(found) if step is None else step
+
+    def close(self) -> None:
+        """Waits for the save under way. Raises what it failed with."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        self._manager.close()
+
+
+def _place(shapes: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, where
+    )
+
+
+def quiet_orbax() -> None:
+    """Orbax tells every stage of every save; a training log needs only its warnings."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
