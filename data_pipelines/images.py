@@ -20,9 +20,9 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 Mode = Literal["RGB", "L"]
 
 # Formats that Pillow decodes itself. Left out are those that start another program (EPS, WMF) or
-# hold no pixels without one (GRIB, BUFR, HDF5, MPEG).
+# hold no pixels without one (GRIB, BUFR, HDF5, MPEG). MPO is opened as JPEG.
 _FORMATS = (
-    "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP"
+    "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP"
 ).split()
 _WHITE = (255, 255, 255, 255)
 
