@@ -40,6 +40,8 @@ from etils import epath
 
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
+_SMALLEST_BPE = 3 + 256  # UNK, BOS, EOS and the characters
+_MAX_SENTENCE = (1 << 16) - 1
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
@@ -103,8 +105,13 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def _is_content(self) -> np.ndarray:
-        """Which ids may stand in a document, bool [vocab_size]."""
+        """Which ids may stand anywhere in a document, bool [vocab_size]."""
         return self.byte_lengths > 0
+
+    @property
+    def _prefix(self) -> int | None:
+        """An id that may, besides, be the first of a document; None if there is none."""
+        return None
 
     def decode(self, tokens: np.ndarray | Sequence[int]) -> bytes:
         """Tokens, integer [n] -> bytes.
@@ -119,6 +126,7 @@ class Tokenizer(abc.ABC):
             raise ValueError(f"expected integer tokens [n], found {ids.dtype} {list(ids.shape)}")
         known = (ids >= 0) & (ids < self.vocab_size)
         content = known & self._is_content[np.where(known, ids, 0)]
+        content[0] |= ids[0] == self._prefix
         if not content.all():
             place = int(np.argmin(content))
             raise ValueError(
@@ -200,9 +208,11 @@ class BpeTokenizer(Tokenizer):
     """A SentencePiece model over codec characters, with its own ids; labels come after them.
 
     The ids of a document are exactly what SentencePiece gives (and with it the slow Llama tokenizer
-    of `transformers`). Models made by `train_bpe` add nothing to them. A model from elsewhere may
-    put its dummy prefix in front of every document; it stands for no bytes, takes a place, and
-    `decode` drops it.
+    of `transformers`). Models made by `train_bpe` have a token for every byte and add none. One
+    trained with SentencePiece's defaults puts a dummy prefix in front of every document: a piece of
+    its own, or UNK if the corpus was too large for it to be kept (it then falls under the default
+    character_coverage; `transformers` 5, unlike 4.38, leaves that UNK out). The prefix takes a
+    place, stands for no bytes, and `decode` drops it.
 
     Attributes:
       model: the serialised model, the contents of a `tokenizer.model`.
@@ -283,6 +293,13 @@ class BpeTokenizer(Tokenizer):
         labels = [False] * self.num_labels
         return np.array([piece is not None for piece in self._pieces] + labels, bool)
 
+    @functools.cached_property
+    def _prefix(self) -> int | None:
+        some_bytes = next(piece for piece in self._pieces if piece)
+        unknown = self._processor.unk_id()
+        starts_unknown = self._processor.encode(_to_characters(some_bytes))[:1] == [unknown]
+        return unknown if starts_unknown else None
+
     def encode(self, data: bytes) -> np.ndarray:
         """See `Tokenizer.encode`. Raises ValueError if the model lacks a piece for a byte."""
         return self._checked(data, self._processor.encode(_to_characters(data)))
@@ -347,31 +364,98 @@ def from_config(config: dict[str, Any], model: bytes | None = None) -> Tokenizer
 def train_bpe(
     documents: Iterable[bytes], vocab_size: int = 320, *, max_piece_bytes: int = 16
 ) -> bytes:
-    """Learns a SentencePiece BPE model from codec bytes; `BpeTokenizer(model)` uses it."""
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(documents),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        character_coverage=1.0,
-        required_chars=_to_characters(bytes(range(256))),
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        max_sentence_length=1 << 30,
-        max_sentencepiece_length=max_piece_bytes,
-        split_by_unicode_script=False,
-        split_by_number=False,
-        split_by_whitespace=False,
-        minloglevel=1,
-    )
-    return out.getvalue()
+    """Learns a SentencePiece BPE model from codec bytes; `BpeTokenizer(model)` uses it.
+
+    Deterministic: the model depends on the documents and the options alone, not on their order or
+    the number of threads. SentencePiece holds every pair in memory, about 50 bytes for each byte of
+    the documents, so give a sample (JPEG-LM took 10,000 images).
+
+    What is chosen, where SentencePiece's defaults are made for text:
+      * Any bytes can be encoded: character_coverage is 1 and all 256 characters are put into the
+        corpus, once each; so UNK never occurs, and byte_fallback stays off.
+      * Nothing is added or changed: identity normalisation, no dummy prefix, no whitespace removed.
+      * Nothing is skipped: max_sentence_length (4,192 bytes, three a character) is raised.
+        Documents are cut every 65,535 bytes, past which SentencePiece before 0.2.3 ends the
+        process; only pairs across a cut go uncounted.
+      * Merges may be of any bytes: the splits at scripts, numbers and white space are off.
+
+    Args:
+      documents: codec bytes of each document, read once.
+      vocab_size: all pieces: UNK (0), BOS (1), EOS (2), merges, 256 characters. So 320 leaves 61
+        merges. Labels are not counted; they are the tokenizer's.
+      max_piece_bytes: longest piece, 1 to 512 bytes; 16 is SentencePiece's default.
+
+    Raises:
+      ValueError: an option is out of range, or the documents hold too few different pairs for
+        vocab_size.
+    """
+    if not _SMALLEST_BPE <= vocab_size <= _MAX_VOCAB_SIZE:
+        raise ValueError(
+            f"found vocab_size={vocab_size}; expected {_SMALLEST_BPE} (3 specials and 256 "
+            f"characters) to {_MAX_VOCAB_SIZE}"
+        )
+    if not 1 <= max_piece_bytes <= 512:
+        raise ValueError(f"found max_piece_bytes={max_piece_bytes}; expected 1 to 512")
+    corpus = _Corpus(documents)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 30,
+            max_sentencepiece_length=max_piece_bytes,
+            split_by_unicode_script=False,
+            split_by_number=False,
+            split_by_whitespace=False,
+            split_digits=False,
+            byte_fallback=False,
+            minloglevel=1,
+        )
+    except (RuntimeError, SystemError) as error:
+        if corpus.error is not None:
+            raise corpus.error from None
+        raise ValueError(
+            f"SentencePiece could not learn {vocab_size} pieces from {corpus.num_documents} "
+            f"documents of {corpus.num_bytes} bytes; give more documents or a smaller vocab_size "
+            f"({error})"
+        ) from error
+    return model.getvalue()
 
 
-def _sentences(documents: Iterable[bytes]) -> Iterator[str]:
-    for data in documents:
-        yield _to_characters(data)
+class _Corpus:
+    """Documents as the sentences SentencePiece trains on.
+
+    Keeps the error that reading them raised, which SentencePiece would turn into one of its own.
+    """
+
+    def __init__(self, documents: Iterable[bytes]):
+        self.num_documents = 0
+        self.num_bytes = 0
+        self.error: Exception | None = None
+        self._documents = documents
+
+    def __iter__(self) -> Iterator[str]:
+        # A sentence of one character counts the character and no pair.
+        yield from _to_characters(bytes(range(256)))
+        try:
+            for data in self._documents:
+                self.num_documents += 1
+                self.num_bytes += len(data)
+                for start in range(0, len(data), _MAX_SENTENCE):
+                    yield _to_characters(data[start : start + _MAX_SENTENCE])
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _to_characters(data: bytes) -> str:
