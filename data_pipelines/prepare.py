@@ -22,10 +22,8 @@ from data_pipelines.augment import Augment
 from data_pipelines.preparation import finish, job, launchers, tokenizer_training
 from data_pipelines.preparation.job import Job, Settings, SettingsError
 from data_pipelines.preparation.process import ShardSpec
-from data_pipelines.preparation.tokenizer_training import TokenizerTrainingError
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
-from data_pipelines.sources import SourceError
 
 SETUP_TIMEOUT = 3600.0
 
@@ -191,7 +189,8 @@ def _documents_to_make(work: Job, spec: ShardSpec) -> int:
     return work.facts["listing"][spec.name]["items"] * (1 + copies)
 
 
-_ERRORS = (SettingsError, SourceError, ShardError, TokenizerTrainingError, ImportError)
+# Other kinds are mistakes of this program, whose place the stack trace tells.
+_ERRORS = (ValueError, ShardError, OSError, ImportError)
 
 
 def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:

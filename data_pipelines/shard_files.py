@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -336,6 +337,19 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: epath.Path, pattern: str = ".*", older_than: float = 0.0) -> None:
+    """Removes what killed processes left under temporary names at least `older_than` seconds ago.
+
+    A remote folder has none: there objects appear whole, under their own name.
+    """
+    if is_remote(folder):
+        return
+    for path in folder.glob(f"{pattern}.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process may be clearing up as well
+            if time.time() - path.stat().mtime >= older_than:
+                path.rmtree() if path.is_dir() else path.unlink()
+
+
 def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
@@ -389,9 +403,7 @@ def _remove_unfinished(folder: epath.Path, name: str) -> None:
     """Takes away the shard's sidecar first, then what a killed attempt left."""
     sidecar_path(folder, name).unlink(missing_ok=True)
     rejects_path(folder, name).unlink(missing_ok=True)
-    if not is_remote(folder):
-        for left in folder.glob(f".{name}.*.tmp"):
-            left.unlink(missing_ok=True)
+    remove_unfinished(folder, f".{name}.*")
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ class Shards:
         raise MismatchError(
             f"{self.folder} holds documents of representation {self.fingerprint}, but "
             f"{representation.fingerprint} was asked for; they differ in "
-            f"{differences(ours, theirs, 'the shards', 'asked for')}. Prepare shards with these "
+            f"{differences(ours, theirs, 'in the shards', 'asked for')}. Prepare shards with these "
             "settings in another folder, or change the settings to the shards'"
         )
 
@@ -305,13 +305,13 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def differences(ours: Any, theirs: Any, our_name: str, their_name: str) -> str:
-    """'quality (25 in A, 10 in B), size (..)': the keys in which two configs differ."""
+def differences(ours: Any, theirs: Any, where_ours: str, where_theirs: str) -> str:
+    """The keys in which two configs differ: 'quality (25 in the shards, 10 asked for), ..'."""
     parts = []
     for key in sorted(set(ours) | set(theirs)):
         left, right = ours.get(key, "nothing"), theirs.get(key, "nothing")
         if left != right:
-            parts.append(f"{key} ({_short(left)} in {our_name}, {_short(right)} in {their_name})")
+            parts.append(f"{key} ({_short(left)} {where_ours}, {_short(right)} {where_theirs})")
     return ", ".join(parts) or "nothing that is listed"
 
 

@@ -22,6 +22,7 @@ from data_pipelines.preparation.job import Job
 REJECTS = "rejects.jsonl"
 DUPLICATES = "duplicates.jsonl"
 _REASONS = 20
+_ABANDONED_SECONDS = 3600
 _KEPT = ("name", "documents", "images", "tokens", "rejects", "records", "table")
 
 
@@ -63,6 +64,8 @@ def finish(job: Job) -> dict[str, Any] | None:
         "splits": splits,
     }
     shard_files.write_atomically(job.folder / shards.MANIFEST, shard_files.to_json(manifest))
+    # Another task may be finishing too: only what is certainly abandoned goes.
+    shard_files.remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
     return manifest
 
 

@@ -117,6 +117,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         require_same(job, settings)
         return job
     folder.mkdir(parents=True, exist_ok=True)
+    shard_files.remove_unfinished(folder)
     source = open_source(settings.source)
     label_names = list(source.label_names)
     options = {"num_labels": _num_labels(settings, label_names)} if settings.conditional else {}
@@ -193,8 +194,8 @@ def require_same(job: Job, settings: Settings) -> None:
     flat_ours, flat_theirs = _flatten(ours, nested), _flatten(theirs, nested)
     raise SettingsError(
         f"{job.folder} holds shards made with other settings; they differ in "
-        f"{shards.differences(flat_ours, flat_theirs, 'the folder', 'asked for')}. Choose another "
-        "folder, or delete this one"
+        f"{shards.differences(flat_ours, flat_theirs, 'in the folder', 'asked for')}. Choose "
+        "another folder, or delete this one"
     )
 
 

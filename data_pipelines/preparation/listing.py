@@ -50,7 +50,9 @@ def write(
     What a killed listing left is replaced: nothing counts before `job.json` names the hashes.
     """
     folder = epath.Path(folder)
-    with tempfile.TemporaryDirectory(dir=_scratch_parent(folder)) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=".listing.", suffix=".tmp", dir=_scratch_parent(folder)
+    ) as scratch:
         spool = os.path.join(scratch, "spool")
         counts = _spool(source, spool, heldout)
         chosen = num_shards or choose_num_shards(counts["train"] * (1 + copies))

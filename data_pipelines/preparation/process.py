@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines import images, representations, shard_files
 from data_pipelines.augment import Augment
@@ -87,14 +89,15 @@ class _Work:
     augment: Augment
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> images.Mode:
         """Of the images that the representation takes."""
         return getattr(self.representation, "mode", "RGB")
 
     @property
     def size(self) -> int | None:
         """The side that the representation brings images to, if it says so."""
-        return getattr(self.representation, "size", None)
+        size = getattr(self.representation, "size", None)
+        return max(size) if isinstance(size, tuple) else size
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,6 +175,9 @@ def _documents(
                 document = earlier.document(item.key, copy) or image.document(copy)
             except Exception as error:  # whatever one image does, the others are not lost for it
                 rejects.append(Reject(item.key, copy, _reason(error)))
+                if copy == 0:  # without the image there are no copies of it
+                    counter.add(0, 1 + copies)
+                    break
                 counter.add(0, 1)
             else:
                 yield document
@@ -207,19 +213,25 @@ class _Image:
         self._work, self._item = work, item
 
     def document(self, copy: int) -> Document:
-        content, image = self._decoded
+        content, image = self._opened
         if copy:
-            image = self._work.augment.apply(image, self._item.key, copy, self._work.size)
+            work, key = self._work, self._item.key
+            image = work.augment.apply(self._normalised, key, copy, work.size)
         tokens = self._work.representation.encode(image)
         return Document(tokens, self._item.key, copy, self._item.label, content)
 
     @functools.cached_property
-    def _decoded(self) -> tuple[bytes, Any]:
+    def _opened(self) -> tuple[bytes, Image.Image]:
         data = self._work.source.read(self._item.locator)
         content = hashlib.sha256(data).digest()[: shard_files.CONTENT_HASH_BYTES]
-        return content, images.normalise(images.open_image(data), self._work.mode)
+        return content, images.open_image(data)
+
+    @functools.cached_property
+    def _normalised(self) -> Image.Image:
+        return images.normalise(self._opened[1], self._work.mode)
 
 
 def _reason(error: Exception) -> str:
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an address would differ from run to run
     return text[:_REASON_CHARACTERS] or type(error).__name__

@@ -72,11 +72,9 @@ def _codec_bytes(
 ) -> Iterator[bytes]:
     """What each item becomes; unusable ones are passed over here and rejected with the shards."""
 
-    mode = getattr(representation, "mode", "RGB")
-
     def encode(item: Item) -> bytes | None:
         try:
-            image = images.normalise(images.open_image(source.read(item.locator)), mode)
+            image = images.open_image(source.read(item.locator))
             return representation.encode(image).astype("u1").tobytes()
         except ValueError:
             return None

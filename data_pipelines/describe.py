@@ -1,0 +1,203 @@
+"""Example: python -m data_pipelines.describe --shards=SHARDS --sheet=sheet.png
+
+Tells what is in a folder of shards: documents, lengths, labels, how well they fill rows. On
+request it hashes every file (--verify), draws documents (--sheet) or writes one as a file
+(--document=KEY --out=FILE).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from etils import epath
+from PIL import Image
+
+from data_pipelines import packing, shards, sheet
+from data_pipelines.shard_files import ShardError
+from data_pipelines.shards import Shards
+
+_BARS = 12
+_BAR_WIDTH = 40
+_LABELS = 20
+_SHEET_TILES = 64
+
+
+def describe(folder: epath.PathLike, row_length: int = 0) -> str:
+    """What is in a folder of shards, as text to read.
+
+    Args:
+      folder: a complete folder of shards.
+      row_length: places of the rows whose fill is told; 0 tells it for powers of two.
+
+    Raises:
+      FileNotFoundError, ShardError: see `Shards`.
+    """
+    manifest = shards.read_manifest(folder)
+    representation = manifest["representation"]
+    options = ", ".join(f"{k}={v}" for k, v in representation["config"].items() if k != "name")
+    lines = [
+        f"{folder}",
+        f"representation  {representation['config'].get('name', '?')}, fingerprint "
+        f"{representation['fingerprint']}: {options}",
+        f"source          {manifest['settings']['source']}",
+        f"rejected        {manifest['rejects']['count']:,}" + _reasons(manifest["rejects"]),
+        f"duplicates      {_duplicates(manifest['duplicates'])}",
+    ]
+    for split in manifest["splits"]:
+        lines += ["", *_describe_split(Shards(folder, split), row_length)]
+    return "\n".join(lines)
+
+
+def contact_sheet(documents: Shards, tiles: int = _SHEET_TILES) -> Image.Image:
+    """Documents spread evenly over the split, decoded, in a square grid.
+
+    Raises ValueError if the representation's media are not images, or the split is empty.
+    """
+    if not len(documents):
+        raise ValueError(f"split {documents.split!r} of {documents.folder} holds no document")
+    chosen = np.unique(np.linspace(0, len(documents) - 1, min(tiles, len(documents))).astype(int))
+    tokens = documents.read(chosen.tolist())
+    return sheet.sheet_of_documents(documents.representation, tokens)
+
+
+def write_document(documents: Shards, key: str, copy: int, out: epath.PathLike) -> int:
+    """Writes a document as the file that it stands for and returns the file's size in bytes.
+
+    Raises:
+      KeyError: the split has no such document.
+      ValueError: the representation has no files.
+    """
+    (tokens,) = documents.read([documents.find(key, copy)])
+    to_bytes = getattr(documents.representation, "to_bytes", None)
+    if to_bytes is None:
+        raise ValueError(f"documents of {documents.representation.name!r} are no files")
+    data = to_bytes(tokens)
+    epath.Path(out).write_bytes(data)
+    return len(data)
+
+
+def verify(folder: epath.PathLike) -> Iterator[tuple[str, str]]:
+    """Hashes every file of every split: yields (file name, '' or what is wrong)."""
+    for split in shards.read_manifest(folder)["splits"]:
+        yield from Shards(folder, split).verify()
+
+
+def _describe_split(documents: Shards, row_length: int) -> list[str]:
+    part = documents.manifest["splits"][documents.split]
+    size = sum(shard["records"]["bytes"] for shard in part["shards"])
+    lines = [
+        f"{documents.split}: {part['documents']:,} documents of {part['images']:,} images, "
+        f"{part['tokens']:,} tokens in {len(part['shards'])} shards, {size / 1e6:,.1f} MB",
+    ]
+    if not len(documents):
+        return lines
+    lines += _lengths(documents.lengths)
+    lines += _fill(documents.lengths, row_length)
+    lines += _labels(documents)
+    return lines
+
+
+def _lengths(lengths: np.ndarray) -> list[str]:
+    marks = np.percentile(lengths, [0, 50, 99, 100]).astype(int)
+    lines = [
+        f"  tokens a document: mean {lengths.mean():,.1f}, smallest {marks[0]:,}, median "
+        f"{marks[1]:,}, 99 % {marks[2]:,}, largest {marks[3]:,}"
+    ]
+    width = max(1, math.ceil((marks[3] - marks[0] + 1) / _BARS))
+    edges = np.arange(marks[0], marks[3] + width + 1, width)
+    counts, _ = np.histogram(lengths, edges)
+    for edge, count in zip(edges, counts, strict=False):
+        bar = "#" * round(_BAR_WIDTH * count / counts.max())
+        lines.append(f"  {edge:9,} - {edge + width - 1:9,} {count:12,} {bar}")
+    return lines
+
+
+def _fill(lengths: np.ndarray, row_length: int) -> list[str]:
+    places = lengths + np.uint32(1)  # the framing takes one
+    shortest = 2 ** math.ceil(math.log2(int(places.max())))
+    chosen = [row_length] if row_length else [shortest, 4 * shortest]
+    return [f"  rows of {row:,}: {packing.plan(places, row_length=row).stats}" for row in chosen]
+
+
+def _labels(documents: Shards) -> list[str]:
+    values, counts = np.unique(documents.labels, return_counts=True)
+    if values.tolist() == [-1]:
+        return ["  no labels"]
+    lines = [f"  {len(values)} labels, {counts.min():,} to {counts.max():,} documents each"]
+    for value, count in list(zip(values.tolist(), counts.tolist(), strict=True))[:_LABELS]:
+        name = documents.label_names[value] if value >= 0 else "(none)"
+        lines.append(f"  {value:6} {name:24} {count:12,}")
+    if len(values) > _LABELS:
+        lines.append(f"  ... and {len(values) - _LABELS} more")
+    return lines
+
+
+def _reasons(rejects: dict[str, Any]) -> str:
+    lines = [f"\n  {count:12,}  {reason}" for reason, count in rejects["reasons"].items()]
+    return (f" ({rejects['file']})" if lines else "") + "".join(lines)
+
+
+def _duplicates(facts: dict[str, Any]) -> str:
+    if not facts["dropped"]:
+        return "not looked for"
+    return f"{facts['count']:,} left out" + (f" ({facts['file']})" if facts["count"] else "")
+
+
+_SHARDS = flags.DEFINE_string("shards", None, "Folder that prepare wrote.", required=True)
+_SPLIT = flags.DEFINE_string("split", "train", "Split that --sheet and --document look into.")
+_ROW_LENGTH = flags.DEFINE_integer("row_length", 0, "Places of a row whose fill to tell.")
+_VERIFY = flags.DEFINE_boolean("verify", False, "Hash every file and compare.")
+_SHEET = flags.DEFINE_string("sheet", None, "Write a contact sheet of decoded documents, .png.")
+_DOCUMENT = flags.DEFINE_string("document", None, "Key of a document to write to --out.")
+_COPY = flags.DEFINE_integer("copy", 0, "Which copy of --document; 0 is the image itself.")
+_OUT = flags.DEFINE_string("out", None, "File for --document.")
+
+
+def main(_: Sequence[str]) -> None:
+    try:
+        _run()
+    except (ShardError, ValueError, KeyError, OSError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise SystemExit(f"{type(error).__name__}: {text}") from None
+
+
+def _run() -> None:
+    folder = _SHARDS.value
+    if _VERIFY.value:
+        _print_verification(folder)
+    if _DOCUMENT.value is not None:
+        if _OUT.value is None:
+            raise ValueError("--document needs --out=FILE to write to")
+        size = write_document(
+            Shards(folder, _SPLIT.value), _DOCUMENT.value, _COPY.value, _OUT.value
+        )
+        print(f"{_OUT.value}: {size:,} bytes")
+    if _SHEET.value is not None:
+        picture = contact_sheet(Shards(folder, _SPLIT.value))
+        sheet.save(picture, _SHEET.value)
+        print(f"{_SHEET.value}: {picture.width} x {picture.height} pixels")
+    if not (_VERIFY.value or _DOCUMENT.value or _SHEET.value):
+        print(describe(folder, _ROW_LENGTH.value))
+
+
+def _print_verification(folder: str) -> None:
+    damaged = files = 0
+    for name, wrong in verify(folder):
+        files += 1
+        if wrong:
+            damaged += 1
+            print(f"{name}: {wrong}")
+    if damaged:
+        raise ShardError(
+            f"{damaged} of {files} files are not as written; restore them, or delete them and run "
+            "prepare again"
+        )
+    print(f"all {files} files are as written")
+
+
+if __name__ == "__main__":
+    app.run(main)
