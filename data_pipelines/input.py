@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import grain
 import jax
 import numpy as np
+from absl import flags
 from numpy.typing import ArrayLike
 
 from data_pipelines.packing import EpochPlan, Plan, Rows
@@ -91,6 +92,7 @@ class Loader:
           label_dropout: the part of documents, 0 to 1, that begin as if they had no label.
           threads: Grain's, in each process that reads.
           workers: Grain's worker processes; 0 reads in this one. Each holds a copy of the plan.
+            They need absl's flags to be parsed, as `absl.app.run` does.
           read_ahead: how many windows (batches, or several of them if they are small) each
             process keeps ready.
 
@@ -291,6 +293,11 @@ class Batches(Iterator[dict[str, Any]]):
         windows = _Windows(loader, self.rows, start_step, num_steps)
         dataset = grain.MapDataset.source(windows).to_iter_dataset(loader.read_options)
         if loader.worker_options.num_workers:
+            if not flags.FLAGS.is_parsed():
+                raise RuntimeError(
+                    "Grain's worker processes read absl's flags, which are not parsed yet: start "
+                    "by absl.app.run, or call absl.flags.FLAGS.mark_as_parsed() first."
+                )
             dataset = dataset.mp_prefetch(loader.worker_options)
         self._windows = iter(dataset)
         self._steps_per_window = windows.steps

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -51,6 +52,9 @@ class Rows:
     def __getitem__(self, row: int) -> np.ndarray:
         """The pieces of one row, int64 [k, 3]."""
         return self.pieces[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +304,7 @@ class ConcatPlan(EpochPlan):
     def _document(self, epoch: int, place: np.ndarray) -> np.ndarray:
         return permute(place, self._lengths.size, hash64(self._seed, _DOCUMENTS, epoch))
 
-    def _scan(self, epoch: int):
+    def _scan(self, epoch: int) -> Iterator[tuple[int, np.ndarray]]:
         """Goes through an epoch; yields (places before this part, ends of its documents)."""
         start = 0
         part = 2048 * self._BLOCK
