@@ -149,6 +149,7 @@ def _place(shapes: Any, where: Any) -> Any:
     )
 
 
-def quiet_orbax() -> None:
-    """Orbax tells every stage of every save; a training log needs only its warnings."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+def quiet_libraries() -> None:
+    """Orbax tells every stage of every save; a training log needs only the warnings."""
+    for name in (None, "absl", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -132,7 +132,7 @@ class Recipe:
 
     def init(self, seed: int | jax.Array) -> TrainState:
         """The state before the first step; a function of the seed alone."""
-        params = nnx.to_pure_dict(nnx.state(Llama(self.model, nnx.Rngs(seed))))
+        params = nnx.to_pure_dict(nnx.state(Llama(self.model, nnx.Rngs(jax.random.key(seed)))))
         # A copy, so that weights and average can be donated one by one.
         ema = jax.tree.map(jnp.copy, params) if self.config.ema else None
         return TrainState(params, self.optimizer.init(params), ema)

@@ -374,7 +374,7 @@ _EXPECTED = (ValueError, NotFinite)
 
 def main(_: Sequence[str]) -> None:
     config = flags.FLAGS.config
-    checkpoint.quiet_orbax()
+    checkpoint.quiet_libraries()
     sharding.split_cpu(cpu_devices(config))
     workdir = flags.FLAGS.workdir or f"runs/{config.representation.name}-{config.preset}"
     try:
