@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import bz2
-import collections
 import gzip
 import lzma
-import os
 import tarfile
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
@@ -18,7 +15,6 @@ from data_pipelines.sources import files
 # Long names and pax records are kept in the data of extra headers; no honest one is larger, and
 # `tarfile` would read whatever length is written there.
 _MAX_HEADER_BYTES = 2**20
-_MAX_OPEN_FILES = 8
 
 # All that `tarfile` and the decompressors let through when the bytes make no sense.
 DAMAGE = (
@@ -136,33 +132,3 @@ class _Guarded:
         if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
-
-
-class OpenArchives:
-    """The few archives read last, kept open; safe to use from threads and after a fork."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._open: collections.OrderedDict[str, IO[Any]] = collections.OrderedDict()
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset` of the (decompressed) archive, fewer if it ends before.
-
-        Raises one of DAMAGE.
-        """
-        if self._owner != os.getpid():
-            # A forked process shares the positions of its parent's files: take new ones.
-            self.__init__()  # type: ignore[misc]
-        with self._lock:
-            file = self._open.pop(path, None) or open_archive(path)
-            try:
-                file.seek(offset)
-                data = file.read(size)
-            except BaseException:
-                file.close()
-                raise
-            self._open[path] = file
-            if len(self._open) > _MAX_OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            return data

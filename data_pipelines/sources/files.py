@@ -21,7 +21,7 @@ from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError
 # `{000..012}` and `{train,val}`, as WebDataset's users and shells write ranges of shards.
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_EXPANDED = 1_000_000
+_MAX_EXPANDED = 100_000
 
 # What the drivers of remote file systems raise for a file that cannot be read is an OSError, save
 # for credentials and missing drivers.

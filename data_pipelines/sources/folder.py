@@ -54,10 +54,10 @@ class FolderSource(Source):
     def _classes(self) -> list[str]:
         """Names of the classes by the rule above. Raises SourceError if there is no image."""
         walk = Walk(self._root)
-        names = sorted(walk.entries(""))
+        names = list(walk.entries(""))
         if not all(name.endswith("/") for name in names):
             return []
-        classes = [name[:-1] for name in names if walk.holds_image(name)]
+        classes = sorted(name[:-1] for name in names if walk.holds_image(name))
         if not classes:
             self._labels = {}
             next(self.items())  # Raises, telling what there is instead.

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.digits import DigitsSource
 from data_pipelines.sources.folder import FolderSource
+from data_pipelines.sources.parquet import ParquetSource
 from data_pipelines.sources.tar import TarSource
+from data_pipelines.sources.tfds import TfdsSource
 
 _SOURCES: dict[str, Callable[[str], Source]] = {
-    source.scheme: source for source in (DigitsSource, FolderSource, TarSource)
+    source.scheme: source
+    for source in (DigitsSource, FolderSource, TarSource, TfdsSource, ParquetSource)
 }
 _SPELLING = {
     "digits": "digits",
@@ -38,11 +41,14 @@ def open_source(spec: str) -> Source:
 
 
 def _nearest(spec: str, scheme: str) -> str:
+    """What was probably meant: a path without its kind, or a kind misspelt."""
     if os.path.isdir(spec):
         return f"folder:{spec}"
-    if spec.endswith((".tar", ".tar.gz", ".tgz")):
-        return f"tar:{spec}"
-    if spec.endswith(".parquet"):
-        return f"parquet:{spec}"
-    near = difflib.get_close_matches(scheme.lower(), _SPELLING, n=1, cutoff=0.0)
-    return _SPELLING[near[0]]
+    likeness = 0.6 if ":" in spec else 0.0
+    near = difflib.get_close_matches(scheme.lower(), _SPELLING, n=1, cutoff=likeness)
+    for suffixes, kind in (((".tar", ".tar.gz", ".tgz"), "tar"), ((".parquet",), "parquet")):
+        if spec.endswith(suffixes) and not (near and ":" in spec):
+            return f"{kind}:{spec}"
+    if near and ":" in spec:
+        return near[0] + spec[len(scheme) :]
+    return _SPELLING[near[0] if near else "folder"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from data_pipelines.sources import files
-from data_pipelines.sources.archive import DAMAGE, Member, OpenArchives, members, open_archive
+from data_pipelines.sources.archive import DAMAGE, Member, members, open_archive
 from data_pipelines.sources.base import (
     MAX_LABELS,
     MAX_MEDIUM_BYTES,
@@ -19,6 +19,10 @@ from data_pipelines.sources.base import (
     printable,
 )
 from data_pipelines.sources.formats import is_image_name, suffix_of
+from data_pipelines.sources.labels import class_names
+from data_pipelines.sources.opened import Opened
+
+_MAX_OPEN = 8
 
 
 class _Image(NamedTuple):
@@ -57,13 +61,13 @@ class TarSource(Source):
             for path in files.matching_files(argument, example="tar:/data/train-{000..012}.tar")
         }
         self._label_names: tuple[str, ...] | None = None
-        self._archives = OpenArchives()
+        self._archives = Opened(open_archive, most=_MAX_OPEN)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Known once the source was listed; asking for them before that lists it."""
         if self._label_names is None:
-            self._label_names = self._names(image.label for image in self._images())
+            self._label_names = class_names((image.label for image in self._images()), self.spec)
         return self._label_names
 
     def _list(self) -> Iterator[Item]:
@@ -91,29 +95,14 @@ class TarSource(Source):
         if size > MAX_MEDIUM_BYTES:
             raise SourceError(f"{size} bytes in {tar} at byte {offset}: too large for one image")
         try:
-            data = self._archives.read(self._paths[tar], offset, size)
+            with self._archives.borrow(self._paths[tar]) as file:
+                file.seek(offset)
+                data = file.read(size)
         except DAMAGE as error:
             raise SourceError(f"{tar} cannot be read: {files.why(error)}") from error
         if len(data) != size:
             raise SourceError(f"{tar} ends before byte {offset + size}: it was cut short")
         return data
-
-    def _names(self, labels: Iterator[int | str]) -> tuple[str, ...]:
-        names: set[str] = set()
-        largest = -1
-        for label in labels:
-            if isinstance(label, str):
-                names.add(label)
-            else:
-                largest = max(largest, label)
-            if len(names) > MAX_LABELS:
-                raise SourceError(f"{self.spec} has more than {MAX_LABELS:,} labels: no classes")
-        if names and largest >= 0:
-            raise SourceError(
-                f"{self.spec} mixes labels by number ({largest}) and by name ({min(names)!r}): "
-                "expected one kind"
-            )
-        return tuple(sorted(names)) or tuple(str(label) for label in range(largest + 1))
 
     def _images(
         self,

@@ -1,0 +1,209 @@
+"""One parquet file: which column holds images, which labels, and its rows at random."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from data_pipelines.sources import files
+from data_pipelines.sources.base import SourceError
+
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+_LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
+
+# A row group whose images take no more than this is held whole, so that its rows are read at
+# random; of a larger one a few rows are held, and reading an earlier row starts it over.
+_WHOLE_GROUP_BYTES = 2**26
+_WINDOW_ROWS = 16
+_BUFFER_BYTES = 2**20
+
+
+class Columns(NamedTuple):
+    """Names of the columns; `label_names` is None where the dataset does not tell them."""
+
+    image: str
+    label: str | None
+    label_names: tuple[str, ...] | None
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What a file that is damaged, or not parquet, raises."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, ValueError, LookupError, *files.READ_ERRORS)
+
+
+def read_schema(path: str) -> Any:
+    """The pyarrow.Schema of a file. Raises one of `damage()`."""
+    import pyarrow.parquet as pq
+
+    with files.open_binary(path) as file:
+        return pq.read_schema(file)
+
+
+def find_columns(schema: Any, spec: str) -> Columns:
+    """The columns to read. Raises SourceError if it is not clear which one holds the images."""
+    described = _description(schema)
+    columns = {field.name: field.type for field in schema}
+    images = [name for name, kind in columns.items() if _is_image(kind)]
+    image = _choose(
+        [name for name in images if described.get(name, {}).get("_type") == "Image"],
+        [name for name in _IMAGE_NAMES if name in images],
+        images if len(images) == 1 else [],
+    )
+    if image is None:
+        listed = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise SourceError(
+            f"{spec} has no column known to hold images, expected one named 'image' of binary or "
+            f"struct<bytes: binary, path: string> (found: {listed})"
+        )
+    labels = [name for name, kind in columns.items() if _is_label(kind)]
+    classes = [name for name in labels if described.get(name, {}).get("_type") == "ClassLabel"]
+    label = _choose(
+        [name for name in _LABEL_NAMES if name in classes],
+        classes,
+        [name for name in _LABEL_NAMES if name in labels],
+    )
+    names = described.get(label, {}).get("names") if label else ()
+    return Columns(image, label, None if names is None else tuple(map(str, names)))
+
+
+class Table:
+    """An open file. Every method raises one of `damage()` where the bytes make no sense."""
+
+    def __init__(self, path: str, columns: Columns) -> None:
+        import pyarrow.parquet as pq
+
+        self._columns = columns
+        self._file = files.open_binary(path)
+        try:
+            # Small buffers, not whole column chunks: a chunk may be larger than memory.
+            self._parquet = pq.ParquetFile(
+                self._file,
+                buffer_size=_BUFFER_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            )
+            found = self._parquet.schema_arrow
+            for name in filter(None, (columns.image, columns.label)):
+                if name not in found.names:
+                    raise ValueError(f"it has no column {name!r}, as the others have")
+            if not _is_image(found.field(columns.image).type):
+                raise ValueError(f"its column {columns.image!r} holds no images")
+        except BaseException:
+            self._file.close()
+            raise
+        self.num_groups = self._parquet.num_row_groups
+        self._group = -1
+        self._first = 0  # Row of the group that the window begins with.
+        self._window: Any = ()
+        self._batches: Any = iter(())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def labels(self, group: int) -> list[int | str]:
+        """Labels of all rows of a group; -1 for null, and throughout without a label column."""
+        if self._columns.label is None:
+            return [-1] * self._parquet.metadata.row_group(group).num_rows
+        column = self._parquet.read_row_group(group, columns=[self._columns.label]).column(0)
+        return [-1 if label is None else label for label in column.to_pylist()]
+
+    def missing(self, group: int) -> dict[int, str]:
+        """Rows of a group that hold no image, with the reason."""
+        if self._nulls(group) == 0:
+            return {}
+        reasons = {}
+        rows = self._parquet.metadata.row_group(group).num_rows
+        for row in range(rows):
+            value = self._value(group, row)
+            if _bytes_of(value) is None:
+                path = value.get("path") if isinstance(value, dict) else None
+                reasons[row] = (
+                    f"its image is a path, {path!r}, without the bytes"
+                    if path
+                    else "no image: null"
+                )
+        return reasons
+
+    def image(self, group: int, row: int) -> bytes | None:
+        """The encoded image of one row; None for null."""
+        return _bytes_of(self._value(group, row))
+
+    def _value(self, group: int, row: int) -> Any:
+        """The cell of the image column, from a window that moves forward through its group."""
+        if group != self._group or row < self._first:
+            self._start(group)
+        while row >= self._first + len(self._window):
+            self._first += len(self._window)
+            self._window = next(self._batches, None)
+            if self._window is None:
+                self._group = -1
+                raise LookupError(f"it has no row {row}")
+        return self._window[row - self._first].as_py()
+
+    def _start(self, group: int) -> None:
+        if group >= self.num_groups:
+            raise LookupError(f"it has no row group {group}")
+        facts = self._parquet.metadata.row_group(group)
+        whole = sum(chunk.total_uncompressed_size for chunk in self._chunks(group))
+        batches = self._parquet.iter_batches(
+            batch_size=max(1, facts.num_rows) if whole <= _WHOLE_GROUP_BYTES else _WINDOW_ROWS,
+            row_groups=[group],
+            columns=[self._columns.image],
+            use_threads=False,
+        )
+        self._batches = (batch.column(0) for batch in batches)
+        self._group, self._first, self._window = group, 0, ()
+
+    def _chunks(self, group: int) -> list[Any]:
+        """Facts about the column chunks of the image column: bytes, and path if it is a struct."""
+        facts = self._parquet.metadata.row_group(group)
+        chunks = [facts.column(index) for index in range(facts.num_columns)]
+        name = self._columns.image
+        return [c for c in chunks if c.path_in_schema in (name, f"{name}.bytes", f"{name}.path")]
+
+    def _nulls(self, group: int) -> int | None:
+        """How many images of a group are null; None if the file does not tell."""
+        for chunk in self._chunks(group):
+            if not chunk.path_in_schema.endswith(".path"):
+                told = chunk.statistics is not None and chunk.statistics.has_null_count
+                return chunk.statistics.null_count if told else None
+        return None
+
+
+def _description(schema: Any) -> dict[str, Any]:
+    """Hugging Face's description of the columns, {} if there is none that makes sense."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        features = info["info"]["features"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    if not isinstance(features, dict):
+        return {}
+    return {name: about for name, about in features.items() if isinstance(about, dict)}
+
+
+def _is_image(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_image(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _is_label(kind.value_type)
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _bytes_of(value: Any) -> bytes | None:
+    return value.get("bytes") if isinstance(value, dict) else value
+
+
+def _choose(*preferences: list[str]) -> str | None:
+    """The first name of the first list that has one."""
+    return next((names[0] for names in preferences if names), None)

@@ -1,0 +1,182 @@
+"""`tfds:NAME[/CONFIG][:VERSION][:SPLIT]`: a dataset that TensorFlow Datasets has prepared.
+
+Only its files are read, as ArrayRecord (or parquet): no TensorFlow, none of the dataset's own
+code, and nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.sources import files
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
+
+_SPEC = re.compile(
+    r"(?P<name>[^:/]+)(/(?P<config>[^:]+))?(:(?P<version>\d+\.\d+\.\d+))?"
+    r"(:(?P<split>([^:\[\]]|\[[^\[\]]*\])+))?"  # A slice, as in train[10:20], has a colon too.
+)
+_BATCH = 64  # Records read at once while listing: enough for speed, few enough for large images.
+
+
+class TfdsSource(Source):
+    """The images of one split (by default "train"; slices such as "train[:10%]" are splits too).
+
+    The image is the feature "image", or the only one of its kind; the label likewise the feature
+    "label", or the only class label. Keys are `NAME[/CONFIG]/VERSION/SPLIT/INDEX`. Listing a
+    labelled split reads it, since a label lies in its image's record; images are not decoded.
+    Datasets are looked for in $TFDS_DATA_DIR, or else where TFDS keeps them.
+    """
+
+    scheme = "tfds"
+
+    def __init__(self, argument: str) -> None:
+        super().__init__(argument)
+        self._name, self._config, self._version, self._split = _parse(argument)
+        builder = self._find()
+        self._prefix = f"{builder.info.full_name}/{self._split}"
+        features = builder.info.features
+        tfds = _tfds()
+        self._image = _only(features, tfds.features.Image, "image")
+        self._label = _only(features, tfds.features.ClassLabel, "label")
+        if self._image is None:
+            raise SourceError(
+                f"{self.spec} has no image among its features: {', '.join(sorted(features))}"
+            )
+        # Examples are parsed for one feature at a time: the others cost nothing.
+        self._image_only = tfds.features.FeaturesDict({self._image: features[self._image]})
+        self._undecoded = {self._image: tfds.decode.SkipDecoding()}
+        self._names: tuple[str, ...] = ()
+        if self._label is not None:
+            self._names = tuple(features[self._label].names)
+            self._label_only = tfds.features.FeaturesDict({self._label: features[self._label]})
+        self._records = self._open(builder)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self._names
+
+    def _list(self) -> Iterator[Item]:
+        for start in range(0, len(self._records), _BATCH):
+            indices = range(start, min(start + _BATCH, len(self._records)))
+            for index, label in zip(indices, self._labels(indices), strict=True):
+                key = f"{self._prefix}/{index:08d}"
+                if isinstance(label, str):
+                    self._reject(key, label)
+                else:
+                    yield Item(key, index, label)
+
+    def read(self, locator: Locator) -> bytes:
+        if not isinstance(locator, int) or not 0 <= locator < len(self._records):
+            raise SourceError(
+                f"{self.spec} has no record {locator!r}: they are 0 to {len(self._records) - 1}"
+            )
+        try:
+            example = self._image_only.deserialize_example_np(
+                self._records[locator], decoders=self._undecoded
+            )
+            image = example[self._image]
+        except _damage() as error:
+            raise SourceError(
+                f"record {locator} of {self.spec} cannot be read: {files.why(error)}"
+            ) from error
+        if not image:
+            raise SourceError(f"record {locator} of {self.spec} holds no image")
+        return image
+
+    def _labels(self, indices: range) -> list[int | str]:
+        """Labels of some records; in place of one that cannot be read, the reason."""
+        if self._label is None:
+            return [-1] * len(indices)
+        try:
+            return [self._parse_label(record) for record in self._records.__getitems__(indices)]
+        except _damage():
+            return [self._label_or_reason(index) for index in indices]
+
+    def _label_or_reason(self, index: int) -> int | str:
+        try:
+            return self._parse_label(self._records[index])
+        except _damage() as error:
+            return f"record cannot be read: {files.why(error)}"
+
+    def _parse_label(self, record: bytes) -> int:
+        label = int(self._label_only.deserialize_example_np(record)[self._label])
+        if not -1 <= label < len(self._names):
+            raise ValueError(f"its label is {label}, expected below {len(self._names)}")
+        return label
+
+    def _find(self) -> Any:
+        options = {"config": self._config, "version": self._version}
+        data_dir = os.environ.get("TFDS_DATA_DIR")
+        try:
+            return _tfds().core.read_only_builder.builder_from_files(
+                self._name,
+                data_dir=data_dir,
+                **{name: value for name, value in options.items() if value},
+            )
+        except (*files.READ_ERRORS, ValueError) as error:
+            name = "/".join(filter(None, (self._name, self._config)))
+            place = data_dir or _tfds().core.constants.DATA_DIR
+            raise SourceError(
+                f"the dataset {name!r} is not prepared in {place} ({files.why(error)}); to "
+                f"download and prepare it: tfds build {name} --file_format=array_record "
+                f"--data_dir={place}"
+            ) from error
+
+    def _open(self, builder: Any) -> Any:
+        tfds = _tfds()
+        try:
+            return builder.as_data_source(
+                self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except NotImplementedError as error:
+            raise SourceError(
+                f"{builder.data_dir} is stored as {builder.info.file_format.value}, expected "
+                f"array_record; to convert it: tfds convert_format --out_file_format=array_record "
+                f"--dataset_version_dir={builder.data_dir}"
+            ) from error
+        except _damage() as error:
+            raise SourceError(
+                f"the split {self._split!r} of {self._name} cannot be opened: {files.why(error)} "
+                f"(splits: {', '.join(builder.info.splits)})"
+            ) from error
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise SourceError(
+            f"'tfds:' needs TensorFlow Datasets ({files.why(error)}): "
+            "pip install tensorflow-datasets"
+        ) from error
+    return tensorflow_datasets
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    from google.protobuf import message
+
+    # ArrayRecord raises RuntimeError for damaged chunks, the example parser the others.
+    return (RuntimeError, ValueError, LookupError, TypeError, OSError, message.DecodeError)
+
+
+def _parse(argument: str) -> tuple[str, str, str, str]:
+    """NAME, CONFIG, VERSION and SPLIT of a spec; what it leaves out is empty, or "train"."""
+    found = _SPEC.fullmatch(argument)
+    if found is None:
+        raise SourceError(
+            f"'tfds:{argument}' cannot be understood, expected "
+            "tfds:NAME[/CONFIG][:VERSION][:SPLIT], as in 'tfds:mnist:train'"
+        )
+    parts = found.groupdict(default="")
+    return parts["name"], parts["config"], parts["version"], parts["split"] or "train"
+
+
+def _only(features: Any, kind: type, preferred: str) -> str | None:
+    """The feature of a kind by its usual name, or else the only one."""
+    names = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if preferred in names:
+        return preferred
+    return names[0] if len(names) == 1 else None
