@@ -7,16 +7,22 @@ in the background, atomically, and restored onto any mesh.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
+import math
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jpeglm_jax.step import TrainState
+from data_pipelines import representations
+from data_pipelines.representations.base import Representation
+from jpeglm_jax.sharding import make_mesh
+from jpeglm_jax.step import Recipe, TrainState, model_config
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
 
@@ -141,6 +147,62 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
         self._manager.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """What a run has made: everything needed to use its weights.
+
+    Attributes:
+      config: the run's configuration.
+      representation: what the tokens mean.
+      recipe: the model without its weights.
+      mesh: where the weights lie.
+      params: the weights, or their moving average where the run kept one.
+      step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    representation: Representation
+    recipe: Recipe
+    mesh: Mesh
+    params: Any
+    step: int
+
+
+def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
+    """Loads the weights of a run, spread over the devices there are: none of the run's own need be.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; default the newest.
+
+    Raises:
+      CheckpointError: there is no such run or checkpoint, or its parts do not belong together.
+    """
+    workdir = epath.Path(workdir)
+    if not folder(workdir).is_dir():
+        raise CheckpointError(
+            f"{workdir} has no folder checkpoints; expected the workdir of a training run"
+        )
+    checkpoints = Checkpoints(workdir)
+    meta = checkpoints.meta(step)
+    config = ConfigDict(meta["config"])
+    representation = representations.load(workdir)
+    refuse_difference(representation.to_config(), meta["representation"], "representation")
+    model = model_config(config, representation.vocab_size, jax.default_backend())
+    recipe = Recipe(
+        model, config.optimizer, config.steps, representation.eos, representation.byte_lengths
+    )
+    fsdp = math.gcd(jax.device_count(), model.width)
+    mesh = make_mesh({"fsdp": fsdp, "replica": -1})
+    params = checkpoints.restore_params(
+        recipe.abstract_state().params,
+        recipe.state_shardings(mesh).params,
+        ema=bool(config.optimizer.ema),
+        step=meta["step"],
+    )
+    return TrainedModel(config, representation, recipe, mesh, params, meta["step"])
 
 
 def _place(shapes: Any, where: Any) -> Any:

@@ -88,7 +88,7 @@ def label_prompts(representation: Representation, labels: Sequence[int]) -> list
     ]
 
 
-def all_labels(representation: Representation, num: int) -> list[int]:
+def every_label(representation: Representation, num: int) -> list[int]:
     """`num` labels, each in turn; -1 (none) throughout if there are no labels."""
     count = representation.num_labels
     return [n % count if count else -1 for n in range(num)]

@@ -27,7 +27,7 @@ from data_pipelines.shards import Shards
 from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
-from jpeglm_jax.sampling import Filter, Sampler, all_labels, label_prompts
+from jpeglm_jax.sampling import Filter, Sampler, every_label, label_prompts
 from jpeglm_jax.step import (
     BATCH_AXES,
     Recipe,
@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     console = Console(config.steps, start, quiet=not main)
     log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard) if main else None
     if main:
+        representation.save(workdir)
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     console.say(opening_words(config, recipe, mesh, loader, eval_loader, start))
 
@@ -129,7 +130,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     )
 
     def draw_samples(params: Any, at: int) -> dict[str, float]:
-        prompts = label_prompts(representation, all_labels(representation, config.sample.num))
+        labels = every_label(representation, config.sample.num)
+        prompts = label_prompts(representation, labels)
         samples = [sample.tokens for sample in sampler(params, prompts)]
         if log:
             picture = sheet.sheet_of_documents(representation, samples)
