@@ -22,7 +22,7 @@ _TOLERANCES = (1 / 64, 1 / 256, 1 / 1024, 1)
 _FIRST_OF_THREE = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Templates:
     """Rows as multisets of lengths.
 

@@ -109,7 +109,7 @@ class Loader:
         self.worker_options = grain.MultiprocessingOptions(workers, read_ahead)
         self._check()
         self._first_document = np.cumsum([0] + [len(part.lengths) for part in self.documents])
-        self._start_tokens = self._starts_by_document()
+        self._label_tokens, self._labels = self._labels_and_their_tokens()
 
     @property
     def representation(self) -> Representation:
@@ -184,7 +184,7 @@ class Loader:
         counts = np.diff(rows.offsets)
         row = np.repeat(np.arange(len(rows)), counts)
         piece = np.arange(len(row)) - rows.offsets[row]
-        starts = self._start_tokens[rows.pieces[:, 0]]
+        starts = self._start_tokens(rows.pieces[:, 0])
         if self.label_dropout:
             dropped = uniform(self.seed, _LABEL_DROPOUT, numbers[row], piece) < self.label_dropout
             starts = np.where(dropped, self.representation.bos, starts)
@@ -221,15 +221,20 @@ class Loader:
                 tokens.append(read if read.size == expected else None)
         return tokens
 
-    def _starts_by_document(self) -> np.ndarray:
-        """The start token of each document, int32."""
+    def _labels_and_their_tokens(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Start tokens by label, the last for label -1; labels of all documents, if they count."""
         representation = self.representation
-        label_tokens = [representation.label_token(k) for k in range(representation.num_labels)]
-        # The last entry is that of label -1: none.
-        tokens = np.array([*label_tokens, representation.bos], np.int32)
-        if not label_tokens:
-            return np.full(self._first_document[-1], representation.bos, np.int32)
-        return np.concatenate([tokens[part.labels] for part in self.documents])
+        tokens = [representation.label_token(k) for k in range(representation.num_labels)]
+        labels = [part.labels for part in self.documents]
+        if not tokens:
+            return np.array([representation.bos]), None
+        joined = labels[0] if len(labels) == 1 else np.concatenate(labels)
+        return np.array([*tokens, representation.bos]), joined
+
+    def _start_tokens(self, documents: np.ndarray) -> np.ndarray:
+        if self._labels is None:
+            return np.full(documents.shape, self.representation.bos)
+        return self._label_tokens[self._labels[documents]]
 
     def _check(self) -> None:
         if not self.documents:
@@ -254,12 +259,21 @@ class Loader:
                     f"representation has tokens for {known} labels only. Prepare them with "
                     f"num_labels of at least {int(part.labels.max()) + 1}."
                 )
-        places = np.concatenate([part.lengths for part in self.documents]).astype(np.int64) + 1
-        if not np.array_equal(places, self.plan.lengths):
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        planned = self.plan.lengths
+        bounds = np.cumsum([0] + [len(part.lengths) for part in self.documents])
+        fits = bounds[-1] == len(planned) and all(
+            np.array_equal(part.lengths + 1, planned[begin:end])
+            for part, begin, end in zip(self.documents, bounds[:-1], bounds[1:], strict=True)
+        )
+        if not fits:
+            places = sum(int(part.lengths.sum(dtype=np.int64)) for part in self.documents)
             raise ValueError(
-                f"The plan was made for {self.plan.lengths.size:,} documents of "
-                f"{int(self.plan.lengths.sum(dtype=np.int64)):,} places together, but these are "
-                f"{places.size:,} documents of {int(places.sum()):,} places. Plan the lengths of "
+                f"The plan was made for {len(planned):,} documents of "
+                f"{int(planned.sum(dtype=np.int64)):,} places together, but these are "
+                f"{bounds[-1]:,} documents of {places + bounds[-1]:,} places. Plan the lengths of "
                 "these documents, each one more than its tokens, in the same order."
             )
 
@@ -341,7 +355,8 @@ class _Windows:
         self._rows = rows
         self._start_step = start_step
         self._num_steps = num_steps
-        sample = loader.plan.rows(np.arange(min(64, loader.batch_size)))
+        first_row = start_step * loader.batch_size
+        sample = loader.plan.rows(first_row + np.arange(min(64, loader.batch_size)))
         documents_per_batch = max(len(sample.pieces) * len(rows) // len(sample), 1)
         self.steps = min(max(_DOCUMENTS_PER_READ // documents_per_batch, 1), _LONGEST_WINDOW)
 

@@ -21,7 +21,7 @@ _VERSION = 1
 _LONGEST_PERIOD = 2**16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Period:
     """A cycle of rows that holds every source in exact proportion.
 

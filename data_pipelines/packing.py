@@ -33,7 +33,7 @@ _VERSION = 1
 _ROWS, _DOCUMENTS, _PIECES = 1, 2, 3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of a plan.
 

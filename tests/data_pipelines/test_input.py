@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from data_pipelines import packing
 from data_pipelines.input import Loader
 from data_pipelines.mixture import Mixture
+from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation, Validity
+from data_pipelines.shards import Shards
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROW = 64
@@ -263,6 +266,40 @@ def test_a_mixture_of_sources_is_read_like_any_plan():
     assert together == collections.Counter(row.tobytes() for row in joined(rows)["targets"])
     with pytest.raises(TypeError, match="no end"):
         mixed.eval_batches()
+
+
+def test_every_key_of_real_shards_is_read_once_an_epoch(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        pixels = rng.integers(0, 256, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
+    options = {"name": "jpeg", "size": 16, "mode": "L", "quality": 50, "strip": "header"}
+    folder = prepare(
+        source=f"folder:{tmp_path / 'photos'}",
+        representation=options,
+        out=tmp_path / "shards",
+        num_shards=3,
+        copies=1,
+        workers=1,
+    )
+    documents = Shards(folder)
+    stored = loader([documents], row_length=1024, batch_size=3)
+    rows_per_epoch = stored.plan.rows_per_epoch
+    for epoch in range(2):
+        numbers = np.arange(rows_per_epoch) + epoch * rows_per_epoch
+        order = stored.plan.rows(numbers).pieces[:, 0].tolist()
+        keys = collections.Counter(documents.key(document) for document in order)
+        assert keys == {f"{number:02}.png": 2 for number in range(40)}
+        rows = stored.read_rows(numbers)
+        bos, eos = documents.representation.bos, documents.representation.eos
+        for document, (tokens, targets) in zip(order, pieces_of(rows), strict=True):
+            (expected,) = documents.read([document])
+            assert tokens.tolist() == [bos, *expected] and targets.tolist() == [*expected, eos]
+    assert_equal(
+        first(Loader(Shards(folder), stored.plan, batch_size=3).batches(4), 9),
+        first(stored.batches(), 13)[4:],
+    )
 
 
 # Hosts and steps
