@@ -89,16 +89,17 @@ def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]
         if archive.offset <= end:
             raise tarfile.ReadError("a header leads backward")
         end = archive.offset
-        data = None
-        if entry.isreg() and with_data(entry.name) and entry.size <= _MAX_HEADER_BYTES:
-            file.seek(entry.offset_data)
-            data = file.read(entry.size)
-            complete = len(data) == entry.size
-        else:
-            complete = _reaches(file, entry.offset_data + entry.size if entry.isreg() else 0)
-        if not complete:
-            raise tarfile.ReadError(f"the file ends within {entry.name!r}")
-        yield Member(entry.name, _kind(entry), entry.offset_data, entry.size, data)
+        kind, data = _kind(entry), None
+        if kind == "file":
+            # Reading the last byte, or all, shows whether the file ends before the data do.
+            whole = with_data(entry.name) and entry.size <= _MAX_HEADER_BYTES
+            wanted = entry.size if whole else min(entry.size, 1)
+            file.seek(entry.offset_data + entry.size - wanted)
+            data = file.read(wanted)
+            if len(data) < wanted:
+                raise tarfile.ReadError(f"the file ends within {entry.name!r}")
+            data = data if whole else None
+        yield Member(entry.name, kind, entry.offset_data, entry.size, data)
     # `tarfile` takes any bad header for the end. The real end is a block of zeros.
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)
@@ -112,13 +113,6 @@ def _kind(entry: tarfile.TarInfo) -> str:
     if entry.issparse():
         return "sparse file"
     return "file" if entry.isreg() else _KINDS.get(entry.type, "entry of an unknown type")
-
-
-def _reaches(file: IO[Any], end: int) -> bool:
-    if end > 0:
-        file.seek(end - 1)
-        return bool(file.read(1))
-    return True
 
 
 class _Guarded:

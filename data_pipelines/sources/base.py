@@ -110,6 +110,7 @@ class Source(abc.ABC):
         return f"open_source({self.spec!r})"
 
     def _reject(self, key: str, reason: str) -> None:
+        reason = reason.encode("utf-8", "backslashreplace").decode()
         self.rejects.append(Reject(printable(key), reason))
 
     def _skip(self, kind: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import pathlib
 import re
 import stat
 from collections.abc import Iterator
@@ -65,12 +66,22 @@ def open_binary(path: str) -> IO[Any]:
     Raises OSError. A pipe or device is refused, not waited for.
     """
     if is_remote(path):
-        return epath.Path(path).open("rb")
+        return _open_remote(path)
     # Without O_NONBLOCK, opening a pipe waits for someone to write to it.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(0, "not a regular file")
+    return file
+
+
+def _open_remote(path: str) -> IO[Any]:
+    opened: Any = epath.Path(path).open("rb")
+    if hasattr(opened, "read"):
+        return opened
+    # With TensorFlow installed, etils gives a context that closes its file when it is forgotten.
+    file = opened.__enter__()
+    file.opened_by = opened
     return file
 
 
@@ -89,9 +100,8 @@ def read_bytes(path: str, name: str) -> bytes:
 def require_folder(path: str) -> None:
     """Raises SourceError unless the path is a folder."""
     try:
-        place = epath.Path(path) if is_remote(path) else path
-        found = place.is_dir() if isinstance(place, epath.Path) else os.path.isdir(place)
-        exists = found or epath.Path(path).exists()
+        place = epath.Path(path) if is_remote(path) else pathlib.Path(path)
+        found, exists = place.is_dir(), place.exists()
     except READ_ERRORS as error:
         raise SourceError(f"the folder {path!r} cannot be read: {why(error)}") from error
     if not exists:
