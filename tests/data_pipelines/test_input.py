@@ -415,7 +415,7 @@ def test_documents_set_aside_as_damaged_leave_padding():
         rows = whole.plan.rows_per_epoch
         sound, torn = (part.read_rows(np.arange(rows)) for part in (whole, damaged))
         lost = sound["weights"] != torn["weights"]
-        assert lost.sum() == whole.documents[0].lengths[3] + 1
+        assert lost.sum() == whole.documents.parts[0].lengths[3] + 1
         for name in sound:
             assert not torn[name][lost].any()
             assert np.array_equal(sound[name][~lost], torn[name][~lost])
