@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,8 +48,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def refuse_difference(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
-    """Raises CheckpointError naming every value that differs between this run and a checkpoint."""
+def refuse_difference(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str, holder: str = "the checkpoint"
+) -> None:
+    """Raises CheckpointError naming every value that differs between this run and `holder`'s."""
     names = sorted(ours.keys() | theirs.keys())
     wrong = [
         f"{name} is {ours.get(name)!r} here and {theirs.get(name)!r} there"
@@ -56,7 +59,7 @@ def refuse_difference(ours: dict[str, Any], theirs: dict[str, Any], what: str) -
         if ours.get(name) != theirs.get(name)
     ]
     if wrong:
-        raise CheckpointError(f"the checkpoint has another {what}: " + "; ".join(wrong))
+        raise CheckpointError(f"{holder} has another {what}: " + "; ".join(wrong))
 
 
 class Checkpoints:

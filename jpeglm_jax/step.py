@@ -216,7 +216,7 @@ class Recipe:
         metrics, which are the batch's sums and the gradient norm, is 0.
         """
         gradients, metrics = self.gradients(state.params, batch)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(metrics["nll"])
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

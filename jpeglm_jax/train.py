@@ -20,9 +20,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import packing, sheet
+from data_pipelines import packing, representations, sheet
 from data_pipelines.input import Loader
 from data_pipelines.prepare import prepare
+from data_pipelines.representations.base import Representation
 from data_pipelines.shards import Shards
 from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
@@ -74,6 +75,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     folder = config.data.shards or prepare_here(config, workdir)
     documents, heldout = Shards(folder, "train"), Shards(folder, "heldout")
     representation = documents.representation
+    check_representation(config, representation)
     loader = make_loader(config, documents, config.data.label_dropout)
     eval_loader = make_loader(config, heldout, label_dropout=0.0)
 
@@ -216,6 +218,18 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
         )
     multihost_utils.sync_global_devices("data prepared")
     return folder
+
+
+def check_representation(config: ConfigDict, found: Representation) -> None:
+    """Refuses shards that are not what the configuration describes.
+
+    The tokenizer and the labels are the shards' own: preparation may have trained the one and
+    found the other.
+    """
+    expected = representations.make(**{**config.representation, "tokenizer": "bytes"})
+    ours, theirs = expected.to_config(), found.to_config()
+    del ours["tokenizer"], theirs["tokenizer"]
+    checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
 
 
 def make_loader(config: ConfigDict, documents: Shards, label_dropout: float) -> Loader:

@@ -1,0 +1,38 @@
+"""A run small enough to make many of."""
+
+import pytest
+
+from configs import jpeg
+from data_pipelines.prepare import prepare
+
+
+def tiny(steps=12, **changes):
+    """The default preset, cut down: seconds instead of minutes."""
+    config = jpeg.get_config("digits")
+    config.steps, config.batch_size, config.row_length = steps, 8, 80
+    config.data.copies = 0
+    config.model.update(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, ffn=64)
+    config.optimizer.update(warmup_steps=min(4, steps - 1))
+    config.log.every = 1
+    config.evaluate.every = 0
+    config.sample.update(every=0, num=4)
+    config.checkpoint.every = steps
+    config.mesh.update(replica=1, fsdp=-1)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="session")
+def digit_shards(tmp_path_factory):
+    """Prepared digits, without copies."""
+    config = tiny()
+    folder = tmp_path_factory.mktemp("digits")
+    prepare(
+        source="digits",
+        representation=config.representation.to_dict(),
+        out=folder,
+        conditional=True,
+        heldout=0.15,
+        workers=1,
+    )
+    return str(folder)
