@@ -1,0 +1,56 @@
+"""How the project is installed: `pip install -e .`, with the extras below for what is optional.
+
+Lower bounds are the oldest versions that the whole test suite passes with, on Python 3.11; there
+are no upper bounds. JAX from 0.11 on needs Python 3.12, so Python 3.11 ends at 0.10.2.
+"""
+
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+    "absl-py>=2.1",
+    "array-record>=0.8.4",
+    "etils[epath]>=1.13",
+    "flax>=0.12.6",
+    "grain>=0.2.16",
+    "importlib_resources>=6.4",  # TensorFlow Datasets reads with it but does not ask for it
+    "jax>=0.10.0",
+    "ml-collections>=1.1",
+    "numpy>=2.1",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.0",
+    "pillow>=12.0",
+    "protobuf>=6.33",
+    "pyarrow>=21",
+    "scikit-learn>=1.7",
+    "sentencepiece>=0.2.1",
+    "tensorboardX>=2.6.4",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.67",
+]
+
+EXTRAS_REQUIRE = {
+    # Accelerators. `cuda` needs a driver for CUDA 13 (580 or newer), `cuda12` an older one.
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "cuda12": ["jax[cuda12]"],
+    # Folders that begin with gs://.
+    "gcs": ["etils[epath-gcs]>=1.13"],
+    # Preparing data on Dataflow, Flink or Spark.
+    "beam": ["apache-beam>=2.71"],
+    "test": ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
+    "dev": ["mypy>=1.18", "ruff>=0.14"],
+    # `pytest -m parity`: against the published implementations.
+    "parity": ["torch>=2.6", "transformers>=5.0"],
+}
+
+setup(
+    name="jpeglm_jax",
+    version="0.1.0",
+    description="Llama models of the bytes of canonical codec files, pretrained in JAX",
+    license="Apache-2.0",
+    author="The jpeglm-jax authors",
+    python_requires=">=3.11",
+    packages=find_packages(include=["configs*", "data_pipelines*", "evals*", "jpeglm_jax*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
