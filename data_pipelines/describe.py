@@ -147,41 +147,43 @@ def _duplicates(facts: dict[str, Any]) -> str:
     return f"{facts['count']:,} left out" + (f" ({facts['file']})" if facts["count"] else "")
 
 
-_SHARDS = flags.DEFINE_string("shards", None, "Folder that prepare wrote.", required=True)
-_SPLIT = flags.DEFINE_string("split", "train", "Split that --sheet and --document look into.")
-_ROW_LENGTH = flags.DEFINE_integer("row_length", 0, "Places of a row whose fill to tell.")
-_VERIFY = flags.DEFINE_boolean("verify", False, "Hash every file and compare.")
-_SHEET = flags.DEFINE_string("sheet", None, "Write a contact sheet of decoded documents, .png.")
-_DOCUMENT = flags.DEFINE_string("document", None, "Key of a document to write to --out.")
-_COPY = flags.DEFINE_integer("copy", 0, "Which copy of --document; 0 is the image itself.")
-_OUT = flags.DEFINE_string("out", None, "File for --document.")
+def _define_flags() -> None:
+    """Not at import: other jobs have flags of the same names."""
+    flags.DEFINE_string("shards", None, "Folder that prepare wrote.", required=True)
+    flags.DEFINE_string("split", "train", "Split that --sheet and --document look into.")
+    flags.DEFINE_integer("row_length", 0, "Places of a row whose fill to tell.")
+    flags.DEFINE_boolean("verify", False, "Hash every file and compare.")
+    flags.DEFINE_string("sheet", None, "Write a contact sheet of decoded documents, .png.")
+    flags.DEFINE_string("document", None, "Key of a document to write to --out.")
+    flags.DEFINE_integer("copy", 0, "Which copy of --document; 0 is the image itself.")
+    flags.DEFINE_string("out", None, "File for --document.")
 
 
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     try:
-        _run()
+        if arguments[1:]:
+            raise ValueError(f"found {arguments[1]!r}, which is no flag; see --help")
+        _run(flags.FLAGS)
     except (ShardError, ValueError, KeyError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"{type(error).__name__}: {text}") from None
 
 
-def _run() -> None:
-    folder = _SHARDS.value
-    if _VERIFY.value:
-        _print_verification(folder)
-    if _DOCUMENT.value is not None:
-        if _OUT.value is None:
+def _run(given: Any) -> None:
+    if given.verify:
+        _print_verification(given.shards)
+    if given.document is not None:
+        if given.out is None:
             raise ValueError("--document needs --out=FILE to write to")
-        size = write_document(
-            Shards(folder, _SPLIT.value), _DOCUMENT.value, _COPY.value, _OUT.value
-        )
-        print(f"{_OUT.value}: {size:,} bytes")
-    if _SHEET.value is not None:
-        picture = contact_sheet(Shards(folder, _SPLIT.value))
-        sheet.save(picture, _SHEET.value)
-        print(f"{_SHEET.value}: {picture.width} x {picture.height} pixels")
-    if not (_VERIFY.value or _DOCUMENT.value or _SHEET.value):
-        print(describe(folder, _ROW_LENGTH.value))
+        documents = Shards(given.shards, given.split)
+        size = write_document(documents, given.document, given.copy, given.out)
+        print(f"{given.out}: {size:,} bytes")
+    if given.sheet is not None:
+        picture = contact_sheet(Shards(given.shards, given.split))
+        sheet.save(picture, given.sheet)
+        print(f"{given.sheet}: {picture.width} x {picture.height} pixels")
+    if not (given.verify or given.document or given.sheet):
+        print(describe(given.shards, given.row_length))
 
 
 def _print_verification(folder: str) -> None:
@@ -200,4 +202,5 @@ def _print_verification(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main)

@@ -9,6 +9,7 @@ sources, clusters, the format of what is written.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
 
 SETUP_TIMEOUT = 3600.0
+_LOG_SECONDS = 30.0
 
 
 def prepare(
@@ -165,7 +167,14 @@ class _ProgressBar:
 
     def __init__(self, work: Job, specs: Sequence[ShardSpec]):
         total = sum(_documents_to_make(work, spec) for spec in specs)
-        self._bar = tqdm.tqdm(total=total, unit="img", desc="prepare", dynamic_ncols=True)
+        often = sys.stderr.isatty()  # a log wants a line now and then
+        self._bar = tqdm.tqdm(
+            total=total,
+            unit="img",
+            desc="prepare",
+            dynamic_ncols=True,
+            mininterval=0.1 if often else _LOG_SECONDS,
+        )
         self._rejected = 0
 
     def __enter__(self) -> Callable[[int, int], None]:
@@ -195,30 +204,27 @@ _ERRORS = (ValueError, ShardError, OSError, ImportError)
 
 def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare`: the config's, where no flag says otherwise."""
-    config = flags.FLAGS.config
-    data = config.data
-    trained = {
-        "vocab_size": flags.FLAGS.train_tokenizer,
-        "documents": flags.FLAGS.tokenizer_documents,
-    }
+    given = flags.FLAGS
+    config, data = given.config, given.config.data
+    trained = {"vocab_size": given.train_tokenizer, "documents": given.tokenizer_documents}
     return {
-        "source": data.source if flags.FLAGS.source is None else flags.FLAGS.source,
+        "source": data.source if given.source is None else given.source,
         "representation": config.representation.to_dict(),
-        "out": flags.FLAGS.out,
+        "out": given.out,
         "conditional": data.get("conditional", False),
-        "copies": data.get("copies", 0) if flags.FLAGS.copies is None else flags.FLAGS.copies,
+        "copies": data.get("copies", 0) if given.copies is None else given.copies,
         "augment": dict(data.get("augment", {})),
-        "heldout": data.get("heldout", 0.0) if flags.FLAGS.heldout is None else flags.FLAGS.heldout,
-        "num_shards": flags.FLAGS.num_shards,
-        "drop_duplicates": flags.FLAGS.drop_duplicates,
-        "train_tokenizer": trained if flags.FLAGS.train_tokenizer else None,
-        "retry_rejected": flags.FLAGS.retry_rejected,
-        "workers": flags.FLAGS.workers,
-        "task": flags.FLAGS.task,
-        "num_tasks": flags.FLAGS.num_tasks,
-        "launcher": flags.FLAGS.launcher,
+        "heldout": data.get("heldout", 0.0) if given.heldout is None else given.heldout,
+        "num_shards": given.num_shards,
+        "drop_duplicates": given.drop_duplicates,
+        "train_tokenizer": trained if given.train_tokenizer else None,
+        "retry_rejected": given.retry_rejected,
+        "workers": given.workers,
+        "task": given.task,
+        "num_tasks": given.num_tasks,
+        "launcher": given.launcher,
         "pipeline_arguments": pipeline_arguments,
-        "setup_timeout": flags.FLAGS.setup_timeout,
+        "setup_timeout": given.setup_timeout,
     }
 
 
@@ -236,7 +242,8 @@ def _summary(folder: epath.Path) -> str:
     if manifest["duplicates"]["count"]:
         lines.append(f"  {manifest['duplicates']['count']:,} duplicates left out")
     rejects = manifest["rejects"]
-    lines.append(f"  {rejects['count']:,} rejected" + (f": {rejects['file']}" if rejects else ""))
+    listed = f": {rejects['file']}" if rejects["count"] else ""
+    lines.append(f"  {rejects['count']:,} rejected{listed}")
     lines += [f"  {count:10,}  {reason}" for reason, count in rejects["reasons"].items()]
     return "\n".join(lines)
 
@@ -273,6 +280,8 @@ def _define_flags() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     try:
+        if arguments[1:] and flags.FLAGS.launcher != "beam":
+            raise SettingsError(f"found {arguments[1]!r}, which is no flag; see --help")
         folder = prepare(**_from_flags(arguments[1:]))
         print(_summary(folder))
     except _ERRORS as error:

@@ -119,6 +119,13 @@ def _start_worker() -> subprocess.Popen[str]:
     )
 
 
+def _close(worker: subprocess.Popen[str]) -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):  # what was not delivered is not wanted any more
+            pipe.close()
+
+
 class _Pool:
     """One thread for each worker process: it hands out specs and listens."""
 
@@ -142,6 +149,8 @@ class _Pool:
             self._stop()
             for thread in threads:
                 thread.join()
+            for worker in self._workers:
+                _close(worker)
         if not self._failures.empty():
             raise self._failures.get()
 

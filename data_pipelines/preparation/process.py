@@ -17,6 +17,7 @@ from data_pipelines import images, representations, shard_files
 from data_pipelines.augment import Augment
 from data_pipelines.preparation import listing
 from data_pipelines.preparation.job import Job, encoder_versions, read_job
+from data_pipelines.preparation.read_ahead import Read, read_ahead
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
@@ -140,6 +141,10 @@ class _Earlier:
         records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(places)}
         return cls(records, table, reader)
 
+    def has(self, item: Item, copies: int) -> bool:
+        """Whether an image and all its copies are there."""
+        return all((item.key, copy) in self.records for copy in range(1 + copies))
+
     def document(self, key: str, copy: int) -> Document | None:
         record = self.records.get((key, copy))
         if record is None or self.table is None:
@@ -162,14 +167,9 @@ def _documents(
     counter: _Counter,
 ) -> Iterator[Document]:
     """The documents of a shard in the order (key, copy); what fails goes to `rejects`."""
-    previous = None
-    for item in items:
-        if item.key == previous:
-            rejects.append(Reject(item.key, 0, "the source has another image of this key"))
-            counter.add(0, 1)
-            continue
-        previous = item.key
-        image = _Image(work, item)
+    unique = _without_repeats(items, rejects, counter)
+    for item, read in read_ahead(work.source, unique, lambda item: not earlier.has(item, copies)):
+        image = _Image(work, item, read)
         for copy in range(1 + copies):
             try:
                 document = earlier.document(item.key, copy) or image.document(copy)
@@ -183,6 +183,18 @@ def _documents(
                 yield document
                 counter.add(1, 0)
     counter.report()
+
+
+def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter) -> Iterator[Item]:
+    """Items, sorted by key; of equal keys, which no source should have, the first."""
+    previous = None
+    for item in items:
+        if item.key == previous:
+            rejects.append(Reject(item.key, 0, "the source has another image of this key"))
+            counter.add(0, 1)
+        else:
+            yield item
+        previous = item.key
 
 
 class _Counter:
@@ -209,8 +221,8 @@ class _Counter:
 class _Image:
     """One image of the source, read and decoded at most once, when the first document needs it."""
 
-    def __init__(self, work: _Work, item: Item):
-        self._work, self._item = work, item
+    def __init__(self, work: _Work, item: Item, read: Read):
+        self._work, self._item, self._read = work, item, read
 
     def document(self, copy: int) -> Document:
         content, image = self._opened
@@ -222,7 +234,7 @@ class _Image:
 
     @functools.cached_property
     def _opened(self) -> tuple[bytes, Image.Image]:
-        data = self._work.source.read(self._item.locator)
+        data = self._read()
         content = hashlib.sha256(data).digest()[: shard_files.CONTENT_HASH_BYTES]
         return content, images.open_image(data)
 

@@ -19,11 +19,12 @@ from data_pipelines import representations, shard_files
 from data_pipelines.preparation import duplicates, finish, job, launchers, listing, process
 from data_pipelines.preparation.job import SettingsError
 from data_pipelines.preparation.process import ShardSpec, process_shard
+from data_pipelines.preparation.read_ahead import read_ahead
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards, read_manifest
-from data_pipelines.sources import SourceError
+from data_pipelines.sources import Item, SourceError
 
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
@@ -388,6 +389,48 @@ def test_a_retry_when_nothing_failed_changes_nothing(photos, tmp_path):
     assert hashes(out) == before
 
 
+def test_images_are_read_ahead_in_order_and_no_more_than_a_few(monkeypatch):
+    started = []
+
+    class Source:
+        spec = "gs://bucket"
+
+        def read(self, locator):
+            started.append(locator)
+            if locator == 3:
+                raise SourceError("gone")
+            return bytes([locator])
+
+    items = [Item(str(number), number) for number in range(200)]
+    reads = read_ahead(Source(), items, lambda item: item.locator != 5)
+    for number, (item, read) in enumerate(reads):
+        assert item.locator == number
+        assert len(started) <= number + 34
+        if number == 3:
+            with pytest.raises(SourceError, match="gone"):
+                read()
+        elif number == 5:
+            assert 5 not in started  # not wanted, not read ...
+            assert read() == bytes([5])  # ... but to be had
+        else:
+            assert read() == bytes([number])
+        if number == 100:
+            break
+    reads.close()
+    assert len(started) < 150
+
+
+def test_a_key_that_occurs_twice_is_a_document_once(photos, tmp_path, monkeypatch):
+    source = type(process.open_source(f"folder:{photos}"))
+    items = source.items
+    monkeypatch.setattr(
+        source, "items", lambda self: [*items(self), Item("a/0000.png", "b/0001.png")]
+    )
+    out = run(photos, tmp_path / "out")
+    assert rejects(out) == {("a/0000.png", 0): "the source has another image of this key"}
+    assert len(keys(out)) == 200
+
+
 # Duplicates.
 
 
@@ -603,6 +646,19 @@ def test_beam_makes_the_same_shards(photos, tmp_path):
     whole = run(photos, tmp_path / "whole", heldout=0.2)
     beam = run(photos, tmp_path / "beam", heldout=0.2, launcher="beam")
     assert hashes(beam) == hashes(whole)
+
+
+def test_a_remote_folder_gets_the_same_files_by_copy(photos, tmp_path, monkeypatch):
+    options = dict(heldout=0.2, drop_duplicates=True)
+    whole = run(photos, tmp_path / "whole", **options)
+    monkeypatch.setattr(shard_files, "is_remote", lambda path: "bucket" in str(path))
+    replaced = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: replaced.append(paths) or replace(*paths))
+    remote = run(photos, tmp_path / "bucket", **options)
+    assert hashes(remote) == hashes(whole)
+    assert replaced == []  # an object store cannot rename
+    assert not list(remote.glob(".*"))
 
 
 def test_an_unknown_launcher_is_refused(photos, tmp_path):

@@ -1,0 +1,155 @@
+"""Example: python -m benchmarks.prepare --images=../shared/data/photos/clothing
+
+What preparation costs beside its bare work, on the same files, in the same run: decode, resize
+and encode with Pillow alone on all cores, against `data_pipelines.prepare` with its listing,
+checks, hashes, shards and tables. And the memory that a listing takes. Writes
+benchmarks/results/prepare.json.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import app, flags
+from PIL import Image
+
+from data_pipelines.preparation import launchers, listing
+from data_pipelines.prepare import prepare
+from data_pipelines.sources import Item, Source
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "prepare.json"
+OPTIONS = dict(name="jpeg", size=256, mode="RGB", quality=25, subsampling="4:2:0")
+_CHUNK = 32
+
+_IMAGES = flags.DEFINE_string("images", None, "Folder of JPEG files.", required=True)
+_NUMBER = flags.DEFINE_integer("number", 6000, "Files a pass; they are repeated to reach it.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, in turn.")
+_LISTED = flags.DEFINE_integer("listed", 2_000_000, "Items of the listing whose memory is told.")
+
+
+def main(_: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        paths = _repeated(pathlib.Path(_IMAGES.value), folder / "photos", _NUMBER.value)
+        bare, prepared = [], []
+        for number in range(_REPEATS.value):
+            bare.append(_time_bare(paths))
+            prepared.append(_time_prepare(folder, number))
+            print(f"bare {bare[-1]:.2f} s, prepare {prepared[-1]:.2f} s")
+    result = {
+        "images": len(paths),
+        "cores": launchers.num_cpus(),
+        "bare_seconds": bare,
+        "prepare_seconds": prepared,
+        "bare_images_per_second": len(paths) / statistics.median(bare),
+        "prepare_images_per_second": len(paths) / statistics.median(prepared),
+        "overhead": statistics.median(p / b for p, b in zip(prepared, bare, strict=True)) - 1,
+        "listing": _measure_listing(_LISTED.value),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _repeated(images: pathlib.Path, folder: pathlib.Path, number: int) -> list[str]:
+    """Copies of the files under new names, so that there are `number` of them."""
+    originals = sorted(path for path in images.rglob("*") if path.suffix == ".jpg")
+    if not originals:
+        raise SystemExit(f"{images} holds no .jpg file")
+    folder.mkdir()
+    paths = []
+    for index in range(number):
+        path = folder / f"{index:06}.jpg"
+        shutil.copyfile(originals[index % len(originals)], path)
+        paths.append(str(path))
+    return paths
+
+
+def _time_bare(paths: list[str]) -> float:
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
+        list(pool.map(_encode, chunks[:1] * launchers.num_cpus()))  # the workers have started
+        began = time.perf_counter()
+        list(pool.map(_encode, chunks))
+        return time.perf_counter() - began
+
+
+def _encode(paths: list[str]) -> int:
+    """Decode, cut, resize, encode: the pixels and settings of the representation."""
+    size = 0
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((256, 256), Image.Resampling.BILINEAR)
+        file = io.BytesIO()
+        image.save(
+            file, "JPEG", quality=25, subsampling="4:2:0", restart_marker_blocks=1, streamtype=2
+        )
+        size += len(file.getvalue())
+    return size
+
+
+def _time_prepare(folder: pathlib.Path, number: int) -> float:
+    """With everything that it does: workers started, source listed, manifest written."""
+    out = folder / f"shards{number}"
+    began = time.perf_counter()
+    prepare(source=f"folder:{folder / 'photos'}", representation=OPTIONS, out=out)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(out)
+    return seconds
+
+
+class _Endless(Source):
+    """A source of as many items as asked for, without any file."""
+
+    scheme = "endless"
+    label_names = ()
+
+    def _list(self) -> Iterator[Item]:
+        for index in range(int(self.argument)):
+            key = f"some/folder/of/a/large/collection/image-{index:09}.jpg"
+            yield Item(key, key)
+
+    def read(self, locator: Any) -> bytes:
+        raise NotImplementedError
+
+
+def _measure_listing(items: int) -> dict[str, float]:
+    """Seconds and peak memory of a listing, in a process of its own."""
+    code = f"from benchmarks.prepare import list_endless; list_endless({items})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    return json.loads(done.stdout)
+
+
+def list_endless(items: int) -> None:
+    """Lists an endless source and prints what that took, as JSON."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        listing.write(_Endless(str(items)), folder, copies=0, heldout=0.02, num_shards=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = time.perf_counter() - began
+    print(json.dumps({"items": items, "seconds": seconds, "mebibytes": (peak - before) / 1024}))
+
+
+if __name__ == "__main__":
+    app.run(main)
