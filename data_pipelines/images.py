@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 Mode = Literal["RGB", "L"]
 
 # Formats that Pillow decodes itself. Left out are those that start another program (EPS, WMF) or
 # hold no pixels without one (GRIB, BUFR, HDF5, MPEG). MPO is opened as JPEG.
+# fmt: off
 _FORMATS = (
-    "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP"
-).split()
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
+    "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP",
+)
+# fmt: on
 _WHITE = (255, 255, 255, 255)
 
 
@@ -46,22 +48,19 @@ def open_image(data: bytes, *, max_pixels: int = 2**28) -> Image.Image:
     """
     if not data:
         raise ImageError("the file is empty; expected an image")
-    with warnings.catch_warnings():
-        # Large images are judged by max_pixels alone, and odd metadata is no concern here.
-        warnings.simplefilter("ignore")
-        image = _identify(data)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(
-                f"the image has {width} x {height} pixels, expected at most {max_pixels} in all; "
-                "scale it down or raise max_pixels"
-            )
-        try:
-            image.load()
-        except Exception as error:
-            # Decoders fail in many ways on damaged data (OSError, SyntaxError, struct.error,
-            # IndexError, ...); whichever it is, this one file is unusable.
-            raise ImageError(f"the {image.format} image does not decode: {error}") from error
+    image = _identify(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the image has {width} x {height} pixels, expected at most {max_pixels} in all; "
+            "scale it down or raise max_pixels"
+        )
+    try:
+        image.load()
+    except Exception as error:
+        # Decoders fail in many ways on damaged data (OSError, SyntaxError, struct.error,
+        # IndexError, ...); whichever it is, this one file is unusable.
+        raise ImageError(f"the {image.format} image does not decode: {error}") from error
     return image
 
 
@@ -97,8 +96,8 @@ def normalise(image: Image.Image, mode: Mode = "RGB") -> Image.Image:
         image.seek(0)
     orientation = _orientation(image)
     pixels = _composite(_to_srgb(_to_eight_bits(image)))
-    clean = Image.new(mode, pixels.size)  # a copy would carry comments, profiles and EXIF along
-    clean.paste(pixels.convert(mode))
+    clean = pixels.convert(mode)  # always a new image, of pixels and `info`
+    clean.info = {}  # which would carry comments, profiles and EXIF along
     return clean if orientation is None else clean.transpose(orientation)
 
 
@@ -126,10 +125,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     samples = np.asarray(image, np.float64)
     if not np.isfinite(samples).all():
         raise ImageError("the image has samples that are not finite; expected numbers")
+    largest = 65535.0
     if image.mode == "F":
         largest = 1.0 if samples.max(initial=0.0) <= 1.0 else 255.0
-    else:
-        largest = 65535.0
     scaled = np.rint(np.clip(samples / largest, 0.0, 1.0) * 255.0)
     return Image.fromarray(scaled.astype(np.uint8))
 

@@ -1,8 +1,8 @@
 """Representations by name: `make` one, or get it back `from_config` or from a folder.
 
-    representation = make("jpeg", size=256, quality=25)
-    representation.save(folder)
-    assert load(folder) == representation
+representation = make("jpeg", size=256, quality=25)
+representation.save(folder)
+assert load(folder) == representation
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def _construct(name: str, options: dict[str, Any]) -> Representation:
         raise ValueError(f"found representation {name!r}, expected one of {known}")
     module, class_name = _CLASSES[name]
     cls = getattr(importlib.import_module(module), class_name)
-    known = list(cls.__dataclass_fields__)
-    unknown = sorted(set(options) - set(known))
+    fields = list(cls.__dataclass_fields__)
+    unknown = sorted(set(options) - set(fields))
     if unknown:
         raise ValueError(
-            f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(known)}"
+            f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(fields)}"
         )
     return cls(**options)

@@ -13,6 +13,7 @@ All that is stripped is the same for every image, so `to_bytes` gives the whole 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,14 +21,13 @@ from PIL import Image
 
 from data_pipelines import images
 from data_pipelines import tokenizer as tokenizers
-from data_pipelines.representations import base
-from data_pipelines.representations.jpeg_format import (
-    EOI,
-    MAX_SIDE,
-    SOI,
-    STRIPS,
-    JpegFormat,
-)
+from data_pipelines.representations import base, jpeg_entropy, jpeg_salvage
+from data_pipelines.representations.jpeg_format import EOI, MAX_SIDE, STRIPS, JpegFormat
+from data_pipelines.representations.jpeg_salvage import Salvage
+
+# A made-up header can state any size; a fixed size was asked for.
+_MAX_SALVAGED_PIXELS = 2**26
+_BYTES = tokenizers.ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class JpegRepresentation(base.Representation):
     subsampling: str = "4:2:0"
     restart_interval: int = 1
     strip: str = "tables"
-    tokenizer: tokenizers.Tokenizer = tokenizers.ByteTokenizer()
+    tokenizer: tokenizers.Tokenizer = _BYTES
 
     name: ClassVar[str] = "jpeg"
 
@@ -105,7 +105,8 @@ class JpegRepresentation(base.Representation):
         filter, as in the released script of JPEG-LM.
         """
         if not isinstance(image, Image.Image):
-            raise ValueError(f"found a {type(image).__name__}, expected a PIL image")
+            found = type(image).__name__
+            raise ValueError(f"found a {found}, expected a PIL image")
         if min(image.size) < 1:
             raise ValueError(f"the image has {image.width} x {image.height} pixels, expected some")
         image = images.normalise(image, self.mode)
@@ -117,10 +118,19 @@ class JpegRepresentation(base.Representation):
     def decode(self, tokens: np.ndarray) -> Image.Image:
         """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
 
-        The stream is taken up to its first EOI, or given one. Damage inside the scan is not
-        reported: see `inspect` and `salvage`.
+        The stream is taken up to its first EOI, or given one. What no viewer opens, or opens as an
+        image of another size, is shown by `salvage`. Other damage is not reported: see `inspect`.
+
+        Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
         """
-        return images.open_image(self.to_bytes(tokens))
+        stream = self.tokenizer.decode(tokens)
+        try:
+            image = images.open_image(self._restore(self._up_to_eoi(stream)))
+        except images.ImageError:
+            return self._salvage(stream).image
+        if image.size != (self.fixed_size or image.size) or image.mode != self.mode:
+            return self._salvage(stream).image
+        return image
 
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens, integer [n] -> the whole JPEG file, byte for byte what the encoder wrote.
@@ -139,13 +149,11 @@ class JpegRepresentation(base.Representation):
         return self.tokenizer.encode(self._strip(file))
 
     def _strip(self, file: bytes) -> bytes:
-        whole, stripped = self.format.header("none"), self.format.header(self.strip)
-        size = self.fixed_size or whole.size(file) or (1, 1)
-        # A file restored by the released script has its tables right after SOI.
-        script = self.format.header("tables").at(*size)
-        for header in (whole.at(*size), script[:2] + self.format.tables() + script[2:]):
-            if file.startswith(header):
-                return stripped.at(*size) + file[len(header) :]
+        for header in (self.format.header("none"), self.format.script_header()):
+            size = self.fixed_size or header.size(file)
+            if size is not None and file.startswith(header.at(*size)):
+                stripped = self.format.header(self.strip).at(*size)
+                return stripped + file[len(header.data) :]
         shape = "any size" if self.fixed_size is None else "{} x {}".format(*self.fixed_size)
         raise ValueError(
             f"the file's header is not that of a {self.mode} JPEG of {shape}, quality "
@@ -166,10 +174,95 @@ class JpegRepresentation(base.Representation):
     # Parts and judgement
 
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        raise NotImplementedError
+        """The leading tokens that hold int(ratio * rows) whole rows of MCUs.
+
+        They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
+        last one. Without a marker there, the byte that the next row shares is left out.
+
+        256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
+        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. A
+        ratio of 0 gives the header alone, 1 the whole document.
+
+        Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"found a prefix ratio of {ratio}, expected one from 0 to 1")
+        stream = self.tokenizer.decode(tokens)
+        header = self.format.header(self.strip)
+        size = self.fixed_size or header.size(stream)
+        if size is None:
+            raise ValueError("the stream's header is damaged, so the image's size is not known")
+        geometry = self.format.geometry(*size)
+        as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
+        step = 8 if as_script else geometry.columns
+        mcus = int(ratio * (geometry.mcus // step)) * step
+        end = jpeg_entropy.place_after(stream, self.format, header, size, mcus)
+        return self.tokenizer.encode(stream[:end])
 
     def inspect(self, tokens: np.ndarray) -> base.Validity:
-        raise NotImplementedError
+        """Judges a document strictly: could the encoder have written it? See `jpeg_entropy`."""
+        return self.inspect_batch([tokens])[0]
+
+    def inspect_batch(self, documents: Sequence[np.ndarray]) -> list[base.Validity]:
+        """`inspect` of each document, tokens integer [n]; far faster than one at a time."""
+        contents = [self._content(tokens) for tokens in documents]
+        streams = [stream for stream, _ in contents]
+        header = self.format.header(self.strip)
+        walks = jpeg_entropy.walk(streams, self.format, header, self.fixed_size)
+        return [
+            _validity(walk, len(stream), error)
+            for walk, (stream, error) in zip(walks, contents, strict=True)
+        ]
+
+    def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
+        """(bytes up to the first token that stands for none, what is wrong with that token)."""
+        try:
+            return self.tokenizer.decode(tokens), ""
+        except ValueError as error:
+            content = self._is_content(tokens)
+            first = int(np.argmin(content))
+            return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
+
+    def _is_content(self, tokens: np.ndarray) -> np.ndarray:
+        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            return np.zeros(1, bool)
+        known = (ids >= 0) & (ids < self.vocab_size)
+        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
+
+    def salvage(self, tokens: np.ndarray) -> Salvage:
+        """Restores what can be shown of a damaged document, and tells what was filled in.
+
+        Tokens that stand for no bytes are passed over. Raises ValueError if there is nothing to
+        show, and for an image of its own size whose header is damaged.
+        """
+        return self._salvage(self.tokenizer.decode(np.asarray(tokens)[self._is_content(tokens)]))
+
+    def _salvage(self, stream: bytes) -> Salvage:
+        header = self.format.header(self.strip)
+        size = self.fixed_size or header.size(stream)
+        if size is None:
+            raise ValueError("the stream's header is damaged, so the image's size is not known")
+        geometry = self.format.geometry(*size)
+        if geometry.width * geometry.height > _MAX_SALVAGED_PIXELS and self.size is None:
+            raise ValueError(
+                f"the header states {size[0]} x {size[1]} pixels, expected at most "
+                f"{_MAX_SALVAGED_PIXELS} in all"
+            )
+        return jpeg_salvage.salvage(stream[self._scan_start(stream) :], self.format, geometry)
+
+    def _up_to_eoi(self, stream: bytes) -> bytes:
+        """The stream up to the first EOI of its scan, which is added if it has none."""
+        start = self._scan_start(stream)
+        return stream[:start] + stream[start:].partition(EOI)[0] + EOI
+
+    def _scan_start(self, stream: bytes) -> int:
+        """Where the scan begins, also in a stream whose header is damaged."""
+        header = self.format.header(self.strip).data
+        sos = self.format.header("none").data.rpartition(b"\xff\xda")[2]
+        at = stream.find(b"\xff\xda" + sos, 0, 2 * len(header))
+        return at + 2 + len(sos) if at >= 0 else min(len(header), len(stream))
 
     # The tokenizer's part
 
@@ -207,6 +300,13 @@ class JpegRepresentation(base.Representation):
             "strip": self.strip,
             "tokenizer": self.tokenizer.to_config(),
         }
+
+
+def _validity(walk: jpeg_entropy.Walk, length: int, token_error: str) -> base.Validity:
+    """The judgement on a stream of this length, which a wrong token may have ended."""
+    if token_error and (not walk.error or walk.byte >= length):
+        return base.Validity(False, walk.units, walk.expected, token_error)
+    return base.Validity(not walk.error, walk.units, walk.expected, walk.error)
 
 
 def _check_size(size: Any) -> None:

@@ -72,11 +72,12 @@ class Header(NamedTuple):
         return self.data[: self.size_at] + size + self.data[self.size_at + 4 :]
 
     def size(self, stream: bytes) -> tuple[int, int] | None:
-        """(width, height) that a stream with this header states; None if it has another header."""
+        """(width, height) that a stream states; None if it lacks this header or has no pixels."""
         if self.size_at < 0 or len(stream) < len(self.data):
             return None
         height, width = struct.unpack_from(">HH", stream, self.size_at)
-        return (width, height) if stream.startswith(self.at(width, height)) else None
+        right = width and height and stream.startswith(self.at(width, height))
+        return (width, height) if right else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,12 @@ class JpegFormat:
     def tables(self) -> bytes:
         """The quantisation and Huffman tables, as segments."""
         return _tables(self)
+
+    def script_header(self) -> Header:
+        """What the released script of JPEG-LM makes of a header: tables right after SOI."""
+        stripped, tables = self.header("tables"), self.tables()
+        data = stripped.data[:2] + tables + stripped.data[2:]
+        return Header(data, stripped.size_at + len(tables))
 
 
 @functools.lru_cache(maxsize=64)
