@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipelines.packing import Plan
+from data_pipelines.plans.base import Plan
 from data_pipelines.representations.base import Representation
 
 

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 
 from data_pipelines.documents import Documents, JoinedDocuments
 from data_pipelines.framing import Batch, empty_batch, write_piece
-from data_pipelines.packing import EpochPlan, Plan, Rows
-from data_pipelines.permutation import uniform
 from data_pipelines.placement import place, rows_of_process
+from data_pipelines.plans.base import LABELS, EpochPlan, Plan, Rows
+from data_pipelines.plans.permutation import uniform
 from data_pipelines.representations.base import Representation
 
 # One read takes about this many documents: fewer waste the time of the call, many more memory.
@@ -31,8 +31,6 @@ _LONGEST_WINDOW = 64
 
 # Training has no last step: so many windows that none is reached.
 _ENDLESS = 2**40
-
-_LABEL_DROPOUT = 4  # this stream of random numbers; packing has 1 to 3
 
 
 class Loader:
@@ -44,7 +42,7 @@ class Loader:
     otherwise with the start of an unlabelled document. Padding is the token 0.
 
     Attributes:
-      documents: all sets as one.
+      documents: the sets of documents, a tuple.
       plan, batch_size, seed, label_dropout: as given.
     """
 
@@ -83,8 +81,9 @@ class Loader:
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be from 0 to 1, not {label_dropout}.")
         parts = documents if isinstance(documents, Sequence) else (documents,)
-        self.documents = JoinedDocuments(parts)
-        self.documents.require_planned_by(plan)
+        self.documents = tuple(parts)
+        self._joined = JoinedDocuments(parts)
+        self._joined.require_planned_by(plan)
         self.plan = plan
         self.batch_size = batch_size
         self.seed = seed
@@ -94,14 +93,14 @@ class Loader:
 
     @property
     def representation(self) -> Representation:
-        return self.documents.representation
+        return self._joined.representation
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over all that decides what batch t holds."""
         identity = [
             self.plan.fingerprint,
-            [part.data_hash for part in self.documents.parts],
+            [part.data_hash for part in self.documents],
             self.representation.fingerprint,
             [self.batch_size, self.seed, self.label_dropout],
         ]
@@ -153,9 +152,9 @@ class Loader:
         rows = self.plan.rows(numbers[planned])
         # A document that was split may be in several of these rows: it is read once.
         documents, which = np.unique(rows.pieces[:, 0], return_inverse=True)
-        tokens = self.documents.read(documents)
+        tokens = self._joined.read(documents)
         which = which.reshape(-1)
-        starts = self.documents.start_tokens(documents)[which]
+        starts = self._joined.start_tokens(documents)[which]
         starts = self._with_labels_dropped(starts, numbers[planned], rows)
         eos = self.representation.eos
         piece = 0
@@ -185,7 +184,7 @@ class Loader:
             return start_tokens
         row = np.repeat(np.arange(len(rows)), np.diff(rows.offsets))
         place_in_row = np.arange(row.size) - rows.offsets[row]
-        chance = uniform(self.seed, _LABEL_DROPOUT, numbers[row], place_in_row)
+        chance = uniform(self.seed, LABELS, numbers[row], place_in_row)
         return np.where(chance < self.label_dropout, self.representation.bos, start_tokens)
 
 

@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import bins, packing
-from data_pipelines.mixture import Mixture
-from data_pipelines.permutation import hash64, permute, uniform
+from data_pipelines import packing
+from data_pipelines.plans import bins
+from data_pipelines.plans.base import EpochPlan, Rows
+from data_pipelines.plans.mixture import Mixture
+from data_pipelines.plans.permutation import hash64, permute, uniform
 
 PAPER_ROW = 12_288
 
@@ -27,12 +29,12 @@ def paper_lengths(documents: int, seed: int = 0) -> np.ndarray:
     return np.rint(4500 * np.exp(0.45 * normal)).astype(np.int64) + 1
 
 
-def epoch_of(plan: packing.EpochPlan, epoch: int) -> packing.Rows:
+def epoch_of(plan: EpochPlan, epoch: int) -> Rows:
     first = epoch * plan.rows_per_epoch
     return plan.rows(np.arange(first, first + plan.rows_per_epoch))
 
 
-def row_totals(rows: packing.Rows) -> np.ndarray:
+def row_totals(rows: Rows) -> np.ndarray:
     return np.array([row[:, 2].sum() for row in rows])
 
 
@@ -80,7 +82,7 @@ def test_sizes_and_keys_may_differ_for_each_index():
 def test_hashes_and_permutations_are_the_ones_they_always_were():
     """If this fails, plans change under running jobs.
 
-    Change it only together with `packing._VERSION`, which changes every plan's fingerprint.
+    Change it only together with `base.VERSION`, which changes every plan's fingerprint.
     The values were printed by these functions when they were written.
     """
     assert hash64(1, 2, 3).tolist() == GOLDEN_HASH
@@ -89,7 +91,7 @@ def test_hashes_and_permutations_are_the_ones_they_always_were():
 
 def test_uniform_numbers_are_uniform():
     values = uniform(3, np.arange(50_000))
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     assert abs(values.mean() - 0.5) < 5 / np.sqrt(12 * values.size)
 
 
@@ -254,7 +256,7 @@ def test_the_fingerprint_covers_everything_that_decides_the_rows():
 def test_plans_are_the_ones_they_always_were(mode):
     """If this fails, a checkpoint's position means other rows than before.
 
-    Raise `packing._VERSION` (or `bins.ALGORITHM_VERSION`), so that old checkpoints are refused
+    Raise `base.VERSION` (or `bins.ALGORITHM_VERSION`), so that old checkpoints are refused
     by their fingerprint, and print the new values.
     """
     lengths = 20 + np.arange(200) ** 2 % 97
@@ -291,7 +293,7 @@ def test_negative_rows_are_refused():
 # Mixtures
 
 
-def three_plans() -> list[packing.EpochPlan]:
+def three_plans() -> list[EpochPlan]:
     return [packing.plan(np.full(n, 5 + n % 3), row_length=10) for n in (90, 13, 500)]
 
 

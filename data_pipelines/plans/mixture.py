@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data_pipelines.packing import EpochPlan, Plan, Rows
+from data_pipelines.plans.base import EpochPlan, Plan, Rows
 
 _VERSION = 1
 
