@@ -1,4 +1,4 @@
-"""Which image belongs to which shard: decided by the hash of its key and written down once.
+"""Which image belongs to which shard: decided by hashes of its name and written down once.
 
 The listing of 10 million images is a few gigabytes of JSON lines on disk and a bounded buffer in
 memory: it is spooled to one file, counted, then dealt to one file a shard.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import tempfile
@@ -61,7 +60,7 @@ def write(
             num["heldout"] = max(1, round(chosen * heldout))
         parts = os.path.join(scratch, FOLDER)
         os.mkdir(parts)
-        _deal(spool, parts, heldout, num)
+        _deal(spool, parts, num)
         os.remove(spool)
         rejects = [shard_files.Reject(r.key, 0, r.reason) for r in source.rejects]
         with open(os.path.join(parts, f"{REJECTS}.jsonl"), "wb") as file:
@@ -81,7 +80,7 @@ def write(
 
 
 def read(folder: epath.PathLike, name: str, facts: Mapping[str, Any]) -> list[Item]:
-    """The items of one shard, in the order of their keys.
+    """The items of one shard, in the order of the source's listing.
 
     Raises ShardError if the file is not the one that was written.
     """
@@ -92,8 +91,7 @@ def read(folder: epath.PathLike, name: str, facts: Mapping[str, Any]) -> list[It
             f"{path}: is missing or damaged; delete {epath.Path(folder) / 'job.json'} and run "
             "prepare again to list the source anew"
         )
-    items = [Item(*line) for line in shard_files.read_json_lines(data)]
-    return sorted(items, key=lambda item: item.key)
+    return [Item(*line) for line in shard_files.read_json_lines(data)]
 
 
 def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
@@ -103,40 +101,43 @@ def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
     return [shard_files.Reject(**line) for line in lines]
 
 
-def place(key: str, heldout: float, num_shards: Mapping[str, int]) -> tuple[str, int]:
-    """(split, shard) of a key. Equal keys and parts are held out alike in every preparation."""
-    digest = hashlib.sha256(key.encode()).digest()
-    split = _split(digest, heldout)
-    return split, int.from_bytes(digest[8:16], "big") % num_shards[split]
-
-
 def choose_num_shards(documents: int) -> int:
     """Of about 16,384 documents, but for small sets up to 16, so that every core has work."""
     small = min(_SMALL_SHARDS, documents // _SMALL_SHARD)
     return max(1, small, math.ceil(documents / _DOCUMENTS_A_SHARD))
 
 
-def _split(digest: bytes, heldout: float) -> str:
-    return "heldout" if int.from_bytes(digest[:8], "big") < heldout * 2**64 else "train"
-
-
 def _spool(source: Source, path: str, heldout: float) -> dict[str, int]:
+    """Writes a line 'split hash item' for each item; counts them by split.
+
+    The hash of an item's key decides its split: equal keys and parts are held out alike in every
+    preparation. That of its unit decides its shard, so that no unit is read by many shards.
+    """
     counts = {"train": 0, "heldout": 0}
     with open(path, "wb") as file:
         for item in source.items():
-            counts[_split(hashlib.sha256(item.key.encode()).digest(), heldout)] += 1
+            split = "heldout" if _hash(item.key) < heldout * 2**64 else "train"
+            counts[split] += 1
+            file.write(f"{split} {_hash('unit ' + source.unit(item))} ".encode())
             file.write(shard_files.to_json(list(item), indent=None))
     return counts
 
 
-def _deal(spool: str, parts: str, heldout: float, num: Mapping[str, int]) -> None:
+def _hash(text: str) -> int:
+    """64 bits, evenly distributed and equal everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _deal(spool: str, parts: str, num: Mapping[str, int]) -> None:
     buffers: dict[str, list[bytes]] = collections.defaultdict(list)
     held = 0
     with open(spool, "rb") as file:
         for line in file:
-            split, index = place(json.loads(line)[0], heldout, num)
-            buffers[shard_files.stem(split, index, num[split])].append(line)
-            held += len(line)
+            split, number, item = line.split(b" ", 2)
+            count = num[split.decode()]
+            name = shard_files.stem(split.decode(), int(number) % count, count)
+            buffers[name].append(item)
+            held += len(item)
             if held > _BUFFER:
                 _flush(buffers, parts)
                 held = 0

@@ -166,8 +166,8 @@ def _documents(
     rejects: list[Reject],
     counter: _Counter,
 ) -> Iterator[Document]:
-    """The documents of a shard in the order (key, copy); what fails goes to `rejects`."""
-    unique = _without_repeats(items, rejects, counter)
+    """The documents of a shard, copies after their image; what fails goes to `rejects`."""
+    unique = list(_without_repeats(items, rejects, counter))
     for item, read in read_ahead(work.source, unique, lambda item: not earlier.has(item, copies)):
         image = _Image(work, item, read)
         for copy in range(1 + copies):
@@ -186,15 +186,15 @@ def _documents(
 
 
 def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter) -> Iterator[Item]:
-    """Items, sorted by key; of equal keys, which no source should have, the first."""
-    previous = None
+    """Of items with equal keys, which no source should have, the first."""
+    seen: set[str] = set()
     for item in items:
-        if item.key == previous:
+        if item.key in seen:
             rejects.append(Reject(item.key, 0, "the source has another image of this key"))
             counter.add(0, 1)
         else:
+            seen.add(item.key)
             yield item
-        previous = item.key
 
 
 class _Counter:

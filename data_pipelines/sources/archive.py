@@ -76,6 +76,11 @@ def open_archive(path: str) -> IO[Any]:
     return opener(path)
 
 
+def is_compressed(file: IO[Any]) -> bool:
+    """Whether an open archive is read forward only, at any price worth paying."""
+    return isinstance(file, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile)
+
+
 def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]:
     """The entries of an open archive whose data are all there, in their order, reading forward.
 

@@ -88,6 +88,14 @@ class Source(abc.ABC):
         Raises SourceError if it is gone, damaged, not readable or too large.
         """
 
+    def unit(self, item: Item) -> str:
+        """The name of what must be read as a whole, or from its beginning, to read an item.
+
+        Items of one unit are best read together and in their order. Where items are read at
+        random each is its own unit, by its key.
+        """
+        return item.key
+
     def items(self) -> Iterator[Item]:
         """Lists the source, in the same order every time, without decoding any medium.
 

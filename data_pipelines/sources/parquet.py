@@ -100,6 +100,12 @@ class ParquetSource(Source):
             raise SourceError(f"{where} has {len(image)} bytes: too large for one image")
         return image
 
+    def unit(self, item: Item) -> str:
+        """A row group: parquet decodes it whole."""
+        assert isinstance(item.locator, tuple | list)
+        name, group, _ = item.locator
+        return f"{name}/{group}"
+
     def _groups(self, name: str) -> int:
         with self._tables.borrow(self._paths[name]) as table:
             return table.num_groups

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from data_pipelines.sources import files
-from data_pipelines.sources.archive import DAMAGE, Member, members, open_archive
+from data_pipelines.sources.archive import DAMAGE, Member, is_compressed, members, open_archive
 from data_pipelines.sources.base import (
     MAX_LABELS,
     MAX_MEDIUM_BYTES,
@@ -62,6 +62,7 @@ class TarSource(Source):
         }
         self._label_names: tuple[str, ...] | None = None
         self._archives = Opened(open_archive, most=_MAX_OPEN)
+        self._compressed: dict[str, bool] = {}
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,6 +104,15 @@ class TarSource(Source):
         if len(data) != size:
             raise SourceError(f"{tar} ends before byte {offset + size}: it was cut short")
         return data
+
+    def unit(self, item: Item) -> str:
+        """A compressed tar as a whole; of a plain one each image."""
+        assert isinstance(item.locator, tuple | list)
+        tar = item.locator[0]
+        if tar not in self._compressed:
+            with self._archives.borrow(self._paths[tar]) as file:
+                self._compressed[tar] = is_compressed(file)
+        return tar if self._compressed[tar] else item.key
 
     def _images(
         self,

@@ -1,5 +1,6 @@
 """Shards depend on settings and source alone: not on workers, order, retries or kills."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -9,9 +10,11 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -25,6 +28,7 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards, read_manifest
 from data_pipelines.sources import Item, SourceError
+from data_pipelines.sources.table import Table
 
 ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
@@ -100,15 +104,40 @@ def test_shards_do_not_depend_on_the_order_in_which_they_are_made(photos, tmp_pa
     assert hashes(tmp_path / "tasks") == hashes(whole)
 
 
-def test_shards_do_not_depend_on_the_order_of_the_listing(photos, tmp_path, monkeypatch):
-    whole = run(photos, tmp_path / "whole")
-    items = list(process.open_source(f"folder:{photos}").items())
-    monkeypatch.setattr(
-        "data_pipelines.sources.folder.FolderSource.items", lambda self: iter(items[::-1])
-    )
-    turned = run(photos, tmp_path / "turned")
-    records = {name: value for name, value in hashes(whole).items() if "array_record" in name}
-    assert records.items() <= hashes(turned).items()
+def test_which_shard_an_image_is_in_does_not_depend_on_the_others(photos, tmp_path):
+    def shard_of(folder):
+        documents = Shards(folder)
+        return {documents.key(n): documents.locate(n)[0] for n in range(len(documents))}
+
+    (tmp_path / "some").mkdir()
+    make_photos(tmp_path / "some", 50)
+    some = shard_of(run(tmp_path / "some", tmp_path / "few", num_shards=5))
+    assert len(some) == 50
+    assert some.items() <= shard_of(run(photos, tmp_path / "all", num_shards=5)).items()
+
+
+@pytest.mark.parametrize("packed", ["tar.gz", "parquet"])
+def test_what_must_be_read_as_a_whole_is_read_once(photos, tmp_path, monkeypatch, packed):
+    paths = sorted(photos.rglob("*.png"))
+    if packed == "parquet":
+        table = pyarrow.table({"image": [path.read_bytes() for path in paths]})
+        pyarrow.parquet.write_table(table, tmp_path / "photos.parquet", row_group_size=10)
+        starts = (Table, "_start")
+    else:
+        for start in range(0, 200, 10):
+            with tarfile.open(tmp_path / f"{start:03}.tar.gz", "w:gz") as tar:
+                for path in paths[start : start + 10][::-1]:  # in no order of their names
+                    tar.add(path, path.name)
+        starts = (gzip.GzipFile, "__init__")
+    begun = []
+    original = getattr(*starts)
+    source = f"{packed.removesuffix('.gz')}:{tmp_path}/*.{packed}"
+    out = tmp_path / "out"
+    prepare(source=source, representation=OPTIONS, out=out, num_shards=7, task=0, num_tasks=99)
+    monkeypatch.setattr(*starts, lambda *args, **kw: begun.append(args) or original(*args, **kw))
+    prepare(source=source, representation=OPTIONS, out=out, num_shards=7, workers=1)
+    assert 15 <= len(begun) <= 20  # of 20 units; task 0 made those of the first shard
+    assert len(keys(out)) == 200
 
 
 def test_a_listing_larger_than_its_buffer_is_the_same(photos, tmp_path, monkeypatch):
@@ -394,6 +423,9 @@ def test_images_are_read_ahead_in_order_and_no_more_than_a_few(monkeypatch):
 
     class Source:
         spec = "gs://bucket"
+
+        def unit(self, item):
+            return item.key
 
         def read(self, locator):
             started.append(locator)
