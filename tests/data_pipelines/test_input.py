@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -399,9 +400,11 @@ def test_each_process_reads_the_rows_its_devices_hold():
     finish([run_here("place", devices=8)])
 
 
-def test_processes_that_share_rows_read_them_both(tmp_path):
+def test_processes_that_share_rows_read_them_both():
     """Two real processes of two devices each; the sequence is split across the processes."""
-    port = 20_000 + hash(str(tmp_path)) % 20_000
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     finish([run_here("distributed", rank, port, devices=2) for rank in range(2)])
 
 
