@@ -8,12 +8,10 @@
 Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
 
-import ml_collections
-
-D = ml_collections.ConfigDict
+from ml_collections import ConfigDict
 
 
-def get_config(preset: str = "digits") -> D:
+def get_config(preset: str = "digits") -> ConfigDict:
     """The configuration of a preset. Raises ValueError for a name that is not one."""
     if preset not in PRESETS:
         raise ValueError(f"configs/jpeg.py has no preset {preset!r}; it has {', '.join(PRESETS)}")
@@ -23,9 +21,9 @@ def get_config(preset: str = "digits") -> D:
     return config
 
 
-def base() -> D:
+def base() -> ConfigDict:
     """What all presets share: the paper's representation, the Llama-2 recipe."""
-    return D(
+    return ConfigDict(
         dict(
             preset="",
             seed=0,
@@ -95,7 +93,7 @@ def base() -> D:
     )
 
 
-def digits(c: D) -> None:
+def digits(c: ConfigDict) -> None:
     """Trains on scikit-learn's 1,797 handwritten digits: no download, no accelerator.
 
     python -m jpeglm_jax.train --config=configs/jpeg.py
@@ -114,7 +112,7 @@ def digits(c: D) -> None:
     c.sample.update(every=800, num=100, batch_size=100)
 
 
-def cifar10(c: D) -> None:
+def cifar10(c: ConfigDict) -> None:
     """Class-conditional 32x32 photos: 25 million parameters on the bytes of CIFAR-10.
 
     python -m jpeglm_jax.train --config=configs/jpeg.py:cifar10 \
@@ -136,7 +134,7 @@ def cifar10(c: D) -> None:
     c.sample.update(every=2000, num=100, batch_size=100)
 
 
-def imagenet64(c: D) -> None:
+def imagenet64(c: ConfigDict) -> None:
     """Class-conditional 64x64 photos: 300 million parameters on ImageNet, 20 epochs.
 
     python -m data_pipelines.prepare --config=configs/jpeg.py:imagenet64 \
@@ -157,7 +155,7 @@ def imagenet64(c: D) -> None:
     c.sample.update(num=64)
 
 
-def paper(c: D) -> None:
+def paper(c: ConfigDict) -> None:
     """The paper's JPEG-LM (Han et al., arXiv 2408.08459): Llama-2 7B at a context of 12,288.
 
     python -m data_pipelines.prepare --config=configs/jpeg.py:7b --source=tar:gs://PHOTOS/*.tar \

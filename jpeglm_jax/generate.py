@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import tqdm
 from absl import app, flags
 from etils import epath
+from PIL import Image
 
 from data_pipelines import sheet
 from jpeglm_jax import checkpoint, sampling
@@ -56,11 +57,12 @@ def generate(
         seed=seed,
     )
     counts = {"requested": len(labels), "valid": 0, "written": 0}
-    lines, shown = [], []
+    lines: list[str] = []
+    shown: list[Image.Image | None] = []
     drawn = sampler(model.params, prompts)
     for number, sample in enumerate(tqdm.tqdm(drawn, total=len(labels), unit="image")):
         judged = representation.inspect(sample.tokens)
-        name = f"{number:06d}.jpg"
+        name = f"{number:06d}{representation.suffix}"
         try:
             (out / name).write_bytes(representation.to_bytes(sample.tokens))
         except ValueError as error:  # tokens that stand for no byte: there is no file to write

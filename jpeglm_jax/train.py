@@ -8,7 +8,6 @@ everything goes (--workdir=DIR). The same command again goes on from the newest 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import packing, representations, sheet
 from data_pipelines.input import Loader
+from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import Shards
@@ -155,7 +155,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
             return
         (at, values), unread = (unread[0], jax.device_get(unread[1])), None
         if not values["finite"]:
-            raise NotFinite(where_not_finite(recipe, mesh, state.params, loader, at))
+            raise NotFinite(where_not_finite(recipe, mesh, state.params, loader, documents, at))
         meter.add(values, config.batch_size * config.row_length)
         console.step(at)
         if at % config.log.every == 0 or at == config.steps:
@@ -310,7 +310,9 @@ def held_out(
     return {f"heldout_{name}": value for name, value in likelihood(sums).items()}
 
 
-def where_not_finite(recipe: Recipe, mesh: Mesh, params: Any, loader: Loader, at: int) -> str:
+def where_not_finite(
+    recipe: Recipe, mesh: Mesh, params: Any, loader: Loader, documents: Shards, at: int
+) -> str:
     """One paragraph on a step that went wrong: which gradients, which documents."""
     batch = next(iter(loader.batches(at - 1, sharding=sharding.named(mesh, *BATCH_AXES))))
     in_shardings = (recipe.state_shardings(mesh).params, batch_shardings(mesh))
@@ -319,12 +321,11 @@ def where_not_finite(recipe: Recipe, mesh: Mesh, params: Any, loader: Loader, at
     first = (at - 1) * loader.batch_size
     pieces = loader.plan.rows(np.arange(first, first + loader.batch_size)).pieces
     numbers = np.unique(pieces[:, 0]).tolist()
-    documents = loader.documents[0]
-    keys = [documents.key(n) for n in numbers[:8]] if len(loader.documents) == 1 else numbers[:8]
+    keys = [documents.key(n) for n in numbers[:8]]
     return (
         f"step {at}: the loss or a gradient is not finite. Gradients that are not: "
         f"{', '.join(wrong) or 'none when computed again, so the cause is in how it was computed'}."
-        f" Documents of the batch: {', '.join(map(str, keys))}"
+        f" Documents of the batch: {', '.join(keys)}"
         f"{f' and {len(numbers) - 8} more' if len(numbers) > 8 else ''}. The weights were left as "
         "they were before this step; the newest checkpoint is whole. Lower "
         "optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
@@ -347,8 +348,8 @@ def opening_words(
         [
             f"{mesh.size} x {kind}" + (f" ({split})" if split else "") + f"; {mfu}",
             f"model: {count:,} parameters, {recipe.model.dtype}",
-            f"training: {loader.plan.stats}",  # type: ignore[attr-defined]
-            f"held out: {eval_loader.plan.stats}",  # type: ignore[attr-defined]
+            f"training: {loader.plan}",
+            f"held out: {eval_loader.plan}",
             f"steps: {start} to {config.steps}, {config.batch_size} rows of "
             + f"{config.row_length:,} places each",
         ]
@@ -380,9 +381,8 @@ def cpu_devices(config: ConfigDict) -> int:
     sizes = [config.mesh[axis] for axis in sharding.AXES]
     if -1 not in sizes:
         return math.prod(sizes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     part = config.batch_size // config.optimizer.accumulate
-    return max(n for n in range(1, (cores or 1) + 1) if part % n == 0)
+    return max(n for n in range(1, num_cpus() + 1) if part % n == 0)
 
 
 _EXPECTED = (ValueError, NotFinite)

@@ -136,6 +136,9 @@ class EpochPlan(Plan):
     def lengths(self) -> np.ndarray:
         return self._lengths
 
+    def __str__(self) -> str:
+        return str(self.stats)
+
     def epochs(self, row: int) -> tuple[float, ...]:
         return (row / self.rows_per_epoch,)
 

@@ -45,6 +45,7 @@ class Representation(abc.ABC):
     """
 
     name: ClassVar[str]
+    suffix: ClassVar[str]
 
     @abc.abstractmethod
     def encode(self, media: Any) -> np.ndarray:
@@ -53,6 +54,13 @@ class Representation(abc.ABC):
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray) -> Any:
         """tokens, integer [n] -> media. Raises ValueError if they cannot be shown at all."""
+
+    @abc.abstractmethod
+    def to_bytes(self, tokens: np.ndarray) -> bytes:
+        """tokens, integer [n] -> a whole file, named *`suffix`, that ordinary viewers open.
+
+        Raises ValueError for a token that stands for no content.
+        """
 
     @abc.abstractmethod
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:

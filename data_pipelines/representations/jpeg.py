@@ -58,6 +58,7 @@ class JpegRepresentation(base.Representation):
     tokenizer: tokenizers.Tokenizer = _BYTES
 
     name: ClassVar[str] = "jpeg"
+    suffix: ClassVar[str] = ".jpg"
 
     def __post_init__(self) -> None:
         # Spellings of one meaning become equal values, with one fingerprint.
