@@ -80,7 +80,6 @@ class Checkpoints:
                 max_to_keep=keep,
                 keep_period=keep_every or None,
                 create=config is not None,
-                read_only=config is None,
                 enable_async_checkpointing=True,
             ),
         )
