@@ -125,13 +125,15 @@ class JpegRepresentation(base.Representation):
         Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
         """
         stream = self.tokenizer.decode(tokens)
+        start = self._scan_start(stream)
+        scan = stream[start:].partition(EOI)[0]
         try:
-            image = images.open_image(self._restore(self._up_to_eoi(stream)))
+            image = images.open_image(self._restore(stream[:start] + scan + EOI))
         except images.ImageError:
             return self._salvage(stream).image
-        if image.size != (self.fixed_size or image.size) or image.mode != self.mode:
-            return self._salvage(stream).image
-        return image
+        # libjpeg makes a grey image of an empty scan: that is not showing anything.
+        as_expected = image.mode == self.mode and image.size == (self.fixed_size or image.size)
+        return image if scan and as_expected else self._salvage(stream).image
 
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens, integer [n] -> the whole JPEG file, byte for byte what the encoder wrote.
@@ -252,11 +254,6 @@ class JpegRepresentation(base.Representation):
                 f"{_MAX_SALVAGED_PIXELS} in all"
             )
         return jpeg_salvage.salvage(stream[self._scan_start(stream) :], self.format, geometry)
-
-    def _up_to_eoi(self, stream: bytes) -> bytes:
-        """The stream up to the first EOI of its scan, which is added if it has none."""
-        start = self._scan_start(stream)
-        return stream[:start] + stream[start:].partition(EOI)[0] + EOI
 
     def _scan_start(self, stream: bytes) -> int:
         """Where the scan begins, also in a stream whose header is damaged."""

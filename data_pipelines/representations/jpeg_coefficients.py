@@ -31,10 +31,12 @@ class Segment(NamedTuple):
     Attributes:
       blocks: coefficients in zigzag order, the DC value absolute, int64 [mcus, blocks, 64].
       whole: MCUs read before the first fault.
+      exact: whether all of them are whole, with less than a byte left over.
     """
 
     blocks: np.ndarray
     whole: int
+    exact: bool
 
 
 def is_canonical(file: bytes, settings: JpegFormat, size: tuple[int, int] | None = None) -> bool:
@@ -131,7 +133,7 @@ def read_segment(data: bytes, mcus: int, settings: JpegFormat) -> Segment:
         whole += faultless
         if bits.at >= bits.end + 16:
             break  # only zeros are left to read; they are there already
-    return Segment(blocks, whole)
+    return Segment(blocks, whole, whole == mcus and bits.end - bits.at < 8)
 
 
 class _Bits:

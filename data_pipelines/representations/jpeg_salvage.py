@@ -42,9 +42,10 @@ def salvage(scan: bytes, settings: JpegFormat, geometry: Geometry) -> Salvage:
     interval = settings.restart_interval or geometry.mcus
     blocks = np.zeros((geometry.mcus, len(settings.block_components), 64), np.int64)
     filled = np.ones(geometry.mcus, bool)
-    for number, data in _place(list(_pieces(scan)), -(-geometry.mcus // interval)):
-        first = number * interval
-        segment = read_segment(data, min(interval, geometry.mcus - first), settings)
+    for before, after, data in _place(list(_pieces(scan)), -(-geometry.mcus // interval)):
+        segment = read_segment(data, min(interval, geometry.mcus - before * interval), settings)
+        # Where these differ, segments are missing: before this one if it is unhurt, else in it.
+        first = interval * (after if segment.exact else before)
         blocks[first : first + segment.whole] = segment.blocks[: segment.whole]
         filled[first : first + segment.whole] = False
     if filled.all():
@@ -76,8 +77,10 @@ def _pieces(scan: bytes) -> Iterator[_Piece]:
             start = at + 2
 
 
-def _place(pieces: list[_Piece], count: int) -> Iterator[tuple[int, bytes]]:
-    """(number of the segment, its bytes) for each piece whose place is known.
+def _place(pieces: list[_Piece], count: int) -> Iterator[tuple[int, int, bytes]]:
+    """The bytes of each piece whose place is known, with that place: the number of its segment.
+
+    It comes twice, (by the marker before, by the marker after, bytes).
 
     As in libjpeg (jdmarker.c, jpeg_resync_to_restart), a marker ahead of the expected one means
     that segments are missing, one just behind it that this piece is one too many; but where the
@@ -93,7 +96,9 @@ def _place(pieces: list[_Piece], count: int) -> Iterator[tuple[int, bytes]]:
             ahead = 0
         if ahead < 6:
             if known:
-                yield number, piece.data
+                # The last segment may be shorter than others, so none is moved there.
+                after = number + ahead if number + ahead < count - 1 else number
+                yield number, after, piece.data
             number += 1 + ahead if restart else 0
         # After damage, or the end, what follows has no place until a restart marker.
         known = restart
