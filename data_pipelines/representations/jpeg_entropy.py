@@ -103,12 +103,12 @@ def place_after(
     interval = settings.restart_interval or geometry.mcus
     lane, inside = divmod(mcus, interval)
     last = lane if inside else lane - 1
-    if last >= len(cut.number) or not cut.marker_right[:last].all():
+    if last >= len(cut.start) or not cut.markers.right[:last].all():
         raise ValueError(f"the stream has no place after MCU {mcus - 1}: markers are missing")
     if not inside:
-        if not cut.marker_right[last]:
+        if not cut.markers.right[last]:
             raise ValueError(f"no restart marker follows MCU {mcus - 1}")
-        return scan.start + int(cut.raw_end[last]) + 2
+        return scan.start + int(cut.markers.at[last]) + 2
     first = int(cut.lanes.start[lane])
     data = cut.lanes.data[first : first + int(cut.lanes.length[lane])].tobytes()
     whole = whole_bytes(automaton(settings), data, inside)
@@ -151,7 +151,7 @@ def _chunks(scans: list[_Scan], interval: int) -> Iterator[list[_Scan]]:
     for scan in scans:
         chunk.append(scan)
         # No more lanes than the image has, and none without a marker of two bytes.
-        lanes += min(_lanes(scan.geometry.mcus, interval), len(scan.stream) // 2)
+        lanes += min(-(-scan.geometry.mcus // interval), len(scan.stream) // 2) if interval else 1
         size += len(scan.stream)
         if lanes >= _CHUNK_LANES or size >= _CHUNK_BYTES:
             yield chunk
@@ -160,111 +160,127 @@ def _chunks(scans: list[_Scan], interval: int) -> Iterator[list[_Scan]]:
         yield chunk
 
 
-def _lanes(mcus: int, interval: int) -> int:
-    """Number of lanes of a whole scan."""
-    return -(-mcus // interval) if interval else 1
-
-
 def _walk_scans(scans: list[_Scan], settings: JpegFormat) -> list[Walk]:
     """Cuts scans into lanes, walks these, and gathers what was found by stream."""
     machine = automaton(settings)
     cut = _cut(scans, settings.restart_interval)
     stops = run(cut.lanes, machine)
-    wrong = np.flatnonzero((stops.byte >= 0) | ~cut.marker_right)
-    scan_of, first = np.unique(cut.scan[wrong], return_index=True)
+    wrong = np.flatnonzero((stops.byte >= 0) | ~cut.markers.right)
+    scan_of, first = np.unique(cut.markers.scan[wrong], return_index=True)
     results = [Walk(scan.geometry.mcus, scan.geometry.mcus, -1, "") for scan in scans]
     for index, lane in zip(scan_of.tolist(), wrong[first].tolist(), strict=True):
         results[index] = _explain(lane, scans[index], cut, stops, machine, settings)
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """Lanes and the markers that end them. All but `raw` [lanes].
+class _Markers(NamedTuple):
+    """The markers of some scans, in order; each ends a lane. All [lanes].
 
     Attributes:
-      raw: the scans, each with a sentinel after it.
-      lanes: without byte stuffing.
-      scan: index of the lane's scan.
+      at: place in the raw bytes.
+      code: second byte; 01 is the sentinel.
+      expected: what it should be.
+      right: whether it is, EOI with nothing after.
+      scan: index of the scan.
       number: of the lane in its scan, from 0.
-      raw_start, raw_end: place of the lane in `raw`; its marker is at `raw_end`.
-      marker: second byte of that marker; 01 is the sentinel.
-      expected_marker: what it should be.
-      marker_right: whether it is, EOI with nothing after.
+      last: whether that is the last lane of a whole scan.
+    """
+
+    at: np.ndarray
+    code: np.ndarray
+    expected: np.ndarray
+    right: np.ndarray
+    scan: np.ndarray
+    number: np.ndarray
+    last: np.ndarray
+
+    def select(self, keep: np.ndarray) -> _Markers:
+        return _Markers(*(column[keep] for column in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """Scans cut into lanes, up to the first wrong marker in each.
+
+    Attributes:
+      raw: the bytes of the scans, a sentinel after each.
+      scan_ends: places of the sentinels, [scans].
+      markers: those that end the lanes.
+      start: place of the first raw byte of each lane, [lanes].
+      lanes: their bytes without stuffing.
     """
 
     raw: np.ndarray
+    scan_ends: np.ndarray
+    markers: _Markers
+    start: np.ndarray
     lanes: Lanes
-    scan: np.ndarray
-    number: np.ndarray
-    raw_start: np.ndarray
-    raw_end: np.ndarray
-    marker: np.ndarray
-    expected_marker: np.ndarray
-    marker_right: np.ndarray
-    scan_end: np.ndarray
 
 
 def _cut(scans: list[_Scan], interval: int) -> _Cut:
-    """Cuts scans at their markers, up to the first wrong one in each."""
     parts: list[np.ndarray] = []
     for scan in scans:
         parts += [np.frombuffer(scan.stream, np.uint8)[scan.start :], _SENTINEL]
     raw = np.concatenate(parts)
-    scan_ends = np.cumsum([len(part) + 2 for part in parts[::2]]) - 2
-    scan_starts = np.concatenate([[0], scan_ends[:-1] + 2])
+    ends = np.cumsum([len(part) + len(_SENTINEL) for part in parts[::2]]) - len(_SENTINEL)
+    starts = np.concatenate([[0], ends[:-1] + len(_SENTINEL)])
+    mcus = np.array([scan.geometry.mcus for scan in scans])
 
     ff = np.flatnonzero(raw == 0xFF)
-    second = raw[ff + 1]
-    stuffed = ff[second == 0] + 1
-    at = ff[second != 0]
-    marker = second[second != 0].astype(np.int32)
-    scan = np.searchsorted(scan_ends, at)
-    number = np.arange(len(at)) - np.searchsorted(at, scan_starts)[scan]
+    is_stuffed = raw[ff + 1] == 0
+    stuffing = ff[is_stuffed] + 1
+    markers = _judge_markers(raw, ff[~is_stuffed], starts, ends, mcus, interval)
+    after_previous = np.concatenate([[0], markers.at[:-1] + 2])
+    start = np.where(markers.number == 0, starts[markers.scan], after_previous)
+    keep = _up_to_first_wrong(markers)
+    start, markers = start[keep], markers.select(keep)
 
-    mcus = np.array([s.geometry.mcus for s in scans])
-    lanes_of = np.array([_lanes(s.geometry.mcus, interval) for s in scans])
-    last = number == (lanes_of - 1)[scan]
+    is_data = np.ones(len(raw), bool)
+    is_data[stuffing] = False
+    data_start = start - np.searchsorted(stuffing, start)
+    length = markers.at - np.searchsorted(stuffing, markers.at) - data_start
+    in_last = mcus[markers.scan] - markers.number * interval
+    in_lane = np.where(markers.last, in_last, interval)
+    return _Cut(raw, ends, markers, start, Lanes(raw[is_data], data_start, length, in_lane))
+
+
+def _judge_markers(
+    raw: np.ndarray,
+    at: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    mcus: np.ndarray,
+    interval: int,
+) -> _Markers:
+    """Numbers the markers at these places and compares them with what should be there."""
+    scan = np.searchsorted(ends, at)
+    number = np.arange(len(at)) - np.searchsorted(at, starts)[scan]
+    lanes = -(-mcus // interval) if interval else np.ones_like(mcus)
+    last = number == lanes[scan] - 1
+    code = raw[at + 1].astype(np.int32)
     expected = np.where(last, _EOI, _RST0 + number % 8)
-    right = (marker == expected) & (~last | (at + 2 == scan_ends[scan]))
+    right = (code == expected) & (~last | (at + 2 == ends[scan]))
+    return _Markers(at, code, expected, right, scan, number, last)
 
-    # Past its first wrong marker, or its last lane, nothing of a scan is looked at.
-    wrong = np.flatnonzero(~right)
-    wrong_scan, where = np.unique(scan[wrong], return_index=True)
-    end_number = lanes_of - 1
-    end_number[wrong_scan] = np.minimum(end_number[wrong_scan], number[wrong[where]])
-    keep = number <= end_number[scan]
-    previous_end = np.concatenate([[0], at[:-1] + 2])
-    start = np.where(number == 0, scan_starts[scan], previous_end)[keep]
-    end, scan, number, last = at[keep], scan[keep], number[keep], last[keep]
 
-    kept = np.ones(len(raw), bool)
-    kept[stuffed] = False
-    start_in_data = start - np.searchsorted(stuffed, start)
-    end_in_data = end - np.searchsorted(stuffed, end)
-    before = number * interval
-    in_lane = np.where(last, mcus[scan] - before, interval)
-    return _Cut(
-        raw=raw,
-        lanes=Lanes(raw[kept], start_in_data, end_in_data - start_in_data, in_lane),
-        scan=scan,
-        number=number,
-        raw_start=start,
-        raw_end=end,
-        marker=marker[keep],
-        expected_marker=expected[keep],
-        marker_right=right[keep],
-        scan_end=scan_ends[scan],
-    )
+def _up_to_first_wrong(markers: _Markers) -> np.ndarray:
+    """Which markers are looked at, bool [lanes]: in each scan, up to a wrong one or the last."""
+    final = np.flatnonzero(~markers.right | markers.last)
+    scan, first = np.unique(markers.scan[final], return_index=True)
+    end = np.zeros(int(markers.scan[-1]) + 1, np.int64)
+    end[scan] = markers.number[final[first]]  # each scan has one: its sentinel is wrong
+    return markers.number <= end[markers.scan]
 
 
 def _explain(
     lane: int, scan: _Scan, cut: _Cut, stops: Stops, machine: Automaton, settings: JpegFormat
 ) -> Walk:
     """The judgement on a scan whose first wrong lane is this one."""
-    shift = len(scan.stream) - int(cut.scan_end[lane])  # from places in `raw` to the stream's
-    end = int(cut.number[lane]) * settings.restart_interval + int(cut.lanes.mcus[lane])
-    marker_at = int(cut.raw_end[lane]) + shift
+    shift = len(scan.stream) - int(
+        cut.scan_ends[cut.markers.scan[lane]]
+    )  # from places in `raw` to the stream's
+    end = int(cut.markers.number[lane]) * settings.restart_interval + int(cut.lanes.mcus[lane])
+    marker_at = int(cut.markers.at[lane]) + shift
 
     def damage(left: int, at: int, reason: str) -> Walk:
         return Walk(end - left, scan.geometry.mcus, at, f"byte {at}: {reason}")
@@ -296,7 +312,7 @@ _REASONS = {
 
 def _raw_place(cut: _Cut, lane: int, byte: int) -> int:
     """Place in `raw` of a byte of a lane; the lane's end if it has no such byte."""
-    start, end = int(cut.raw_start[lane]), int(cut.raw_end[lane])
+    start, end = int(cut.start[lane]), int(cut.markers.at[lane])
     raw = cut.raw[start:end]
     stuffed = np.concatenate([[False], (raw[:-1] == 0xFF) & (raw[1:] == 0)])[: len(raw)]
     places = np.flatnonzero(~stuffed)
@@ -308,12 +324,12 @@ def _marker_name(lane: int, cut: _Cut, at: int, end: int) -> str:
         return "the end of the stream"
     if at + 1 == end:
         return "an FF that ends the stream"
-    return f"marker FF{int(cut.marker[lane]):02X}"
+    return f"marker FF{int(cut.markers.code[lane]):02X}"
 
 
 def _wrong_marker(lane: int, cut: _Cut, at: int, end: int, done: int) -> tuple[int, str]:
     """(place, reason) where the lane is right and what follows it is not."""
-    found, wanted = int(cut.marker[lane]), int(cut.expected_marker[lane])
+    found, wanted = int(cut.markers.code[lane]), int(cut.markers.expected[lane])
     if found == wanted == _EOI and at + 2 < end:
         return at + 2, f"{end - at - 2} bytes are left over after EOI"
     name = _marker_name(lane, cut, at, end)

@@ -56,7 +56,7 @@ def mutate(stream: bytes, other: bytes, rng: np.random.Generator) -> bytes:
             start = place()
             data[start:start] = data[start : start + int(rng.integers(1, 40))]
         case 6:  # two stretches swapped
-            size = int(rng.integers(1, 30))
+            size = min(int(rng.integers(1, 30)), length)
             i, j = sorted((place(length - size + 1), place(length - size + 1)))
             if i + size <= j:
                 data[i : i + size], data[j : j + size] = data[j : j + size], data[i : i + size]
