@@ -22,7 +22,13 @@ from PIL import Image
 from data_pipelines import images
 from data_pipelines import tokenizer as tokenizers
 from data_pipelines.representations import base, jpeg_entropy, jpeg_salvage
-from data_pipelines.representations.jpeg_format import EOI, MAX_SIDE, STRIPS, JpegFormat
+from data_pipelines.representations.jpeg_format import (
+    EOI,
+    MAX_SIDE,
+    STRIPS,
+    SUBSAMPLINGS,
+    JpegFormat,
+)
 from data_pipelines.representations.jpeg_salvage import Salvage
 
 # A made-up header can state any size; a fixed size was asked for.
@@ -66,7 +72,7 @@ class JpegRepresentation(base.Representation):
             object.__setattr__(self, "size", tuple(self.size))
         if isinstance(self.size, tuple) and len(set(self.size)) == 1 and len(self.size) == 2:
             object.__setattr__(self, "size", self.size[0])
-        if self.mode == "L":
+        if self.mode == "L" and self.subsampling in SUBSAMPLINGS:
             object.__setattr__(self, "subsampling", "4:4:4")
         if self.strip not in STRIPS:
             known = ", ".join(f'"{name}"' for name in STRIPS)

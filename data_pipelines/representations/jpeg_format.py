@@ -21,7 +21,7 @@ SOF0, DHT, RST0, SOS, DQT = 0xC0, 0xC4, 0xD0, 0xDA, 0xDB
 
 MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION; the format itself ends at 65,535
 STRIPS = ("none", "tables", "header")
-_SAMPLING = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
+SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
 class Segment(NamedTuple):
@@ -115,8 +115,8 @@ class JpegFormat:
             raise ValueError(f'found mode={self.mode!r}, expected "RGB" or "L"')
         _check_integer("quality", self.quality, 1, 100)
         _check_integer("restart_interval", self.restart_interval, 0, 65535)
-        if self.subsampling not in _SAMPLING:
-            known = ", ".join(f'"{name}"' for name in _SAMPLING)
+        if self.subsampling not in SUBSAMPLINGS:
+            known = ", ".join(f'"{name}"' for name in SUBSAMPLINGS)
             raise ValueError(f"found subsampling={self.subsampling!r}, expected one of {known}")
         if self.mode == "L" and self.subsampling != "4:4:4":
             raise ValueError('a grey image has no chroma: expected subsampling="4:4:4"')
@@ -126,7 +126,7 @@ class JpegFormat:
         """Blocks (across, down) of each component in an MCU."""
         if self.mode == "L":
             return ((1, 1),)
-        return (_SAMPLING[self.subsampling], (1, 1), (1, 1))
+        return (SUBSAMPLINGS[self.subsampling], (1, 1), (1, 1))
 
     @property
     def block_components(self) -> tuple[int, ...]:

@@ -173,6 +173,7 @@ def test_golden_streams(options):
         (dict(quality=101), "quality"),
         (dict(quality=None), "quality"),
         (dict(subsampling="4:1:1"), "subsampling"),
+        (dict(mode="L", subsampling="4:1:1"), "subsampling"),
         (dict(restart_interval=-1), "restart_interval"),
         (dict(restart_interval=65536), "restart_interval"),
         (dict(strip="all"), "strip"),
