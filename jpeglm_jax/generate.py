@@ -2,7 +2,8 @@
 
 Draws documents from a trained model and writes them as files, with a grid of all of them
 (grid.png) and a line about each (manifest.jsonl). A label-conditional model takes its labels in
-turn, or the one given by --label.
+turn, or the one given by --label. Sampling flags that are left out are the run's own
+(config.sample).
 """
 
 from __future__ import annotations
@@ -98,14 +99,26 @@ def chosen_labels(model: TrainedModel, num: int, label: int | None) -> list[int]
     return [label] * num
 
 
+def chosen_filter(
+    model: TrainedModel, temperature: float | None, top_k: int | None, top_p: float | None
+) -> sampling.Filter:
+    """How to draw: as the run's configuration says, where None is given."""
+    own = model.config.sample
+    return sampling.Filter(
+        own.temperature if temperature is None else temperature,
+        own.top_k if top_k is None else top_k,
+        own.top_p if top_p is None else top_p,
+    )
+
+
 def main(_: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
     values = flags.FLAGS
     try:
         if values.num < 1:
             raise ValueError(f"num is {values.num}; expected 1 or more")
-        choose = sampling.Filter(values.temperature, values.top_k, values.top_p)
         model = checkpoint.load(values.checkpoint, values.step)
+        choose = chosen_filter(model, values.temperature, values.top_k, values.top_p)
         labels = chosen_labels(model, values.num, values.label)
         counts = generate(
             model, values.out, labels, choose, seed=values.seed, batch_size=values.batch_size
@@ -126,9 +139,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("num", 64, "How many documents.")
     flags.DEFINE_integer("label", None, "Of all documents; default each label in turn.")
     flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
-    flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0: the likeliest token.")
-    flags.DEFINE_integer("top_k", 0, "Draw among the k likeliest tokens; 0: all.")
-    flags.DEFINE_float("top_p", 1.0, "Draw among the likeliest of this probability; 1: all.")
+    flags.DEFINE_float("temperature", None, "Divides the logits; 0: the likeliest token.")
+    flags.DEFINE_integer("top_k", None, "Draw among the k likeliest tokens; 0: all.")
+    flags.DEFINE_float("top_p", None, "Draw among the likeliest of this probability; 1: all.")
     flags.DEFINE_integer("batch_size", 64, "Documents drawn together.")
 
 

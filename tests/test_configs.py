@@ -1,0 +1,63 @@
+"""Presets are pages that hold: they parse, name real options, and the paper's is the paper's."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import jpeg
+from data_pipelines import representations
+from data_pipelines.augment import Augment
+from jpeglm_jax import flops, optimizer
+from jpeglm_jax.sharding import make_mesh
+from jpeglm_jax.step import BATCH_KEYS, Recipe, check_mesh, model_config
+
+
+def recipe_of(config, vocab_size=320):
+    model = model_config(config, vocab_size, "tpu")
+    return Recipe(model, config.optimizer, config.steps, 1, np.ones(vocab_size, np.int32))
+
+
+@pytest.mark.parametrize("preset", jpeg.PRESETS)
+def test_a_preset_is_a_run_that_could_start(preset):
+    config = jpeg.get_config(preset)
+    representations.make(**config.representation)
+    Augment(**config.data.augment)
+    assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
+    recipe = recipe_of(config)
+    check_mesh(config, recipe.model, make_mesh({"fsdp": 4}, devices=jax.devices()[:4]))
+
+
+def test_the_papers_preset_has_its_size_and_its_step_traces_without_memory():
+    config = jpeg.get_config("7b")
+    recipe = recipe_of(config)
+    state = recipe.abstract_state()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    layer = 4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096
+    assert count == 32 * layer + 2 * 320 * 4096 + 4096
+    rows = (config.batch_size, config.row_length)
+    batch = {key: jax.ShapeDtypeStruct(rows, np.int32) for key in BATCH_KEYS}
+    batch["weights"] = jax.ShapeDtypeStruct(rows, np.float32)
+    mesh = make_mesh({"fsdp": 8})
+    with jax.set_mesh(mesh):
+        after, metrics = jax.eval_shape(recipe.train_step, state, batch)
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["nll"].shape == ()
+    shardings = recipe.state_shardings(mesh)
+    held = sum(
+        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    )
+    assert held == pytest.approx(12 * count / 8, rel=1e-3), "weights and two moments, split 8 ways"
+
+
+def test_the_papers_arithmetic():
+    model = model_config(jpeg.get_config("7b"), 320, "tpu")
+    per_row = flops.train_flops_per_token(model, 12_288) * 12_288
+    assert per_row == pytest.approx(4.78e14 + 1.19e14, rel=0.01)
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="has no preset '8b'; it has digits, cifar10"):
+        jpeg.get_config("8b")
