@@ -11,11 +11,12 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from PIL import Image
 from sklearn import datasets, svm
 
+from data_pipelines import command
 from data_pipelines.images import open_image
 
 _SIDE = 8
@@ -69,14 +70,11 @@ def judge(folder: epath.PathLike) -> dict[str, float]:
     }
 
 
-def main(_: Sequence[str]) -> None:
-    try:
-        found = judge(flags.FLAGS.generated)
-    except ValueError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
-    print(json.dumps(found))
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
+    print(json.dumps(judge(flags.FLAGS.generated)))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("generated", None, "Folder of generated files.", required=True)
-    app.run(main)
+    command.run(main)

@@ -12,11 +12,11 @@ import json
 from collections.abc import Sequence
 
 import tqdm
-from absl import app, flags
+from absl import flags
 from etils import epath
 from PIL import Image
 
-from data_pipelines import sheet
+from data_pipelines import command, sheet
 from jpeglm_jax import checkpoint, sampling
 from jpeglm_jax.checkpoint import TrainedModel
 
@@ -111,20 +111,18 @@ def chosen_filter(
     )
 
 
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
     checkpoint.quiet_libraries()
     values = flags.FLAGS
-    try:
-        if values.num < 1:
-            raise ValueError(f"num is {values.num}; expected 1 or more")
-        model = checkpoint.load(values.checkpoint, values.step)
-        choose = chosen_filter(model, values.temperature, values.top_k, values.top_p)
-        labels = chosen_labels(model, values.num, values.label)
-        counts = generate(
-            model, values.out, labels, choose, seed=values.seed, batch_size=values.batch_size
-        )
-    except ValueError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if values.num < 1:
+        raise ValueError(f"num is {values.num}; expected 1 or more")
+    model = checkpoint.load(values.checkpoint, values.step)
+    choose = chosen_filter(model, values.temperature, values.top_k, values.top_p)
+    labels = chosen_labels(model, values.num, values.label)
+    counts = generate(
+        model, values.out, labels, choose, seed=values.seed, batch_size=values.batch_size
+    )
     print(
         f"{counts['requested']} documents from step {model.step}: {counts['valid']} strictly "
         f"valid, {counts['written']} written to {values.out}, together in "
@@ -147,4 +145,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    command.run(main)

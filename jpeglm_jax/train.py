@@ -13,17 +13,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import packing, representations, sheet
+from data_pipelines import command, packing, representations, sheet
 from data_pipelines.input import Loader
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
+from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards
 from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
@@ -92,7 +93,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     # --- Where to begin: a checkpoint of this run, the weights of another, or the seed ------------
     identity = {
         "representation": representation.to_config(),
-        "model": shape_of(config),
+        "model": checkpoint.shape_of(config),
         "data": {"batches": loader.fingerprint},
     }
     checkpoints = Checkpoints(workdir, config.checkpoint)
@@ -250,12 +251,6 @@ def make_loader(config: ConfigDict, documents: Shards, label_dropout: float) -> 
     )
 
 
-def shape_of(config: ConfigDict) -> dict[str, Any]:
-    """The part of `config.model` that decides what the weights are, not how they are computed."""
-    computing = ("dtype", "remat", "attention", "scan_unroll")
-    return {name: value for name, value in config.model.items() if name not in computing}
-
-
 def about(config: ConfigDict) -> dict[str, Any]:
     """What a checkpoint tells of the run besides its identity."""
     return {"config": config.to_dict(), "versions": checkpoint.versions()}
@@ -385,21 +380,23 @@ def cpu_devices(config: ConfigDict) -> int:
     return max(n for n in range(1, num_cpus() + 1) if part % n == 0)
 
 
-_EXPECTED = (ValueError, NotFinite)
-
-
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
     config = flags.FLAGS.config
     checkpoint.quiet_libraries()
     sharding.split_cpu(cpu_devices(config))
-    workdir = flags.FLAGS.workdir or f"runs/{config.representation.name}-{config.preset}"
-    try:
-        train(config, workdir)
-    except _EXPECTED as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    train(
+        config,
+        flags.FLAGS.workdir or f"runs/{config.representation.name}-{config.preset}",
+    )
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "What to run: FILE[:PRESET].")
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_string("workdir", None, "Where everything goes; default runs/NAME-PRESET.")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/jpeg.py", "What to run: FILE[:PRESET].")
-    flags.DEFINE_string("workdir", None, "Where everything goes; default runs/NAME-PRESET.")
-    app.run(main)
+    _define_flags()
+    command.run(main, NotFinite, ShardError)

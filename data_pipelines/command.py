@@ -1,0 +1,53 @@
+"""How every command line of the project runs: mistakes end in a sentence, not in a stack trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+
+# What a user can cause: values, names, files. Anything else is a fault of ours and shows its trace.
+_MISTAKES = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def run(main: Callable[[Sequence[str]], Any], *mistakes: type[Exception]) -> None:
+    """Parses the flags and calls `main` with what is left of the command line.
+
+    Args:
+      main: what to do. An error of a kind that a user can cause ends the process with status 1 and
+        one sentence.
+      *mistakes: further such kinds.
+    """
+
+    def guarded(arguments: Sequence[str]) -> None:
+        try:
+            main(arguments)
+        except (*_MISTAKES, *mistakes) as error:
+            _stop(error)
+
+    def parse(arguments: Sequence[str]) -> Sequence[str]:
+        try:
+            return flags.FLAGS(arguments)
+        except (flags.Error, OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            # The last ones come from a --config.name of a value that the config does not have.
+            _stop(error, status=2)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def no_arguments(arguments: Sequence[str]) -> None:
+    """Refuses what is left of a command line after its flags. Raises ValueError."""
+    if arguments[1:]:
+        raise ValueError(f"found {arguments[1]!r}, which is no flag; --help lists what there is")
+
+
+def _stop(error: Exception, status: int = 1) -> NoReturn:
+    lines = str(error).strip().splitlines()
+    # An error in a config file comes with its trace as text, and ends with what it says.
+    text = lines[-1] if "Traceback" in str(error) else " ".join(line.strip() for line in lines)
+    # ml_collections wraps one error in another, quotes, escapes and all.
+    text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+    print(f"{type(error).__name__}: {text}", file=sys.stderr)
+    sys.exit(status)
