@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from PIL import Image
@@ -33,7 +33,6 @@ from data_pipelines.sources import Item, Source
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "prepare.json"
 OPTIONS = dict(name="jpeg", size=256, mode="RGB", quality=25, subsampling="4:2:0")
-_CHUNK = 32
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEG files.", required=True)
 _NUMBER = flags.DEFINE_integer("number", 6000, "Files a pass; they are repeated to reach it.")
@@ -49,15 +48,17 @@ def main(_: Sequence[str]) -> None:
         for number in range(_REPEATS.value):
             bare.append(_time_bare(paths))
             prepared.append(_time_prepare(folder, number))
-            print(f"bare {bare[-1]:.2f} s, prepare {prepared[-1]:.2f} s")
+            print(f"bare {bare[-1]}, prepare {prepared[-1]}")
     result = {
         "images": len(paths),
         "cores": launchers.num_cpus(),
-        "bare_seconds": bare,
-        "prepare_seconds": prepared,
-        "bare_images_per_second": len(paths) / statistics.median(bare),
-        "prepare_images_per_second": len(paths) / statistics.median(prepared),
-        "overhead": statistics.median(p / b for p, b in zip(prepared, bare, strict=True)) - 1,
+        "bare": [cost._asdict() for cost in bare],
+        "prepare": [cost._asdict() for cost in prepared],
+        "bare_images_per_second": len(paths) / statistics.median(c.seconds for c in bare),
+        "prepare_images_per_second": len(paths) / statistics.median(c.seconds for c in prepared),
+        "overhead": _overhead(bare, prepared, "seconds"),
+        # Nearly the same on a machine that is busy with other things.
+        "overhead_in_cpu_time": _overhead(bare, prepared, "cpu_seconds"),
         "listing": _measure_listing(_LISTED.value),
     }
     RESULTS.parent.mkdir(exist_ok=True)
@@ -79,14 +80,37 @@ def _repeated(images: pathlib.Path, folder: pathlib.Path, number: int) -> list[s
     return paths
 
 
-def _time_bare(paths: list[str]) -> float:
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+class _Cost(NamedTuple):
+    """Of a pass: seconds on the clock, and of all cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _overhead(bare: list[_Cost], prepared: list[_Cost], kind: str) -> float:
+    """What preparation takes more, as a part of the bare work; the median of the passes."""
+    ratios = [getattr(p, kind) / getattr(b, kind) for p, b in zip(prepared, bare, strict=True)]
+    return statistics.median(ratios) - 1
+
+
+def _now() -> _Cost:
+    """Worker processes count once they have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return _Cost(time.perf_counter(), sum(use.ru_utime + use.ru_stime for use in usage))
+
+
+def _since(start: _Cost) -> _Cost:
+    return _Cost(*(now - then for now, then in zip(_now(), start, strict=True)))
+
+
+def _time_bare(paths: list[str]) -> _Cost:
+    # One part a core from the start: nobody waits for work to be handed out.
+    parts = [paths[core :: launchers.num_cpus()] for core in range(launchers.num_cpus())]
+    began = _now()
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
-        list(pool.map(_encode, chunks[:1] * launchers.num_cpus()))  # the workers have started
-        began = time.perf_counter()
-        list(pool.map(_encode, chunks))
-        return time.perf_counter() - began
+        list(pool.map(_encode, parts))
+    return _since(began)
 
 
 def _encode(paths: list[str]) -> int:
@@ -106,14 +130,14 @@ def _encode(paths: list[str]) -> int:
     return size
 
 
-def _time_prepare(folder: pathlib.Path, number: int) -> float:
+def _time_prepare(folder: pathlib.Path, number: int) -> _Cost:
     """With everything that it does: workers started, source listed, manifest written."""
     out = folder / f"shards{number}"
-    began = time.perf_counter()
+    began = _now()
     prepare(source=f"folder:{folder / 'photos'}", representation=OPTIONS, out=out)
-    seconds = time.perf_counter() - began
+    cost = _since(began)
     shutil.rmtree(out)
-    return seconds
+    return cost
 
 
 class _Endless(Source):

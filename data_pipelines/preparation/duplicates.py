@@ -8,7 +8,6 @@ across splits: no held-out image has its twin in training.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,11 @@ from etils import epath
 
 from data_pipelines import shard_files
 
-# Hashes are compared in slices of the hash space that hold about this many images: 4 M images
-# take some 200 MB, however many there are in all.
+# Hashes are compared in slices of the hash space that hold about this many images: some 300 MB,
+# however many images there are in all.
 _IMAGES_AT_ONCE = 4_000_000
+
+_Place = tuple[int, int]  # shard, row of its table's images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +46,23 @@ def find(
     slices = min(256, -(-num_images // images_at_once) or 1)
     images: dict[str, list[int]] = {}
     lines: list[dict[str, Any]] = []
-    keys = _Keys(folder, names)
     for number in range(slices):
-        for group in _groups(folder, names, number, slices):
-            named = sorted((keys(shard, row), shard, row) for shard, row in group)
-            kept = named[0][0]
-            for key, shard, row in named[1:]:
+        groups = _groups(folder, names, number, slices)
+        keys = _keys(folder, names, [place for group in groups for place in group])
+        for group in groups:
+            kept, *others = sorted(group, key=keys.__getitem__)
+            for shard, row in others:
                 images.setdefault(names[shard], []).append(row)
-                lines.append({"key": key, "shard": names[shard], "kept": kept})
+                line = {"key": keys[shard, row], "shard": names[shard], "kept": keys[kept]}
+                lines.append(line)
     rows = {name: np.array(sorted(found), np.uint32) for name, found in images.items()}
     return Duplicates(rows, sorted(lines, key=lambda line: line["key"]))
 
 
 def _groups(
     folder: epath.PathLike, names: Sequence[str], number: int, slices: int
-) -> list[list[tuple[int, int]]]:
-    """Groups of (shard, row) with equal content, for contents in one slice of the hash space."""
+) -> list[list[_Place]]:
+    """Groups of images with equal content, for contents in one slice of the hash space."""
     hashes, places = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint32)]
     for shard, name in enumerate(names):
         content = shard_files.TableReader(shard_files.table_path(folder, name)).column("content")
@@ -75,21 +77,20 @@ def _groups(
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     runs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
     return [
-        [(int(shard), int(row)) for shard, row in place[order[start : stop + 1]]]
+        [(shard, row) for shard, row in place[order[start : stop + 1]].tolist()]
         for start, stop in runs
     ]
 
 
-class _Keys:
-    """Keys by (shard, row); the tables used last stay open."""
-
-    def __init__(self, folder: epath.PathLike, names: Sequence[str]):
-        self._folder, self._names = folder, names
-        self._column = functools.lru_cache(maxsize=64)(self._read)
-
-    def __call__(self, shard: int, row: int) -> str:
-        return self._column(shard)[row]
-
-    def _read(self, shard: int) -> shard_files.KeyColumn:
-        path = shard_files.table_path(self._folder, self._names[shard])
-        return shard_files.TableReader(path).keys()
+def _keys(
+    folder: epath.PathLike, names: Sequence[str], places: Sequence[_Place]
+) -> dict[_Place, str]:
+    """The keys of images; each shard's are opened once."""
+    keys: dict[_Place, str] = {}
+    column, opened = None, -1
+    for shard, row in sorted(places):
+        if column is None or shard != opened:
+            path = shard_files.table_path(folder, names[shard])
+            column, opened = shard_files.TableReader(path).keys(), shard
+        keys[shard, row] = column[row]
+    return keys
