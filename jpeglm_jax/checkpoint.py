@@ -22,10 +22,15 @@ from ml_collections import ConfigDict
 
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
+from jpeglm_jax.model import ModelConfig
 from jpeglm_jax.sharding import make_mesh
 from jpeglm_jax.step import Recipe, TrainState, model_config
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
+
+# Weights are stored in chunks of at most this, so that whoever needs a part of a parameter (another
+# mesh, the conversion of a model larger than memory) does not read the rest with it.
+CHUNK_BYTES = 1 << 26
 
 
 class CheckpointError(ValueError):
@@ -37,6 +42,12 @@ def folder(workdir: epath.PathLike) -> epath.Path:
     return epath.Path(workdir) / "checkpoints"
 
 
+def orbax_path(workdir: epath.PathLike) -> epath.Path:
+    """`folder` as Orbax wants it: absolute, unless it has a scheme such as gs://."""
+    path = folder(workdir)
+    return path if "://" in str(path) else path.resolve()
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers of a run; packages that are absent are left out."""
     found = {}
@@ -46,6 +57,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def shape_of(config: ConfigDict) -> dict[str, Any]:
+    """The part of `config.model` that decides what the weights are, not how they are computed."""
+    computing = ("dtype", "remat", "attention", "scan_unroll")
+    return {name: value for name, value in config.model.items() if name not in computing}
 
 
 def refuse_difference(
@@ -75,7 +92,7 @@ class Checkpoints:
         keep, keep_every = (config.keep, config.keep_every) if config else (None, 0)
         self._folder = folder(workdir)
         self._manager = ocp.CheckpointManager(
-            self._folder.resolve() if "://" not in str(self._folder) else self._folder,
+            orbax_path(workdir),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
@@ -95,12 +112,12 @@ class Checkpoints:
         """
         self._manager.check_for_errors()
         items: dict[str, Any] = {
-            "params": ocp.args.StandardSave(state.params),
+            "params": _in_chunks(state.params),
             "opt_state": ocp.args.StandardSave(state.opt_state),
             "meta": ocp.args.JsonSave(meta),
         }
         if state.ema is not None:
-            items["ema"] = ocp.args.StandardSave(state.ema)
+            items["ema"] = _in_chunks(state.ema)
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
@@ -152,6 +169,53 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
+class Run:
+    """What a checkpoint tells of its run; nothing of its size.
+
+    Attributes:
+      config: the run's configuration.
+      representation: what the tokens mean.
+      step: of the checkpoint.
+      meta: its whole page of JSON.
+    """
+
+    config: ConfigDict
+    representation: Representation
+    step: int
+    meta: dict[str, Any]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights to use are their moving average."""
+        return bool(self.config.optimizer.ema)
+
+    def model(self, platform: str) -> ModelConfig:
+        """The shape of the model; `platform` is "cpu", "gpu" or "tpu"."""
+        return model_config(self.config, self.representation.vocab_size, platform)
+
+
+def describe(workdir: epath.PathLike, step: int | None = None) -> Run:
+    """Reads what a run tells of itself, and none of its weights.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; default the newest.
+
+    Raises:
+      CheckpointError: there is no such run or checkpoint, or its parts do not belong together.
+    """
+    workdir = epath.Path(workdir)
+    if not folder(workdir).is_dir():
+        raise CheckpointError(
+            f"{workdir} has no folder checkpoints; expected the workdir of a training run"
+        )
+    meta = Checkpoints(workdir).meta(step)
+    representation = representations.load(workdir)
+    refuse_difference(representation.to_config(), meta["representation"], "representation")
+    return Run(ConfigDict(meta["config"]), representation, meta["step"], meta)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """What a run has made: everything needed to use its weights.
 
@@ -182,29 +246,31 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
     Raises:
       CheckpointError: there is no such run or checkpoint, or its parts do not belong together.
     """
-    workdir = epath.Path(workdir)
-    if not folder(workdir).is_dir():
-        raise CheckpointError(
-            f"{workdir} has no folder checkpoints; expected the workdir of a training run"
-        )
-    checkpoints = Checkpoints(workdir)
-    meta = checkpoints.meta(step)
-    config = ConfigDict(meta["config"])
-    representation = representations.load(workdir)
-    refuse_difference(representation.to_config(), meta["representation"], "representation")
-    model = model_config(config, representation.vocab_size, jax.default_backend())
+    run = describe(workdir, step)
+    representation = run.representation
+    model = run.model(jax.default_backend())
     recipe = Recipe(
-        model, config.optimizer, config.steps, representation.eos, representation.byte_lengths
+        model,
+        run.config.optimizer,
+        run.config.steps,
+        representation.eos,
+        representation.byte_lengths,
     )
     fsdp = math.gcd(jax.device_count(), model.width)
     mesh = make_mesh({"fsdp": fsdp, "replica": -1})
-    params = checkpoints.restore_params(
+    params = Checkpoints(workdir).restore_params(
         recipe.abstract_state().params,
         recipe.state_shardings(mesh).params,
-        ema=bool(config.optimizer.ema),
-        step=meta["step"],
+        ema=run.averaged,
+        step=run.step,
     )
-    return TrainedModel(config, representation, recipe, mesh, params, meta["step"])
+    return TrainedModel(run.config, representation, recipe, mesh, params, run.step)
+
+
+def _in_chunks(weights: Any) -> ocp.args.StandardSave:
+    """Saves arrays in chunks of bounded size, so that a part of one is read without the rest."""
+    options = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), weights)
+    return ocp.args.StandardSave(weights, save_args=options)
 
 
 def _place(shapes: Any, where: Any) -> Any:
