@@ -1,0 +1,152 @@
+"""The model card: what the weights are, what tokens mean, how tokens become a file."""
+
+from __future__ import annotations
+
+import json
+
+from etils import epath
+
+from data_pipelines.representations.base import Representation
+from data_pipelines.tokenizer import BpeTokenizer, ByteTokenizer
+from jpeglm_jax.model import ModelConfig
+
+CARD_FILE = "README.md"
+
+_CARD = """\
+---
+library_name: transformers
+tags: [jpeg-lm, codec]
+---
+
+# A Llama on the content of {suffix} files
+
+A Llama of {parameters:,} parameters: {layers} layers, width {width}, weights in {dtype}. It was
+trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459). It
+continues such a document and knows no language. Its context is {row_length:,} tokens.
+
+## What a token is
+
+{tokens} A document begins with {starts} and ends with id {eos}. How it was
+encoded (`representation.json`):
+
+```json
+{representation}
+```
+
+## From tokens to a file
+
+The project `jpeglm_jax` reads the representation from this folder:
+
+```python
+import torch
+from transformers import AutoModelForCausalLM
+from data_pipelines import representations
+
+FOLDER = "."
+representation = representations.load(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+start = torch.tensor([[{start}]])
+row = model.generate(start, max_length={row_length})[0, 1:].tolist()
+tokens = row[: row.index({eos})] if {eos} in row else row
+print(representation.inspect(tokens))  # could an encoder have written exactly this?
+open("drawn{suffix}", "wb").write(representation.to_bytes(tokens))
+```
+
+`to_bytes` puts back what is the same in every file and is not among the tokens. vLLM takes the
+start as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
+`SamplingParams(detokenize=False)`.
+
+## Tokens as text
+
+{text}
+"""
+
+_BYTES_TEXT = """\
+The weights were trained on ids 0 to 255, the bytes themselves, without a tokenizer.
+`tokenizer.json` was made for what insists on one. It writes byte b as the character
+`chr(10240 + b)` and puts id {bos} before a text:
+
+```python
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+ids = tokenizer("".join(chr(10240 + byte) for byte in data))["input_ids"]
+text = tokenizer.decode(ids, skip_special_tokens=True)
+assert data == bytes(ord(character) - 10240 for character in text)
+```"""
+
+_BPE_TEXT = """\
+`tokenizer.model` is the SentencePiece model that the weights were trained with. It writes byte b as
+the character `chr(10240 + b)`, and id {bos} is put before a text. Version 4 of `transformers` needs
+the slow tokenizer (`use_fast=False`), version 5 the packages sentencepiece and protobuf:
+
+```python
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, use_fast=False)
+ids = tokenizer("".join(chr(10240 + byte) for byte in data))["input_ids"]
+text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+assert data == bytes(ord(character) - 10240 for character in text)
+```"""
+
+_NO_TEXT = "There is no form of these tokens as text, and so no tokenizer: give and take ids."
+
+
+def write(
+    folder: epath.Path,
+    model: ModelConfig,
+    representation: Representation,
+    *,
+    parameters: int,
+    row_length: int,
+    dtype: str,
+) -> None:
+    """Writes README.md.
+
+    Args:
+      folder: where.
+      model: its shape.
+      representation: what its tokens mean.
+      parameters: number of its weights.
+      row_length: its context.
+      dtype: what the weights are stored as.
+    """
+    tokens, text = _tokens(representation)
+    card = _CARD.format(
+        suffix=representation.suffix,
+        parameters=parameters,
+        layers=model.layers,
+        width=model.width,
+        dtype=dtype,
+        row_length=row_length,
+        tokens=tokens,
+        starts=_starts(representation),
+        start="representation.label_token(0)"
+        if representation.num_labels
+        else str(representation.bos),
+        eos=representation.eos,
+        representation=json.dumps(representation.to_config(), indent=2),
+        text=text,
+    )
+    (folder / CARD_FILE).write_text(card)
+
+
+def _tokens(representation: Representation) -> tuple[str, str]:
+    """(what ids mean, how they are written as text)."""
+    tokenizer = getattr(representation, "tokenizer", None)
+    if isinstance(tokenizer, BpeTokenizer):
+        pieces = f"Ids are those of the {tokenizer.first_label} pieces of `tokenizer.model`."
+        return pieces, _BPE_TEXT.format(bos=representation.bos)
+    if isinstance(tokenizer, ByteTokenizer):
+        return "Ids 0 to 255 are bytes.", _BYTES_TEXT.format(bos=representation.bos)
+    return f"Ids are those of the representation `{representation.name}`.", _NO_TEXT
+
+
+def _starts(representation: Representation) -> str:
+    if not representation.num_labels:
+        return f"id {representation.bos}"
+    first, last = (representation.label_token(k) for k in (0, representation.num_labels - 1))
+    return (
+        f"the token of its label (ids {first} to {last}, `<label_0>` and on), or without one with "
+        f"id {representation.bos},"
+    )

@@ -1,0 +1,109 @@
+"""The tokenizer's files for `transformers`: text of one character a byte <-> token ids.
+
+Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459). A SentencePiece model goes
+out as it is, for LlamaTokenizer. One token a byte becomes a tokenizer.json that splits a text into
+its characters. Label tokens follow as added tokens, written `<label_K>`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import sentencepiece
+from etils import epath
+
+from data_pipelines.tokenizer import BpeTokenizer, Tokenizer
+
+CONFIG_FILE = "tokenizer_config.json"
+FAST_FILE = "tokenizer.json"
+
+
+def label_name(label: int) -> str:
+    """How the token of a label is written in a text."""
+    return f"<label_{label}>"
+
+
+def write(folder: epath.Path, tokenizer: Tokenizer, row_length: int) -> None:
+    """Writes what `AutoTokenizer.from_pretrained` needs, next to a SentencePiece model.
+
+    A text is given its BOS there, and no EOS: what is written so can be continued.
+    """
+    if isinstance(tokenizer, BpeTokenizer):
+        config = _sentencepiece_config(tokenizer)
+    else:
+        _write_json(folder / FAST_FILE, _byte_tokenizer(tokenizer))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | _BYTE_SPECIALS
+    common = {"clean_up_tokenization_spaces": False, "model_max_length": row_length}
+    _write_json(folder / CONFIG_FILE, config | common)
+
+
+_BYTE_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def _sentencepiece_config(tokenizer: BpeTokenizer) -> dict[str, Any]:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    labels = {
+        str(tokenizer.label_token(k)): _added(label_name(k)) for k in range(tokenizer.num_labels)
+    }
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": pieces.id_to_piece(tokenizer.bos),
+        "eos_token": pieces.id_to_piece(tokenizer.eos),
+        "unk_token": pieces.id_to_piece(pieces.unk_id()),
+        "add_bos_token": True,
+        "add_eos_token": False,
+        # What the model does with the beginning of a text, and nothing besides.
+        "legacy": True,
+        "spaces_between_special_tokens": False,
+        "added_tokens_decoder": labels,
+    }
+
+
+def _byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer.json: BPE of 256 characters without merges, BOS put before every text."""
+    specials = {"<s>": tokenizer.bos, "</s>": tokenizer.eos}
+    specials |= {label_name(k): tokenizer.label_token(k) for k in range(tokenizer.num_labels)}
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token} | _added(name) for name, token in specials.items()],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, first],
+            "pair": [start, first, second],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [tokenizer.bos], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {chr(10240 + byte): byte for byte in range(256)},
+            "merges": [],
+        },
+    }
+
+
+def _added(name: str) -> dict[str, Any]:
+    return {
+        "content": name,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=True) + "\n")
