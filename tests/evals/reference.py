@@ -1,0 +1,21 @@
+"""The modules beside the golden files, which are scripts and not on the path of imports."""
+
+import importlib.util
+import pathlib
+import sys
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "inception"
+PARTIAL = (
+    pathlib.Path(__file__).parents[3]
+    / "shared/weights/inception_2015_12_05_to_mixed_6e.safetensors"
+)
+PHOTOS = pathlib.Path(__file__).parents[3] / "shared/data/photos"
+
+
+def golden_module(name):
+    """A script of tests/golden/inception as a module."""
+    spec = importlib.util.spec_from_file_location(f"inception_{name}", GOLDEN / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
