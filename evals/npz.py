@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from data_pipelines.shard_files import write_atomically
+
 
 class NpzError(ValueError):
     """A file that is no .npz file of plain arrays."""
@@ -21,9 +23,7 @@ def save(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # of names
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.writing")
-    half.write_bytes(buffer.getvalue())
-    half.replace(path)
+    write_atomically(path, buffer.getvalue())
 
 
 def load(path: epath.PathLike) -> dict[str, np.ndarray]:

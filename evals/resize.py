@@ -9,6 +9,8 @@ that each rule is a pair of dense matrices, built here in float64:
     torch    bilinear, half pixel centres, no antialiasing                  pytorch-fid
     clean    Pillow's bicubic, antialiased; clipped to 0-255, not rounded   clean-fid
 
+pytorch-fid differs in one more way, which belongs to its preset: see `NORMALISATION`.
+
 The same matrices serve other networks: see `resized`.
 """
 
@@ -22,6 +24,14 @@ import numpy as np
 
 Preset = Literal["tf1", "torch", "clean"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+
+# (centre, scale): the FID network sees (pixel - centre) / scale. The original's is 128; pytorch-fid
+# maps 0-255 to -1..1 exactly.
+NORMALISATION: dict[str, tuple[float, float]] = {
+    "tf1": (128.0, 128.0),
+    "torch": (127.5, 127.5),
+    "clean": (128.0, 128.0),
+}
 
 
 def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndarray:
@@ -100,11 +110,25 @@ def _clean(inputs: int, outputs: int) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution with a = -0.5."""
+def torch_bicubic(inputs: int, outputs: int) -> np.ndarray:
+    """PyTorch's bicubic interpolation, float64 [outputs, inputs]: a = -0.75, not antialiased."""
+    centres = (np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5
+    result = np.zeros((outputs, inputs))
+    for step in range(-1, 3):
+        source = np.floor(centres).astype(np.int64) + step
+        np.add.at(
+            result,
+            (np.arange(outputs), np.clip(source, 0, inputs - 1)),
+            _cubic(source - centres, -0.75),
+        )
+    return result
+
+
+def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Keys' cubic convolution (IEEE Trans. ASSP 29, 1981)."""
     x = np.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 

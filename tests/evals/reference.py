@@ -12,9 +12,9 @@ PARTIAL = (
 PHOTOS = pathlib.Path(__file__).parents[3] / "shared/data/photos"
 
 
-def golden_module(name):
-    """A script of tests/golden/inception as a module."""
-    spec = importlib.util.spec_from_file_location(f"inception_{name}", GOLDEN / f"{name}.py")
+def golden_module(name, folder=GOLDEN):
+    """A script of a folder of golden files as a module."""
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
