@@ -171,7 +171,7 @@ def extract(
     """
     if not len(images):
         raise FeatureError(f"{images.name} holds no image")
-    folder = epath.Path(folder) / f"features-{extractor.name}-{extractor.fingerprint[:8]}"
+    folder = epath.Path(folder) / folder_name(extractor)
     folder.mkdir(parents=True, exist_ok=True)
     devices = jax.local_device_count()
     work = _Work(images, extractor, folder, -(-batch_size // devices) * devices)
@@ -186,6 +186,11 @@ def extract(
         multihost_utils.sync_global_devices(f"features of {images.name}")
     _write_index(images, extractor, folder, [_part_name(numbers) for numbers in ranges])
     return FeatureSet.load(folder)
+
+
+def folder_name(extractor: Extractor) -> str:
+    """Where `extract` puts what this extractor sees."""
+    return f"features-{extractor.name}-{extractor.fingerprint[:8]}"
 
 
 def _write_index(

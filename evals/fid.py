@@ -1,0 +1,159 @@
+"""Example: python -m evals.fid --generated=samples --references=folder:PHOTOS --out=evaluation \\
+    --weights=pt_inception-2015-12-05-6726825d.pth
+
+How far generated images are from real ones: FID and its kin, with standard errors, and for a codec
+model the codec's own floor beside it. Three steps, each of which goes on where it was stopped:
+features, statistics (stats.npz) and metrics (metrics.json). docs/evaluation.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from data_pipelines import command, representations
+from data_pipelines.representations.base import CONFIG_FILE, Representation
+from evals import extractors, metrics, resize
+from evals.codec import MANIFEST
+from evals.evaluation import STEPS, evaluate
+from evals.features import Extractor
+from jpeglm_jax import checkpoint, sampling, sharding
+from jpeglm_jax.generate import chosen_labels, generate
+
+
+def sample(
+    workdir: str, out: epath.PathLike, num: int, seed: int, step: int | None
+) -> tuple[str, Representation]:
+    """Draws images from a run, unless they have been drawn: (their folder, the representation)."""
+    model = checkpoint.load(workdir, step)
+    folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
+    if not (folder / MANIFEST).is_file():  # which is written last
+        own = model.config.sample
+        choose = sampling.Filter(own.temperature, own.top_k, own.top_p)
+        generate(model, folder, chosen_labels(model, num, None), choose, seed=seed)
+    return str(folder), model.representation
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """metrics.json for a terminal: the three figures side by side, then what to know."""
+    columns = {
+        "generated": result,
+        "generated, coded references": result.get("against_coded_references", {}),
+        "floor: references through the codec": result.get("floor", {}),
+    }
+    columns = {name: values for name, values in columns.items() if values}
+    rows = [
+        name
+        for name, value in result.items()
+        if isinstance(value, float) and not name.endswith("_standard_error")
+    ]
+    lines = [f"{'':26}" + "".join(f"  {name:>35}" for name in columns)]
+    for name in rows:
+        cells = [_cell(values, name) for values in columns.values()]
+        lines.append(f"{name:26}" + "".join(f"  {cell:>35}" for cell in cells))
+    lines.append(f"{result['n_generated']} generated, {result['n_references']} references")
+    if result.get("codec"):
+        lines.append(", ".join(f"{n} {k.replace('_', ' ')}" for k, n in result["codec"].items()))
+    lines += [f"not computed: {name}: {why}" for name, why in result["not_computed"].items()]
+    return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is None:
+        return "-"
+    error = values.get(f"{name}_standard_error")
+    return f"{values[name]:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+
+
+def _representation(values: Any) -> Representation | None:
+    """The one that was named, or that lies in the folder of generated files."""
+    if values.representation:
+        return representations.load(values.representation)
+    where = values.generated or ""
+    if where and ":" not in where and (epath.Path(where) / CONFIG_FILE).is_file():
+        return representations.load(where)
+    return None
+
+
+def _extractor(values: Any) -> Extractor | None:
+    name = values.features
+    if name == "auto":
+        if not values.weights and values.references != "digits":
+            return None
+        name = "inception" if values.weights else "digits"
+    return extractors.make(
+        name, weights=values.weights, dims=int(values.dims), preset=values.resize
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
+    checkpoint.quiet_libraries()
+    sharding.split_cpu(len(os.sched_getaffinity(0)))
+    values = flags.FLAGS
+    if (values.generated is None) == (values.checkpoint is None):
+        raise ValueError("give either --generated or --checkpoint")
+    representation = _representation(values)
+    if values.checkpoint:
+        generated, representation = sample(
+            values.checkpoint, values.out, values.num, values.seed, values.step
+        )
+    else:
+        generated = values.generated
+    result = evaluate(
+        generated,
+        values.references,
+        values.out,
+        extractor=_extractor(values),
+        representation=representation,
+        references_coded=values.references_coded,
+        floor=values.floor,
+        until=values.until,
+        batch_size=values.batch_size,
+        most_neighbours=values.neighbours,
+    )
+    if result:
+        print(table(result))
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string(
+        "generated",
+        None,
+        "Folder (of a generate job or any), tar, .array_record, shards, an earlier OUT/generated, "
+        "or statistics as .npz.",
+    )
+    flags.DEFINE_string("checkpoint", None, "Instead: workdir of a run to draw images from.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
+    flags.DEFINE_integer("num", 1000, "Images to draw from the checkpoint.")
+    flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
+    flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
+    flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
+    flags.DEFINE_string("out", None, "Folder to write.", required=True)
+    flags.DEFINE_string(
+        "features",
+        "auto",
+        f"{', '.join(extractors.NAMES)} or MODULE:FUNCTION. auto: inception where there are "
+        "weights, else digits where these are the references.",
+    )
+    flags.DEFINE_string("weights", None, "File or URL of the network's weights.")
+    flags.DEFINE_enum("dims", "2048", ["64", "192", "768", "2048"], "Of the FID network.")
+    flags.DEFINE_enum(
+        "resize", "clean", resize.PRESETS, "As clean-fid, torch-fidelity or pytorch-fid."
+    )
+    flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
+    flags.DEFINE_boolean("floor", True, "Look at the references after the codec, too.")
+    flags.DEFINE_enum("until", "metrics", STEPS, "The last step that is done.")
+    flags.DEFINE_integer("batch_size", 32, "Images looked at together.")
+    flags.DEFINE_integer(
+        "neighbours", metrics.NEIGHBOURS, "Images for precision and its kin, at most."
+    )
+
+
+if __name__ == "__main__":
+    _define_flags()
+    command.run(main)
