@@ -87,6 +87,7 @@ def evaluate(
     outcome = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
     result = _metrics({name: side for name, side in found.items() if side}, most_neighbours)
     result = {**result, "codec": outcome, "versions": checkpoint.versions()}
+    out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(out / "metrics.json", text.encode() + b"\n")
     return result

@@ -91,7 +91,9 @@ class RecordImages(Images):
 
     def __init__(self, pattern: str):
         super().__init__(f"records:{pattern}")
-        self._files = sorted(map(str, glob.glob(pattern))) or [pattern]
+        self._files = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+        if not self._files:
+            raise ValueError(f"{pattern!r} matches no file; expected .array_record files")
         self._readers = [open_records(path) for path in self._files]
         counts = [reader.num_records() for reader in self._readers]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
