@@ -15,7 +15,7 @@ from etils import epath
 
 from evals import npz
 
-_BLOCK = 4096  # rows that are in memory as float64 at once
+_BLOCK = 8192  # rows that are in memory as float64 at once
 
 
 class FeatureError(ValueError):
@@ -70,8 +70,16 @@ class Statistics:
     def of(cls, features: np.ndarray) -> Statistics:
         """Of features [n, d], n >= 2. Raises FeatureError for fewer, and for NaN or infinity."""
         features = checked(features)
-        blocks = np.array_split(features, -(-len(features) // _BLOCK))  # at least 2 rows in each
-        return functools.reduce(Statistics.merged, map(_of_block, blocks))
+        n, d = features.shape
+        mean = features.mean(axis=0, dtype=np.float64)
+        if n <= d:
+            return cls(mean, root=(features - mean) / np.sqrt(n - 1), n=n)
+        scatter, block = np.zeros((d, d)), np.empty((min(n, _BLOCK), d))
+        for start in range(0, n, _BLOCK):
+            part = features[start : start + _BLOCK]
+            centred = np.subtract(part, mean, out=block[: len(part)])
+            scatter += centred.T @ centred  # which NumPy knows to be symmetric: half the work
+        return cls(mean, scatter / (n - 1), n=n)
 
     @functools.cached_property
     def covariance(self) -> np.ndarray:
@@ -187,13 +195,3 @@ def jackknife_error(left_out: np.ndarray) -> float:
     """Standard error from the values without each of the disjoint parts (Efron, Stein 1981)."""
     count = len(left_out)
     return float(np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum()))
-
-
-def _of_block(features: np.ndarray) -> Statistics:
-    rows = np.asarray(features, np.float64)
-    n = len(rows)
-    mean = rows.mean(0)
-    rows = rows - mean
-    if n <= mean.size:
-        return Statistics(mean, root=rows / np.sqrt(n - 1), n=n)
-    return Statistics(mean, rows.T @ rows / (n - 1), n=n)  # NumPy multiplies by half: syrk
