@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,7 +34,8 @@ from evals.statistics import FeatureError
 PART = 512  # images of a part: what an interruption costs at most
 INDEX = "features.json"
 _PREFIX = "feature_"  # of the names of arrays in a part
-_THREADS = 8  # that read and decode ahead
+# That read, decode and resize ahead.
+_THREADS = min(32, max(4, os.cpu_count() or 1))
 # What a file that is missing, damaged or no image raises.
 _UNREADABLE = (ValueError, OSError)
 

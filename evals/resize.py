@@ -25,6 +25,8 @@ import numpy as np
 Preset = Literal["tf1", "torch", "clean"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
+_STRIP = 2**22  # numbers of an image that are in memory as float64 at once
+
 # (centre, scale): the FID network sees (pixel - centre) / scale. The original's is 128; pytorch-fid
 # maps 0-255 to -1..1 exactly.
 NORMALISATION: dict[str, tuple[float, float]] = {
@@ -48,8 +50,13 @@ def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndar
     rows = matrix(preset, image.shape[0], size[0])
     columns = matrix(preset, image.shape[1], size[1])
     height, width, channels = image.shape
-    # In float64: in float32 the sums would differ from one BLAS to the next by more than 1e-5.
-    tall = rows @ image.reshape(height, width * channels).astype(np.float64)
+    # In float64: in float32 the sums would differ from one BLAS to the next by more than 1e-5. In
+    # strips: the whole of a large photo would take gigabytes.
+    tall = np.zeros((size[0], width * channels))
+    step = max(_STRIP // (width * channels), 1)
+    for top in range(0, height, step):
+        strip = image[top : top + step].reshape(-1, width * channels)
+        tall += rows[:, top : top + step] @ strip.astype(np.float64)
     planes = tall.reshape(size[0], width, channels).swapaxes(1, 2)
     result = (planes.reshape(-1, width) @ columns.T).reshape(size[0], channels, size[1])
     result = result.swapaxes(1, 2)

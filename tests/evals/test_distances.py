@@ -1,5 +1,7 @@
 """Distances give the known answers, whatever the order, the blocks and the number of images."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -16,6 +18,7 @@ from evals.kernels import kid, mmd_gaussian
 from evals.neighbours import density_coverage, precision_recall
 from evals.npz import NpzError
 from evals.statistics import FeatureError, Statistics, checked, disjoint
+from tests.evals.reference import GOLDEN, golden_module
 
 
 def gaussian(n, d, seed=0, mean=0.0, scale=1.0):
@@ -296,3 +299,37 @@ def test_parts_are_disjoint_and_nearly_equal():
     assert sorted(np.concatenate(parts).tolist()) == list(range(23))
     assert {len(part) for part in parts} == {4, 5}
     assert checked(np.ones((2, 1))).shape == (2, 1)
+
+
+def check_metrics(theirs):
+    generated, references, logits = golden_module("weights").features()
+    statistics = Statistics.of(references)
+    found = {
+        "fid": frechet(Statistics.of(generated), statistics),
+        "kid": kid(generated, references).value,
+        "inception_score": inception_score(logits).value,
+        **precision_recall(generated, references)._asdict(),
+    }
+    assert 0 < theirs["recall"] != theirs["precision"] < 1  # the case tells them apart
+    for name, value in found.items():
+        assert value == pytest.approx(float(theirs[name]), abs=1e-6, rel=1e-6), name
+
+
+def test_metrics_equal_those_of_torch_fidelity_and_pytorch_fid():
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        metrics = {
+            name.removeprefix("metric_"): arrays[name]
+            for name in arrays.files
+            if name.startswith("metric_")
+        }
+    assert len(metrics) == 5
+    check_metrics(metrics)
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(n) is None for n in ("torch", "torch_fidelity", "pytorch_fid")),
+    reason="needs torch, torch-fidelity and pytorch-fid, see tests/golden/inception/reference.py",
+)
+def test_parity_of_metrics():
+    check_metrics(golden_module("reference").metrics(*golden_module("weights").features()))

@@ -73,6 +73,14 @@ def test_a_resize_keeps_an_even_image_and_one_of_the_right_size(preset):
     np.testing.assert_array_equal(resize.resized(image, image.shape[:2], preset), image)
 
 
+def test_a_large_image_is_resized_in_strips(monkeypatch):
+    image = drawn.image("large")
+    whole = resize.resized(image, (299, 299), "clean")
+    monkeypatch.setattr(resize, "_STRIP", 100 * image.shape[1] * 3)
+    strips = resize.resized(image, (299, 299), "clean")
+    np.testing.assert_allclose(strips, whole, atol=1e-4, rtol=0)
+
+
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="found resize preset 'nearest', expected one of tf1"):
         resize.matrix("nearest", 4, 5)

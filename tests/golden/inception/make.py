@@ -1,4 +1,5 @@
-"""Writes golden.npz: what torch-fidelity computes, with drawn weights, of one drawn image.
+"""Writes golden.npz: what torch-fidelity computes, with drawn weights, of one drawn image, and
+the metrics that it and pytorch-fid compute of drawn features.
 
     python tests/golden/inception/make.py        (`reference.py` tells what it needs)
 
@@ -11,7 +12,8 @@ import pathlib
 
 import numpy as np
 import torch
-from reference import features, network, resized
+import weights
+from reference import features, metrics, network, resized
 from weights import IMAGES, ROWS, draw, image
 
 HERE = pathlib.Path(__file__).parent
@@ -24,5 +26,7 @@ if __name__ == "__main__":
     for name in IMAGES:
         for preset, pixels in resized(image(name)).items():
             golden[f"resize_{preset}_{name}"] = pixels[list(ROWS), ::23]
+    for name, number in metrics(*weights.features()).items():
+        golden[f"metric_{name}"] = np.array(number)
     np.savez_compressed(HERE / "golden.npz", **golden)
     print({name: (float(value.mean()), float(value.std())) for name, value in golden.items()})

@@ -29,11 +29,15 @@ def _absent(name):
     return sys.modules.setdefault(name, _Absent(name))
 
 
+def _stand_in_for_torchvision():
+    parts = ("models", "models.inception", "datasets", "transforms", "transforms.functional")
+    for name in ("torchvision", *(f"torchvision.{part}" for part in parts)):
+        _absent(name).__path__ = []
+
+
 def network(draw):
     """torch-fidelity's FeatureExtractorInceptionV3 with the given weights; features by name."""
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("", ".transforms", ".models", ".datasets", ".transforms.functional"):
-            _absent("torchvision" + name).__path__ = []
+    _stand_in_for_torchvision()
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     loaded = torch.load
     names = ["64", "192", "768", "2048", "logits_unbiased"]
@@ -93,4 +97,28 @@ def resized(pixels):
         "tf1": bilinear[0].numpy().transpose(1, 2, 0),
         "torch": torch_bilinear[0].numpy().transpose(1, 2, 0),
         "clean": np.stack(clean, axis=-1),
+    }
+
+
+def metrics(generated, references, logits):
+    """torch-fidelity's and pytorch-fid's numbers of features [n, d] and logits, as floats."""
+    _stand_in_for_torchvision()
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from torch_fidelity import metric_isc, metric_kid, metric_prc
+
+    ours, theirs = torch.from_numpy(generated), torch.from_numpy(references)
+    kid = metric_kid.kid_features_to_metric(
+        ours, theirs, kid_subsets=1, kid_subset_size=len(ours), verbose=False
+    )
+    prc = metric_prc.prc_features_to_metric(ours, theirs, verbose=False)
+    doubled = [x.astype(np.float64) for x in (generated, references)]
+    moments = [part for x in doubled for part in (x.mean(0), np.cov(x, rowvar=False))]
+    return {
+        "fid": float(calculate_frechet_distance(*moments)),
+        "kid": kid["kernel_inception_distance_mean"],
+        "inception_score": metric_isc.isc_features_to_metric(torch.from_numpy(logits))[
+            "inception_score_mean"
+        ],
+        "precision": prc["precision"],
+        "recall": prc["recall"],
     }

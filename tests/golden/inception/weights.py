@@ -28,3 +28,13 @@ def image(name):
     blocks = random.randint(0, 256, (height // 8 + 1, width // 8 + 1, 3))
     pixels = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
     return np.clip(pixels + random.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def features():
+    """(generated, references, logits): float32 [200, 24] twice, in part the same, and [200, 30]."""
+    random = np.random.RandomState(5)
+    mixing = random.normal(0, 0.3, (24, 24))
+    generated = np.maximum(random.normal(0.2, 1, (200, 24)) @ mixing + 0.5, 0)
+    references = np.maximum(random.normal(0, 1.2, (200, 24)) @ mixing + 0.4, 0)
+    logits = random.normal(0, 3, (200, 30))
+    return tuple(x.astype(np.float32) for x in (generated, references, logits))
