@@ -26,12 +26,6 @@ _ABANDONED_SECONDS = 3600
 _KEPT = ("name", "documents", "images", "tokens", "rejects", "records", "table")
 
 
-def missing_shards(job: Job) -> list[str]:
-    """Names of the shards that are not finished."""
-    sidecars = _sidecars(job)
-    return [name for _, name in job.names() if sidecars[name] is None]
-
-
 def finish(job: Job) -> dict[str, Any] | None:
     """Writes the manifest and returns it; None if shards are still missing.
 
@@ -39,7 +33,7 @@ def finish(job: Job) -> dict[str, Any] | None:
       ShardError: every image was rejected, or a table is damaged.
     """
     sidecars = _sidecars(job)
-    if any(sidecar is None for sidecar in sidecars.values()):
+    if sidecars is None:
         return None
     rejects = _write_rejects(job)
     if not any(sidecar["documents"] for sidecar in sidecars.values()):
@@ -82,12 +76,19 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+", "N", reason)
 
 
-def _sidecars(job: Job) -> dict[str, Any]:
-    found = {name: shard_files.read_sidecar(job.folder, name) for _, name in job.names()}
-    return {
-        name: sidecar if sidecar is not None and sidecar["job"] == job.id else None
-        for name, sidecar in found.items()
-    }
+def _sidecars(job: Job) -> dict[str, Any] | None:
+    """Of every shard, by name; None as soon as one is found to be missing."""
+    names = [name for _, name in job.names()]
+    present = {path.name for path in job.folder.iterdir()}  # one request to a bucket, not many
+    if not present.issuperset(shard_files.sidecar_path("", name).name for name in names):
+        return None
+    sidecars = {}
+    for name in names:
+        sidecar = shard_files.read_sidecar(job.folder, name)
+        if sidecar is None or sidecar["job"] != job.id:
+            return None
+        sidecars[name] = sidecar
+    return sidecars
 
 
 def _write_rejects(job: Job) -> dict[str, Any]:
