@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "importlib_resources>=6.4",  # TensorFlow Datasets reads with it but does not ask for it
     "jax>=0.10.0",
     "ml-collections>=1.1",
+    "ml-dtypes>=0.5",
     "numpy>=2.1",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.0",
@@ -25,6 +26,7 @@ INSTALL_REQUIRES = [
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",
+    "tensorstore>=0.1.74",
     "tqdm>=4.67",
 ]
 

@@ -42,6 +42,9 @@ class Numbers(Representation):
     def decode(self, tokens):
         return tokens.tolist()
 
+    def to_bytes(self, tokens):
+        return np.asarray(tokens, "<u2").tobytes()
+
     def prompt(self, tokens, ratio):
         return tokens[: int(ratio * len(tokens))]
 

@@ -143,7 +143,7 @@ def test_a_run_writes_what_it_says(digit_shards, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--config.optimizer.learning_rat=1"], "learning_rate"),
+        (["--config=configs/jpeg.py", "--config.optimizer.learning_rat=1"], "learning_rate"),
         (["--config=configs/jpeg.py:digit"], "it has digits"),
     ],
 )
