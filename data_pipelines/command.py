@@ -21,10 +21,12 @@ def run(main: Callable[[Sequence[str]], Any], *mistakes: type[Exception]) -> Non
       *mistakes: further such kinds.
     """
 
+    expected: tuple[type[Exception], ...] = (*_MISTAKES, *mistakes)
+
     def guarded(arguments: Sequence[str]) -> None:
         try:
             main(arguments)
-        except (*_MISTAKES, *mistakes) as error:
+        except expected as error:
             _stop(error)
 
     def parse(arguments: Sequence[str]) -> Sequence[str]:

@@ -21,8 +21,8 @@ tags: [jpeg-lm, codec]
 # A Llama on the content of {suffix} files
 
 A Llama of {parameters:,} parameters: {layers} layers, width {width}, weights in {dtype}. It was
-trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459). It
-continues such a document and knows no language. Its context is {row_length:,} tokens.
+trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459).
+It continues such a document and knows no language. Its context is {row_length:,} tokens.
 
 ## What a token is
 
