@@ -25,7 +25,7 @@ from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
-from data_pipelines.shards import Shards
+from data_pipelines.shards import Shards, read_manifest
 from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
@@ -74,7 +74,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
     # --- Data -------------------------------------------------------------------------------------
     folder = config.data.shards or prepare_here(config, workdir)
-    documents, heldout = Shards(folder, "train"), Shards(folder, "heldout")
+    documents, heldout = Shards(folder, "train"), held_out_documents(config, folder)
     representation = documents.representation
     check_representation(config, representation)
     loader = make_loader(config, documents, config.data.label_dropout)
@@ -111,6 +111,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     if main:
         representation.save(workdir)
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    for line in set_aside(documents):
+        console.say(line)
     console.say(opening_words(config, recipe, mesh, loader, eval_loader, start))
 
     def report(at: int, values: dict[str, float]) -> dict[str, float]:
@@ -219,6 +221,18 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
         )
     multihost_utils.sync_global_devices("data prepared")
     return folder
+
+
+def held_out_documents(config: ConfigDict, folder: epath.PathLike) -> Shards:
+    """What the run is judged on. Raises ValueError if no image was held out."""
+    splits = read_manifest(folder)["splits"]
+    if not splits.get("heldout", {}).get("documents"):
+        raise ValueError(
+            f"{folder} has no held-out documents, which a run is judged on: data.heldout = "
+            f"{config.data.heldout} keeps none of {splits['train']['images']:,} images from "
+            "training. Raise it, in a new workdir (or prepare the shards again)"
+        )
+    return Shards(folder, "heldout")
 
 
 def check_representation(config: ConfigDict, found: Representation) -> None:
@@ -349,6 +363,16 @@ def opening_words(
             + f"{config.row_length:,} places each",
         ]
     )
+
+
+def set_aside(documents: Shards) -> list[str]:
+    """How many images could not be read, why, and where each is named; nothing if all could."""
+    rejects = documents.manifest["rejects"]
+    if not rejects["count"]:
+        return []
+    named = f"each named in {documents.folder / rejects['file']}"
+    counted = f"set aside: {rejects['count']:,} images, {named}"
+    return [counted, *(f"{count:10,}  {reason}" for reason, count in rejects["reasons"].items())]
 
 
 def closing_words(workdir: epath.Path, config: ConfigDict, last: dict[str, float]) -> str:
