@@ -14,6 +14,7 @@ INSTALL_REQUIRES = [
     "grain>=0.2.16",
     "importlib_resources>=6.4",  # TensorFlow Datasets reads with it but does not ask for it
     "jax>=0.10.0",
+    "matplotlib>=3.10",
     "ml-collections>=1.1",
     "ml-dtypes>=0.5",
     "numpy>=2.1",

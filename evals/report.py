@@ -1,0 +1,140 @@
+"""Example: python -m evals.report --runs=runs/jpeg-digits --evaluations=evaluation --out=a.html
+
+One page, in one file, from what training runs and evaluation jobs left: tables, curves, samples,
+originals beside completions, and links to the files. Several runs or evaluations, separated by
+commas, stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from absl import flags
+from etils import epath
+
+from data_pipelines import command
+from data_pipelines.images import ImageError
+from data_pipelines.shard_files import write_atomically
+from evals import curves, page
+from evals.page import Html
+from evals.results import Evaluation, ReportError, Run
+from evals.sections import KINDS
+
+# What is drawn of a training run, in this order: a title, and the names of its curves.
+_CURVES = {
+    "Likelihood, nats a token": ("loss", "heldout_loss"),
+    "Bits an image": ("bits_per_image", "heldout_bits_per_image"),
+    "Bits a clip": ("bits_per_clip", "heldout_bits_per_clip"),
+    "Bits a codec byte": ("bits_per_byte", "heldout_bits_per_byte"),
+    "Samples that are strictly valid": ("samples_valid",),
+    "Gradient norm": ("grad_norm",),
+    "Learning rate": ("learning_rate",),
+    "Tokens a second": ("tokens_per_second",),
+}
+
+
+def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.PathLike) -> None:
+    """Writes the page.
+
+    Args:
+      runs: training runs.
+      evaluations: what evaluation jobs wrote.
+      out: the .html file; links to other files are relative to its folder.
+    """
+    sections = {}
+    if evaluations:
+        sections["Summary"] = _summary(evaluations, out)
+    if runs:
+        sections["Training"] = _training(runs, out)
+    for kind in KINDS:
+        found = [one for one in evaluations if kind in one.results]
+        if found:
+            sections[KINDS[kind].heading] = KINDS[kind].show(found, out)
+    names = ", ".join([one.name for one in runs] + [one.name for one in evaluations])
+    text = page.document(f"Report: {names}", sections)
+    out = epath.Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text.encode())
+
+
+def _summary(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """The first numbers of every job, and where they come from."""
+    rows = [
+        (one.name, KINDS[kind].heading, page.link(one.path(kind), out))
+        for one in evaluations
+        for kind in one.results
+    ]
+    return page.table("What was evaluated", ("Evaluation", "What", "File"), rows)
+
+
+def _training(runs: Sequence[Run], out: epath.PathLike) -> Html:
+    parts = [_last_values(runs)]
+    figures = []
+    for title, names in _CURVES.items():
+        series = {
+            f"{run.name}: {_spelled(name)}" if len(runs) > 1 else _spelled(name): run.curve(name)
+            for run in runs
+            for name in names
+            if run.curve(name)[0]
+        }
+        if series:
+            figures.append(curves.lines(series, title, "step", ""))
+    parts.append(page.side_by_side(figures))
+    for run in runs:
+        parts.append(page.element("h3", f"Run {run.name}"))
+        parts += _samples(run)
+        links = [page.link(path, out) for path in run.files]
+        parts.append(page.element("p", "Files: ", *_between(links, ", ")))
+    return page.joined(parts)
+
+
+def _last_values(runs: Sequence[Run]) -> Html:
+    names = [name for group in _CURVES.values() for name in group]
+    rows = [
+        (_spelled(name), *(run.last(name) for run in runs))
+        for name in names
+        if any(run.last(name) is not None for run in runs)
+    ]
+    rows.insert(0, ("steps done", *(run.steps for run in runs)))
+    return page.table("Last values", ("", *(run.name for run in runs)), rows)
+
+
+def _samples(run: Run) -> list[Html]:
+    """The newest grid of samples."""
+    if not run.samples:
+        return []
+    step, path = run.samples[-1]
+    caption = f"Samples after {step:,} steps."
+    try:
+        return [page.picture(path, f"Grid of samples of run {run.name}", caption)]
+    except ImageError as error:
+        return [page.notes([f"{path}: {error}"])]
+
+
+def _spelled(name: str) -> str:
+    return name.replace("heldout_", "held out: ").replace("_", " ")
+
+
+def _between(parts: Iterable[Html], separator: str) -> list[Html]:
+    result: list[Html] = []
+    for part in parts:
+        result += [part] if not result else [page.escape(separator), part]
+    return result
+
+
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
+    values = flags.FLAGS
+    if not values.runs and not values.evaluations:
+        raise ReportError("there is nothing to report; give --runs or --evaluations")
+    runs = [Run.read(folder) for folder in values.runs]
+    evaluations = [Evaluation.read(folder, tuple(KINDS)) for folder in values.evaluations]
+    report(runs, evaluations, values.out)
+    print(f"wrote {values.out}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("runs", [], "Workdirs of training runs.")
+    flags.DEFINE_list("evaluations", [], "Folders that evaluation jobs wrote (their --out).")
+    flags.DEFINE_string("out", "report.html", "The page to write.")
+    command.run(main)
