@@ -189,13 +189,16 @@ class JpegRepresentation(base.Representation):
         last one. Without a marker there, the byte that the next row shares is left out.
 
         256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
-        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. A
-        ratio of 0 gives the header alone, 1 the whole document.
+        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. As
+        there, a ratio of 0 gives no token at all; less than a row gives the header, 1 the whole
+        document.
 
         Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"found a prefix ratio of {ratio}, expected one from 0 to 1")
+        if ratio == 0:
+            return tokens[:0]
         stream = self.tokenizer.decode(tokens)
         header = self.format.header(self.strip)
         size = self.fixed_size or header.size(stream)
@@ -332,7 +335,7 @@ def _centre(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
         width = max(1, round(height * shape[0] / shape[1]))
     else:
         height = max(1, round(width * shape[1] / shape[0]))
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 

@@ -303,7 +303,8 @@ def test_prompts_hold_whole_rows_of_mcus_and_no_byte_of_the_next(restart_interva
             )
     assert np.array_equal(representation.prompt(tokens, 1), tokens)
     header = len(representation.format.header(strip).data)
-    assert np.array_equal(representation.prompt(tokens, 0), tokens[:header])
+    assert np.array_equal(representation.prompt(tokens, 0.1), tokens[:header])
+    assert representation.prompt(tokens, 0).size == 0
 
 
 def test_prompts_depend_on_no_later_row():
@@ -322,7 +323,7 @@ def test_bpe_prompts_are_the_tokens_of_the_byte_prefix(bpe):
     assert by_bpe.to_bytes(by_bpe.encode(image)) == by_bytes.to_bytes(by_bytes.encode(image))
     assert len(by_bpe.encode(image)) < len(by_bytes.encode(image))
     assert by_bpe.inspect(by_bpe.encode(image)).valid
-    for ratio in (0, 0.25, 0.5, 1):
+    for ratio in (0, 0.1, 0.25, 0.5, 1):
         prefix = by_bytes.prompt(by_bytes.encode(image), ratio).astype(np.uint8).tobytes()
         expected = by_bpe.tokenizer.encode(prefix)
         assert np.array_equal(by_bpe.prompt(by_bpe.encode(image), ratio), expected)
