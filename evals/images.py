@@ -46,6 +46,15 @@ class Images(abc.ABC):
     def key(self, number: int) -> str:
         """The name of an image, unique in the set."""
 
+    def label(self, number: int) -> int:
+        """The class of an image, an index into `label_names`; -1 if it has none."""
+        return -1
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the classes; empty where there are none, or none that are named."""
+        return ()
+
     @abc.abstractmethod
     def read(self, number: int) -> bytes:
         """An image as it is stored. Raises ValueError or OSError if it cannot be read."""
@@ -74,6 +83,13 @@ class SourceImages(Images):
 
     def key(self, number: int) -> str:
         return self._items[number].key
+
+    def label(self, number: int) -> int:
+        return self._items[number].label
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self._source.label_names
 
     def read(self, number: int) -> bytes:
         return self._source.read(self._items[number].locator)
@@ -123,26 +139,33 @@ class ShardImages(Images):
 
     def __init__(self, folder: str, split: str = "heldout"):
         super().__init__(f"shards:{folder}:{split}")
-        self._shards = Shards(folder, split)
-        self.about = {"decoded_from": self._shards.fingerprint}
+        self.shards = Shards(folder, split)
+        self.about = {"decoded_from": self.shards.fingerprint}
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self.shards)
 
     def key(self, number: int) -> str:
-        copy = self._shards.copy(number)
-        return self._shards.key(number) + (f"#{copy}" if copy else "")
+        copy = self.shards.copy(number)
+        return self.shards.key(number) + (f"#{copy}" if copy else "")
+
+    def label(self, number: int) -> int:
+        return int(self.shards.labels[number])
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.shards.label_names
 
     def read(self, number: int) -> bytes:
-        return np.asarray(self._shards.read([number])[0], "<u2").tobytes()
+        return np.asarray(self.shards.read([number])[0], "<u2").tobytes()
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        image = self._shards.representation.decode(np.frombuffer(data, "<u2"))
+        image = self.shards.representation.decode(np.frombuffer(data, "<u2"))
         return normalise(image, "RGB")
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return (os.path.realpath(self._shards.folder),)
+        return (os.path.realpath(self.shards.folder),)
 
 
 class FittedImages(Images):
@@ -171,6 +194,13 @@ class FittedImages(Images):
 
     def key(self, number: int) -> str:
         return self._images.key(number)
+
+    def label(self, number: int) -> int:
+        return self._images.label(number)
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self._images.label_names
 
     def read(self, number: int) -> bytes:
         return self._images.read(number)

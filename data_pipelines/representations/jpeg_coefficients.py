@@ -8,6 +8,7 @@ the rules of `jpeg_entropy` are held against; they are much faster and tell wher
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -63,6 +64,18 @@ def write_file(blocks: np.ndarray, settings: JpegFormat, geometry: Geometry) -> 
     """
     header = settings.header().at(geometry.width, geometry.height)
     return header + _write_scan(blocks, settings) + EOI
+
+
+def with_restart_interval(file: bytes, settings: JpegFormat, interval: int) -> bytes:
+    """The same coefficients as a file with another restart interval; 0 writes no markers.
+
+    Raises ValueError unless the file is canonical for these settings.
+    """
+    geometry, scan = _read_frame(file, settings)
+    blocks = _read_scan(file[scan:], settings, geometry)
+    if write_file(blocks, settings, geometry) != file:
+        raise ValueError("the file is not what an encoder of these settings writes")
+    return write_file(blocks, dataclasses.replace(settings, restart_interval=interval), geometry)
 
 
 # Reading
