@@ -88,7 +88,16 @@ def base() -> ConfigDict:
             checkpoint=dict(every=1000, keep=2, keep_every=0),
             log=dict(every=50, tensorboard=True),
             evaluate=dict(every=1000, batches=0),  # held-out batches; 0: all
-            sample=dict(every=2000, num=16, temperature=1.0, top_k=0, top_p=1.0, batch_size=64),
+            sample=dict(
+                every=2000,
+                num=16,
+                batch_size=64,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                guidance=1.0,
+            ),
         )
     )
 

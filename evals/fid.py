@@ -32,8 +32,7 @@ def sample(
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
     if not (folder / MANIFEST).is_file():  # which is written last
-        own = model.config.sample
-        choose = sampling.Filter(own.temperature, own.top_k, own.top_p)
+        choose = sampling.Filter.of(model.config.sample)
         generate(model, folder, chosen_labels(model, num, None), choose, seed=seed)
     return str(folder), model.representation
 

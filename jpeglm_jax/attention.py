@@ -74,9 +74,9 @@ def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
 
 
 def cached_attention(
-    q_BxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array, filled: jax.Array
+    q_BxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array, filled_B: jax.Array
 ) -> jax.Array:
-    """Attention of one new token a sequence to a cache, of which `filled` places count.
+    """Attention of one new token a sequence to a cache, of which the first `filled_B` places count.
 
     Returns:
       float [batch, heads, head_dim], the dtype of q.
@@ -85,6 +85,7 @@ def cached_attention(
     groups, longest = k_BxGxTxK.shape[1:3]
     q_BxGxRxK = q_BxHxK.reshape(batch, groups, heads // groups, head_dim) * head_dim**-0.5
     scores = jnp.einsum("bgrk,bgtk->bgrt", q_BxGxRxK, k_BxGxTxK, preferred_element_type=jnp.float32)
-    scores = jnp.where(jnp.arange(longest) < filled, scores, jnp.finfo(jnp.float32).min)
+    counts_BxT = jnp.arange(longest) < filled_B[:, None]
+    scores = jnp.where(counts_BxT[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BxGxTxK.dtype)
     return jnp.einsum("bgrt,bgtk->bgrk", probs, v_BxGxTxK).reshape(batch, heads, head_dim)

@@ -19,6 +19,7 @@ from PIL import Image
 from data_pipelines import command, sheet
 from jpeglm_jax import checkpoint, sampling
 from jpeglm_jax.checkpoint import TrainedModel
+from jpeglm_jax.engine import Engine
 
 _GRID = 256  # images in the grid, at most
 
@@ -49,19 +50,21 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     representation = model.representation
     prompts = sampling.label_prompts(representation, labels)
-    sampler = sampling.Sampler(
+    engine = Engine(
         model.recipe,
         model.mesh,
         choose,
         batch_size=min(batch_size, len(labels)),
         length=model.config.row_length,
         seed=seed,
+        bos=representation.bos,
     )
     counts = {"requested": len(labels), "valid": 0, "written": 0}
     lines: list[str] = []
     shown: list[Image.Image | None] = []
-    drawn = sampler(model.params, prompts)
-    for number, sample in enumerate(tqdm.tqdm(drawn, total=len(labels), unit="image")):
+    drawn = tqdm.tqdm(engine(model.params, prompts), total=len(labels), unit="image")
+    for sample in sorted(drawn, key=lambda sample: sample.number):
+        number = sample.number
         judged = representation.inspect(sample.tokens)
         name = f"{number:06d}{representation.suffix}"
         try:

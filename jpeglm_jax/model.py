@@ -22,8 +22,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jpeglm_jax.attention import attention, cached_attention
 from jpeglm_jax.sharding import constrain
 
-# Keys and values of all layers, [L, B, G, T, K] each: T is the longest sequence.
-Cache = tuple[jax.Array, jax.Array]
+# Keys and values of one layer, [B, G, T, K] each: T is the longest sequence.
+LayerCache = tuple[jax.Array, jax.Array]
 
 # What the backward pass keeps of a layer; everything else is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -145,19 +145,21 @@ class Attention(nnx.Module):
         return jnp.einsum("bshk,hkd->bsd", heads_BxSxHxK, self.o[...].astype(heads_BxSxHxK.dtype))
 
     def step(
-        self, x_Bx1xD: jax.Array, place: jax.Array, layer: jax.Array, cache: Cache, tables
-    ) -> tuple[jax.Array, Cache]:
-        """One token of each sequence, at the same place; writes its key and value to the cache."""
+        self, x_Bx1xD: jax.Array, places_B: jax.Array, cache: LayerCache, tables
+    ) -> tuple[jax.Array, LayerCache]:
+        """One token of each sequence, at its own place; writes its key and value to the cache."""
         q, k, v = self.project(x_Bx1xD, tables)
-        at = (layer, 0, 0, place, 0)
         keys, values = (
-            jax.lax.dynamic_update_slice(c, new.swapaxes(1, 2)[None].astype(c.dtype), at)
+            _write(c, new[:, 0].astype(c.dtype), places_B)
             for c, new in zip(cache, (k, v), strict=True)
         )
-        out_BxHxK = cached_attention(q[:, 0], keys[layer], values[layer], place + 1)
+        out_BxHxK = cached_attention(q[:, 0], keys, values, places_B + 1)
         return self.output(out_BxHxK[:, None]), (keys, values)
 
-    def __call__(self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables) -> jax.Array:
+    def __call__(
+        self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables
+    ) -> tuple[jax.Array, LayerCache]:
+        """What attention adds to the stream; and keys and values, [B, G, S, K]."""
         q, k, v = self.project(x_BxSxD, tables)
         q = constrain(q, "batch", "length", "act_heads", None)
         # Under sequence parallelism each device needs the keys and values of the whole row.
@@ -166,7 +168,17 @@ class Attention(nnx.Module):
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
         out = attention(q, k, v, segments_BxS, implementation=self.config.attention)
         out = checkpoint_name(out, "attention")
-        return self.output(out)
+        return self.output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+
+def _write(cache_BxGxTxK: jax.Array, new_BxGxK: jax.Array, places_B: jax.Array) -> jax.Array:
+    """The cache with each row's new entry at its place."""
+    entries_BxGx1xK = new_BxGxK[:, :, None]
+
+    def row(cache: jax.Array, entry: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(cache, entry, (0, place, 0))
+
+    return jax.vmap(row)(cache_BxGxTxK, entries_BxGx1xK, places_B)
 
 
 class FeedForward(nnx.Module):
@@ -198,17 +210,21 @@ class Block(nnx.Module):
         self.ffn_norm = RMSNorm(*stacked, config.norm_eps)
         self.ffn = FeedForward(config, rngs)
 
-    def __call__(self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables) -> jax.Array:
-        x_BxSxD += self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
+    def __call__(
+        self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables
+    ) -> tuple[jax.Array, LayerCache]:
+        """The stream after this layer; and its keys and values, [B, G, S, K]."""
+        attended, kv = self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
+        x_BxSxD += attended
         x_BxSxD += self.ffn(self.ffn_norm(x_BxSxD))
-        return constrain(x_BxSxD, "batch", "length", "act_embed")
+        return constrain(x_BxSxD, "batch", "length", "act_embed"), kv
 
     def step(
-        self, x_Bx1xD: jax.Array, place: jax.Array, layer: jax.Array, cache: Cache, tables
-    ) -> tuple[jax.Array, Cache]:
-        """One token of each sequence; see `Llama.step`."""
+        self, x_Bx1xD: jax.Array, places_B: jax.Array, cache: LayerCache, tables
+    ) -> tuple[jax.Array, LayerCache]:
+        """One token of each sequence; see `decoding.step`."""
         normed = self.attention_norm(x_Bx1xD)
-        attended, cache = self.attention.step(normed, place, layer, cache, tables)
+        attended, cache = self.attention.step(normed, places_B, cache, tables)
         x_Bx1xD += attended
         return x_Bx1xD + self.ffn(self.ffn_norm(x_Bx1xD)), cache
 
@@ -265,7 +281,7 @@ class Llama(nnx.Module):
         graph, layers = nnx.split(self.blocks)
 
         def layer(x_BxSxD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, weights)(x_BxSxD, segments_BxS, tables), None
+            return nnx.merge(graph, weights)(x_BxSxD, segments_BxS, tables)[0], None
 
         if c.remat != "none":
             policy = REMAT_POLICIES[c.remat]
@@ -274,32 +290,3 @@ class Llama(nnx.Module):
             layer, self.embed_tokens(tokens_BxS), layers, unroll=c.scan_unroll
         )
         return self.logits(x_BxSxD)
-
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """A cache for sequences of at most `length` tokens, in the compute type."""
-        c = self.config
-        zeros = jnp.zeros((c.layers, batch, c.kv_heads, length, c.head_dim), c.dtype)
-        return zeros, zeros
-
-    def step(self, tokens_B: jax.Array, place: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits of the next token, given one more token of each sequence.
-
-        Args:
-          tokens_B: int32 [batch], the tokens at `place`.
-          place: int32 scalar, the same for all sequences: 0 for the first token.
-          cache: keys and values of the places before.
-
-        Returns:
-          float32 [batch, vocabulary], and the cache with this place filled in.
-        """
-        c = self.config
-        tables = rope_tables(jnp.full((1, 1), place), c.head_dim, c.rope_theta)
-        graph, weights = nnx.split(self.blocks)
-
-        def layer(carry: tuple[jax.Array, Cache], xs: Any) -> tuple[Any, None]:
-            (x_Bx1xD, cache), (weights, index) = carry, xs
-            return nnx.merge(graph, weights).step(x_Bx1xD, place, index, cache, tables), None
-
-        start = (self.embed_tokens(tokens_B[:, None]), cache)
-        (x_Bx1xD, cache), _ = jax.lax.scan(layer, start, (weights, jnp.arange(c.layers)))
-        return self.logits(x_Bx1xD)[:, 0], cache

@@ -28,8 +28,9 @@ from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards, read_manifest
 from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
+from jpeglm_jax.engine import Engine
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
-from jpeglm_jax.sampling import Filter, Sampler, every_label, label_prompts
+from jpeglm_jax.sampling import Filter, every_label, label_prompts
 from jpeglm_jax.step import (
     BATCH_AXES,
     Recipe,
@@ -125,19 +126,21 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     def evaluate(params: Any, batches: int) -> dict[str, float]:
         return held_out(eval_step, params, eval_loader, rows, batches)
 
-    sampler = Sampler(
+    engine = Engine(
         recipe,
         mesh,
-        Filter(config.sample.temperature, config.sample.top_k, config.sample.top_p),
+        Filter.of(config.sample),
         batch_size=min(config.sample.num, config.sample.batch_size),
         length=config.row_length,
         seed=config.seed,
+        bos=representation.bos,
     )
 
     def draw_samples(params: Any, at: int) -> dict[str, float]:
         labels = every_label(representation, config.sample.num)
         prompts = label_prompts(representation, labels)
-        samples = [sample.tokens for sample in sampler(params, prompts)]
+        drawn = sorted(engine(params, prompts), key=lambda sample: sample.number)
+        samples = [sample.tokens for sample in drawn]
         if log:
             picture = sheet.sheet_of_documents(representation, samples)
             (workdir / "samples").mkdir(exist_ok=True)
