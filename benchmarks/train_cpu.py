@@ -5,9 +5,10 @@
 Ours is the very step that `jpeglm_jax.train` runs for the default preset, on one device a core. The
 peer is `LlamaForCausalLM` of the same shape, eager, with fused AdamW and clipping, at every number
 of threads up to the cores; its attention is plain causal, so it is spared the document mask. Each
-contestant is a process of its own, all of them in turn, several rounds; best of the rounds each,
-and the ratio to the best number of threads. PYTHON has torch and transformers (the extra
-[parity]); by default it is this one. Writes `benchmarks/results/train_cpu.json`.
+contestant is a process of its own, with memory in large pages, as `jpeglm_jax.train` has it; all of
+them in turn, several rounds; best of the rounds each, and the ratio to the best number of threads.
+PYTHON has torch and transformers (the extra [parity]); by default it is this one. Writes
+`benchmarks/results/train_cpu.json`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jpeglm_jax.pages import restart_with_large_pages
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "train_cpu.json"
 WARMUP, STEPS = 4, 16
 VOCAB = 268  # bytes, BOS, EOS, ten labels
+DOCUMENT = 28  # places of a document, about
 
 PEER = """
 import json, statistics, sys, time
@@ -76,12 +80,12 @@ def ours() -> float:
     recipe = Recipe(model, config.optimizer, config.steps, 257, np.ones(VOCAB, np.int32))
     rows, length = config.batch_size, config.row_length
     random = np.random.default_rng(0)
-    document = np.arange(length) // 38
+    document = np.arange(length) // DOCUMENT
     batch = {
         "tokens": random.integers(0, 256, (rows, length), np.int32),
         "targets": random.integers(0, 256, (rows, length), np.int32),
         "segments": np.tile(document + 1, (rows, 1)).astype(np.int32),
-        "positions": np.tile(np.arange(length) - document * 38, (rows, 1)).astype(np.int32),
+        "positions": np.tile(np.arange(length) - document * DOCUMENT, (rows, 1)).astype(np.int32),
         "weights": np.ones((rows, length), np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    restart_with_large_pages()  # the contestants inherit the setting
     if args.ours:
         print(json.dumps(ours()))
         return

@@ -107,18 +107,18 @@ def digits(c: ConfigDict) -> None:
 
     python -m jpeglm_jax.train --config=configs/jpeg.py
     """
-    c.steps, c.batch_size, c.row_length = 2400, 28, 112
-    c.representation.update(size=16, mode="L", quality=10, strip="header")
+    c.steps, c.batch_size, c.row_length = 3000, 16, 120
+    c.representation.update(size=16, mode="L", quality=5, strip="header")
     c.data.update(source="digits", conditional=True, copies=64, heldout=0.15)
-    c.data.augment = dict(rotation=10.0, shift=0.06, scale=0.1, shear=0.1)
+    c.data.augment = dict(rotation=8.0, shift=0.04, scale=0.08, shear=0.08)
     c.model.update(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
     c.model.update(dtype="float32", remat="none", scan_unroll=4)
-    c.optimizer.update(learning_rate=2e-3, warmup_steps=100, final_fraction=0.02)
+    c.optimizer.update(learning_rate=3e-3, warmup_steps=100, final_fraction=0.02)
     c.mesh.update(replica=-1, fsdp=1)
-    c.checkpoint.every = 400
+    c.checkpoint.every = 500
     c.log.every = 20
-    c.evaluate.every = 400
-    c.sample.update(every=800, num=100, batch_size=100)
+    c.evaluate.every = 500
+    c.sample.update(every=1000, num=100, batch_size=100)
 
 
 def cifar10(c: ConfigDict) -> None:

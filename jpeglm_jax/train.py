@@ -30,6 +30,7 @@ from jpeglm_jax import checkpoint, flops, optimizer, sharding
 from jpeglm_jax.checkpoint import Checkpoints
 from jpeglm_jax.engine import Engine
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
+from jpeglm_jax.pages import restart_with_large_pages
 from jpeglm_jax.sampling import Filter, every_label, label_prompts
 from jpeglm_jax.step import (
     BATCH_AXES,
@@ -409,6 +410,7 @@ def cpu_devices(config: ConfigDict) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
+    restart_with_large_pages()
     config = flags.FLAGS.config
     checkpoint.quiet_libraries()
     sharding.split_cpu(cpu_devices(config))

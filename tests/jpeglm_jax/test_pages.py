@@ -1,0 +1,45 @@
+"""A command starts again with memory in large pages, once, as the same process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from jpeglm_jax.pages import restart_with_large_pages
+print(os.getpid(), flush=True)
+restart_with_large_pages()
+print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.utf8_mode)
+"""
+
+
+def run(tunables=None):
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
+    command = [sys.executable, "-X", "utf8", "-c", PROGRAM, "--flag", "a b"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_a_command_starts_again_once_with_all_it_was_given():
+    first, second, last = run()
+    assert first == second, "the same process, so that whoever started it still knows it"
+    assert last == "glibc.malloc.hugetlb=1 ['--flag', 'a b'] 1"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+def test_other_settings_of_the_allocator_are_kept():
+    assert run("glibc.malloc.arena_max=2")[-1].startswith(
+        "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1 "
+    )
+
+
+def test_a_choice_that_was_made_is_left_alone():
+    lines = run("glibc.malloc.hugetlb=0")
+    assert len(lines) == 2
+    assert lines[-1].startswith("glibc.malloc.hugetlb=0 ")
