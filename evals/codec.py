@@ -98,7 +98,7 @@ class GeneratedImages(Images):
             return None
         if self._representation is not None:
             try:
-                tokens = self._representation.from_bytes(data)  # type: ignore[attr-defined]
+                tokens = self._representation.from_bytes(data)
                 return normalise(self._representation.decode(tokens), "RGB")
             except ValueError:  # not its header, or nothing to salvage
                 pass

@@ -109,7 +109,7 @@ class Documents:
     def _taken(self, key: str, label: int, file: bytes) -> Document | None:
         """A file that is strictly what the representation writes, as it is."""
         try:
-            tokens = self._representation.from_bytes(file)  # type: ignore[attr-defined]
+            tokens = self._representation.from_bytes(file)
         except (ValueError, AttributeError):  # another header, or media without files of its own
             return None
         if not self._representation.inspect(tokens).valid:

@@ -21,8 +21,9 @@ from evals import extractors, metrics, resize
 from evals.codec import MANIFEST
 from evals.evaluation import STEPS, evaluate
 from evals.features import Extractor
-from jpeglm_jax import checkpoint, sampling, sharding
+from jpeglm_jax import checkpoint, prompts, sharding
 from jpeglm_jax.generate import chosen_labels, generate
+from jpeglm_jax.sampling import Filter
 
 
 def sample(
@@ -32,8 +33,9 @@ def sample(
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
     if not (folder / MANIFEST).is_file():  # which is written last
-        choose = sampling.Filter.of(model.config.sample)
-        generate(model, folder, chosen_labels(model, num, None), choose, seed=seed)
+        choose = Filter.of(model.config.sample)
+        requests = prompts.of_labels(model.representation, chosen_labels(model, num, None))
+        generate(model, folder, requests, choose, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from jpeglm_jax.model import ModelConfig
-from jpeglm_jax.sharding import make_mesh
+from jpeglm_jax.sharding import inference_mesh
 from jpeglm_jax.step import Recipe, TrainState, model_config
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
@@ -237,7 +237,7 @@ class TrainedModel:
 
 
 def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
-    """Loads the weights of a run, spread over the devices there are: none of the run's own need be.
+    """Loads the weights of a run for use; any devices will do, none of the run's own need be.
 
     Args:
       workdir: the run's folder.
@@ -256,10 +256,11 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
         representation.eos,
         representation.byte_lengths,
     )
-    fsdp = math.gcd(jax.device_count(), model.width)
-    mesh = make_mesh({"fsdp": fsdp, "replica": -1})
+    shapes = recipe.abstract_state().params
+    size = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    mesh = inference_mesh(size, (model.heads, model.kv_heads, model.ffn))
     params = Checkpoints(workdir).restore_params(
-        recipe.abstract_state().params,
+        shapes,
         recipe.state_shardings(mesh).params,
         ema=run.averaged,
         step=run.step,

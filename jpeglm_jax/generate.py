@@ -1,89 +1,210 @@
 """Example: python -m jpeglm_jax.generate --checkpoint=runs/jpeg-digits --num=64 --out=samples
 
-Draws documents from a trained model and writes them as files, with a grid of all of them
-(grid.png) and a line about each (manifest.jsonl). A label-conditional model takes its labels in
-turn, or the one given by --label. Sampling flags that are left out are the run's own
-(config.sample).
+Draws documents from a trained model and writes them as files, with a grid of them (grid.png) and a
+line about each (manifest.jsonl). A label-conditional model takes its labels in turn, or the one
+given by --label. With --prompts, beginnings of real images are completed instead, --num of each:
+
+  python -m jpeglm_jax.generate --checkpoint=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
+
+A job that was stopped goes on when the same command is given again. Sampling flags that are left
+out are the run's own (config.sample).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
 from PIL import Image
 
 from data_pipelines import command, sheet
-from jpeglm_jax import checkpoint, sampling
+from data_pipelines.preparation.launchers import num_cpus
+from data_pipelines.representations.base import Representation
+from data_pipelines.shard_files import ShardError, write_atomically
+from data_pipelines.sources import open_source
+from jpeglm_jax import checkpoint, prompts, sharding
 from jpeglm_jax.checkpoint import TrainedModel
-from jpeglm_jax.engine import Engine
+from jpeglm_jax.engine import Constraint, Engine
+from jpeglm_jax.manifest import Manifest
+from jpeglm_jax.prompts import Originals, Request
+from jpeglm_jax.sampling import Filter, Sample
 
-_GRID = 256  # images in the grid, at most
+_GRID = 256  # documents in the grid, at most
+_SIDE_BY_SIDE = "side_by_side"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of the documents of a whole job.
+
+    Attributes:
+      requested: all of them.
+      valid: strictly valid ones.
+      written: those that have a file at all.
+    """
+
+    requested: int
+    valid: int
+    written: int
 
 
 def generate(
     model: TrainedModel,
     out: epath.PathLike,
-    labels: Sequence[int],
-    choose: sampling.Filter,
+    requests: Sequence[Request],
+    choose: Filter,
     *,
     seed: int = 0,
     batch_size: int = 64,
-) -> dict[str, int]:
-    """Draws a document for each label and writes it.
+    constraint: Constraint | None = None,
+    originals: Mapping[str, np.ndarray] | None = None,
+    task: int = 0,
+    num_tasks: int = 1,
+) -> Counts | None:
+    """Draws a document for each request and writes it; what has been drawn before is kept.
 
     Args:
       model: what to draw from.
-      out: folder for the files, manifest.jsonl and grid.png.
-      labels: the label of each document; -1 for none.
+      out: folder for the files, manifest.jsonl, grid.png and, for completions, side_by_side/.
+      requests: what to draw.
       choose: how tokens are drawn.
       seed: with its number it decides what a document is.
       batch_size: documents drawn together.
+      constraint: which tokens may come next.
+      originals: tokens of the media whose beginnings are completed, by their key.
+      task, num_tasks: which share of the documents to draw, where several processes draw them.
 
     Returns:
-      Counts: `requested`, `valid` (strictly), `written` (what has a file at all).
+      Counts of the whole job; None while other tasks have not finished.
+
+    Raises:
+      JobError: `out` holds the output of another job.
+      ShardError: the disk is full.
+      ValueError: a request that cannot be drawn.
     """
     out = epath.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     representation = model.representation
-    prompts = sampling.label_prompts(representation, labels)
-    engine = Engine(
-        model.recipe,
-        model.mesh,
-        choose,
-        batch_size=min(batch_size, len(labels)),
-        length=model.config.row_length,
-        seed=seed,
-        bos=representation.bos,
+    manifest = Manifest(
+        out, _job(model, choose, seed, batch_size, constraint), len(requests), task, num_tasks
     )
-    counts = {"requested": len(labels), "valid": 0, "written": 0}
-    lines: list[str] = []
-    shown: list[Image.Image | None] = []
-    drawn = tqdm.tqdm(engine(model.params, prompts), total=len(labels), unit="image")
-    for sample in sorted(drawn, key=lambda sample: sample.number):
-        number = sample.number
-        judged = representation.inspect(sample.tokens)
-        name = f"{number:06d}{representation.suffix}"
-        try:
-            (out / name).write_bytes(representation.to_bytes(sample.tokens))
-        except ValueError as error:  # tokens that stand for no byte: there is no file to write
-            name, reason = "", str(error)
-        else:
-            reason = judged.error
-        counts["valid"] += judged.valid
-        counts["written"] += bool(name)
-        line = {"file": name, "number": number, "seed": seed, "label": int(labels[number])}
-        line |= {"tokens": sample.tokens.size, "complete": sample.complete}
-        line |= {"log_likelihood": sample.log_likelihood, "valid": judged.valid, "error": reason}
-        lines.append(json.dumps(line))
-        if len(shown) < _GRID:
-            shown.append(sheet.shown(representation, sample.tokens))
-    (out / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    sheet.save(sheet.sheet(shown), out / "grid.png")
-    return counts
+    missing = manifest.missing
+    if missing:
+        representation.save(out)
+        engine = Engine(
+            model.recipe,
+            model.mesh,
+            choose,
+            batch_size=batch_size,
+            length=model.config.row_length,
+            seed=seed,
+            bos=representation.bos,
+            constraint=constraint,
+        )
+        drawn = engine(model.params, [requests[n].prompt for n in missing], missing)
+        for sample in tqdm.tqdm(drawn, total=len(missing), unit="image"):
+            manifest.add(_write(representation, out, sample, requests[sample.number], seed))
+    lines = manifest.finish()
+    if lines is None:
+        return None
+    _draw_pictures(representation, out, lines, requests, originals or {})
+    return Counts(
+        len(lines), sum(line["valid"] for line in lines), sum(bool(line["file"]) for line in lines)
+    )
+
+
+def _job(
+    model: TrainedModel,
+    choose: Filter,
+    seed: int,
+    batch_size: int,
+    constraint: Constraint | None,
+) -> dict[str, Any]:
+    """What decides the output of a job, besides its requests."""
+    return {
+        "step": model.step,
+        "representation": model.representation.fingerprint,
+        "seed": seed,
+        "batch_size": batch_size,
+        "constrained": constraint is not None,
+        **dataclasses.asdict(choose),
+    }
+
+
+def _write(
+    representation: Representation, out: epath.Path, sample: Sample, request: Request, seed: int
+) -> dict[str, Any]:
+    """Writes the file of a document, and returns its line for the manifest."""
+    judged = representation.inspect(sample.tokens)
+    name, reason = f"{sample.number:06d}{representation.suffix}", judged.error
+    try:
+        data = representation.to_bytes(sample.tokens)
+    except ValueError as error:  # tokens that stand for no byte: there is no file to write
+        name, reason = "", str(error)
+    else:
+        write_atomically(out / name, data)
+    return {
+        "number": sample.number,
+        "file": name,
+        "seed": seed,
+        "label": request.label,
+        "source": request.source,
+        "prompt_tokens": len(request.prompt) - 1,
+        "tokens": sample.tokens.size,
+        "complete": sample.complete,
+        "log_likelihood": sample.log_likelihood,
+        "valid": judged.valid,
+        "error": reason,
+    }
+
+
+# Pictures
+
+
+def _draw_pictures(
+    representation: Representation,
+    out: epath.Path,
+    lines: Sequence[Mapping[str, Any]],
+    requests: Sequence[Request],
+    originals: Mapping[str, np.ndarray],
+) -> None:
+    """grid.png, and for completions a picture of each original beside what was made of it."""
+    shown = {line["number"]: _shown(representation, out, line) for line in lines[:_GRID]}
+    sheet.save(sheet.sheet(list(shown.values())), out / "grid.png")
+    if not originals:
+        return
+    (out / _SIDE_BY_SIDE).mkdir(exist_ok=True)
+    by_source: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        by_source.setdefault(line["source"], []).append(line)
+    for number, (key, own) in enumerate(by_source.items()):
+        given = requests[own[0]["number"]].prompt[1:]
+        row = [
+            sheet.shown(representation, originals[key]),
+            sheet.shown(representation, given),
+            *(_shown(representation, out, line) for line in own),
+        ]
+        sheet.save(sheet.sheet(row, len(row)), out / _SIDE_BY_SIDE / f"{number:06d}.png")
+
+
+def _shown(
+    representation: Representation, out: epath.Path, line: Mapping[str, Any]
+) -> Image.Image | None:
+    """The document of a line of the manifest, as far as it can be shown."""
+    if not line["file"]:
+        return None
+    try:
+        tokens = representation.from_bytes((out / line["file"]).read_bytes())
+    except ValueError:  # a header that is not the representation's
+        return None
+    return sheet.shown(representation, tokens)
+
+
+# The command line
 
 
 def chosen_labels(model: TrainedModel, num: int, label: int | None) -> list[int]:
@@ -92,26 +213,54 @@ def chosen_labels(model: TrainedModel, num: int, label: int | None) -> list[int]
     Raises ValueError for a label that the model does not know.
     """
     if label is None:
-        return sampling.every_label(model.representation, num)
-    if not 0 <= label < model.representation.num_labels:
-        known = model.representation.num_labels
+        return prompts.every_label(model.representation, num)
+    return [_known(model.representation, label)] * num
+
+
+def _known(representation: Representation, label: int) -> int:
+    known = representation.num_labels
+    if not 0 <= label < known:
         raise ValueError(
             f"label is {label}; this model "
             + (f"knows 0 to {known - 1}" if known else "was trained without labels")
         )
-    return [label] * num
+    return label
 
 
-def chosen_filter(
-    model: TrainedModel, temperature: float | None, top_k: int | None, top_p: float | None
-) -> sampling.Filter:
-    """How to draw: as the run's configuration says, where None is given."""
-    own = model.config.sample
-    return sampling.Filter(
-        own.temperature if temperature is None else temperature,
-        own.top_k if top_k is None else top_k,
-        own.top_p if top_p is None else top_p,
+def chosen_filter(model: TrainedModel, asked: Mapping[str, float | None]) -> Filter:
+    """How to draw: as the run's configuration says, where None is given.
+
+    Raises ValueError for a value out of range, and for guidance of a model without labels.
+    """
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    choose = dataclasses.replace(Filter.of(model.config.sample), **changes)
+    if choose.guidance != 1 and not (model.representation.num_labels and _drops_labels(model)):
+        raise ValueError(
+            f"guidance is {choose.guidance}; it needs a model trained with labels of which some "
+            "were left out (data.conditional, data.label_dropout)"
+        )
+    return choose
+
+
+def _drops_labels(model: TrainedModel) -> bool:
+    return bool(model.config.data.label_dropout)
+
+
+def _completions(model: TrainedModel, values: Any) -> Originals:
+    spec = values.prompts if ":" in values.prompts else f"folder:{values.prompts}"
+    label = -1 if values.label is None else _known(model.representation, values.label)
+    found = prompts.of_beginnings(
+        model.representation,
+        open_source(spec),
+        values.prefix_ratio,
+        num=values.num,
+        label=label,
+        most=values.max_prompts,
+        length=model.config.row_length,
     )
+    for key, reason in found.set_aside:
+        print(f"set aside: {key}: {reason}")
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -120,15 +269,41 @@ def main(arguments: Sequence[str]) -> None:
     values = flags.FLAGS
     if values.num < 1:
         raise ValueError(f"num is {values.num}; expected 1 or more")
+    if not 0 <= values.task < values.num_tasks:
+        raise ValueError(f"task is {values.task}; expected 0 to {values.num_tasks - 1}")
+    sharding.split_cpu(num_cpus())
     model = checkpoint.load(values.checkpoint, values.step)
-    choose = chosen_filter(model, values.temperature, values.top_k, values.top_p)
-    labels = chosen_labels(model, values.num, values.label)
-    counts = generate(
-        model, values.out, labels, choose, seed=values.seed, batch_size=values.batch_size
-    )
+    names = [field.name for field in dataclasses.fields(Filter)]
+    choose = chosen_filter(model, {name: values[name].value for name in names})
+    originals: dict[str, np.ndarray] = {}
+    if values.prompts:
+        found = _completions(model, values)
+        requests, originals = found.requests, found.tokens
+    else:
+        labels = chosen_labels(model, values.num, values.label)
+        requests = prompts.of_labels(model.representation, labels)
+    try:
+        counts = generate(
+            model,
+            values.out,
+            requests,
+            choose,
+            seed=values.seed,
+            batch_size=min(values.batch_size, len(requests)),
+            originals=originals,
+            task=values.task,
+            num_tasks=values.num_tasks,
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"stopped; what was drawn is in {values.out}, and the same command goes on with it"
+        ) from None
+    if counts is None:
+        print(f"task {values.task} is done; others are not yet")
+        return
     print(
-        f"{counts['requested']} documents from step {model.step}: {counts['valid']} strictly "
-        f"valid, {counts['written']} written to {values.out}, together in "
+        f"{counts.requested} documents from step {model.step}: {counts.valid} strictly valid, "
+        f"{counts.written} written to {values.out}, together in "
         f"{epath.Path(values.out) / 'grid.png'}"
     )
 
@@ -137,15 +312,22 @@ def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
-    flags.DEFINE_integer("num", 64, "How many documents.")
+    flags.DEFINE_integer("num", 64, "How many documents; with --prompts, of each medium.")
     flags.DEFINE_integer("label", None, "Of all documents; default each label in turn.")
     flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
     flags.DEFINE_float("temperature", None, "Divides the logits; 0: the likeliest token.")
     flags.DEFINE_integer("top_k", None, "Draw among the k likeliest tokens; 0: all.")
     flags.DEFINE_float("top_p", None, "Draw among the likeliest of this probability; 1: all.")
+    flags.DEFINE_float("min_p", None, "Draw among those this part as likely as the likeliest.")
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance of labels; 1: none.")
+    flags.DEFINE_string("prompts", None, "Complete these: a folder, or tar:GLOB and so on.")
+    flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that is given.")
+    flags.DEFINE_integer("max_prompts", 0, "Media to complete, the first ones; 0: all.")
     flags.DEFINE_integer("batch_size", 64, "Documents drawn together.")
+    flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")
+    flags.DEFINE_integer("num_tasks", 1, "Processes that draw, one share each.")
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

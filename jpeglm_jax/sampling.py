@@ -1,16 +1,13 @@
-"""What is drawn and how: filters of logits, guidance, prompts, samples. The engine draws."""
+"""How a token is drawn, and what is drawn: filters of logits, guidance, samples."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-
-from data_pipelines.representations.base import Representation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,20 +102,3 @@ class Sample:
     tokens: np.ndarray
     complete: bool
     log_likelihood: float
-
-
-def label_prompts(representation: Representation, labels: Sequence[int]) -> list[np.ndarray]:
-    """The prompt of a whole document for each label; -1 is none.
-
-    Raises ValueError for a label that the representation has no token for.
-    """
-    return [
-        np.array([representation.bos if label < 0 else representation.label_token(label)])
-        for label in labels
-    ]
-
-
-def every_label(representation: Representation, num: int) -> list[int]:
-    """`num` labels, each in turn; -1 (none) throughout if there are no labels."""
-    count = representation.num_labels
-    return [n % count if count else -1 for n in range(num)]

@@ -110,6 +110,26 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def inference_mesh(weight_bytes: int, divisible: Sequence[int]) -> Mesh:
+    """A mesh of this process's devices for a model that is used, not trained.
+
+    Every device holds the whole model, which is fastest, unless that takes more than half of its
+    memory: then heads and columns are split over as few devices as it takes.
+
+    Args:
+      weight_bytes: of the whole model.
+      divisible: sizes that a split must divide.
+    """
+    devices = jax.local_devices()
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    tensor = 1
+    while weight_bytes / tensor > memory / 2 and len(devices) % (2 * tensor) == 0:
+        if any(size % (2 * tensor) for size in divisible):
+            break
+        tensor *= 2
+    return make_mesh({"replica": -1, "tensor": tensor}, devices=devices)
+
+
 def split_cpu(devices: int) -> None:
     """Makes JAX see the CPU as several devices; call it before anything else of JAX.
 

@@ -31,7 +31,8 @@ from jpeglm_jax.checkpoint import Checkpoints
 from jpeglm_jax.engine import Engine
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
 from jpeglm_jax.pages import restart_with_large_pages
-from jpeglm_jax.sampling import Filter, every_label, label_prompts
+from jpeglm_jax.prompts import every_label, of_labels
+from jpeglm_jax.sampling import Filter
 from jpeglm_jax.step import (
     BATCH_AXES,
     Recipe,
@@ -139,7 +140,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
     def draw_samples(params: Any, at: int) -> dict[str, float]:
         labels = every_label(representation, config.sample.num)
-        prompts = label_prompts(representation, labels)
+        prompts = [request.prompt for request in of_labels(representation, labels)]
         drawn = sorted(engine(params, prompts), key=lambda sample: sample.number)
         samples = [sample.tokens for sample in drawn]
         if log:

@@ -63,6 +63,13 @@ class Representation(abc.ABC):
         """
 
     @abc.abstractmethod
+    def from_bytes(self, file: bytes) -> np.ndarray:
+        """A whole file, as `to_bytes` gives it -> tokens, uint16 [n].
+
+        Raises ValueError unless the file is of this representation's settings.
+        """
+
+    @abc.abstractmethod
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
         """The leading tokens that hold the given part (0 <= ratio <= 1) of the medium."""
 

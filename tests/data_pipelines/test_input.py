@@ -45,6 +45,9 @@ class Numbers(Representation):
     def to_bytes(self, tokens):
         return np.asarray(tokens, "<u2").tobytes()
 
+    def from_bytes(self, file):
+        return np.frombuffer(file, "<u2").astype(np.uint16)
+
     def prompt(self, tokens, ratio):
         return tokens[: int(ratio * len(tokens))]
 

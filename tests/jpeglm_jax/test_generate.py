@@ -1,5 +1,6 @@
 """From a workdir to files, by the command that a user gives."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.shard_files import ShardError
+from data_pipelines.sources import open_source
 from evals import digits
-from jpeglm_jax import checkpoint
+from jpeglm_jax import checkpoint, prompts
+from jpeglm_jax import generate as generate_module
+from jpeglm_jax.manifest import JobError
+from jpeglm_jax.sampling import Filter
 from jpeglm_jax.train import train
 from tests.jpeglm_jax.conftest import tiny
 
@@ -77,6 +83,9 @@ def test_real_digits_are_recognised(digit_shards, tmp_path):
         (["--step=7"], "there is no checkpoint of step 7"),
         (["--num=0"], "num is 0"),
         (["--top_p=2"], "top_p is 2.0"),
+        (["--task=2", "--num_tasks=2"], "task is 2; expected 0 to 1"),
+        (["--prompts=nowhere"], "nowhere"),
+        (["--prompts=tests/golden/convert"], "no image"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(workdir, tmp_path, arguments, sentence):
@@ -84,6 +93,131 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(workdir, tmp_path, argume
     assert result.returncode == 1
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return checkpoint.load(workdir)
+
+
+def draw(model, out, num=7, **options):
+    labels = prompts.every_label(model.representation, num)
+    requests = prompts.of_labels(model.representation, labels)
+    return generate_module.generate(model, out, requests, Filter(), batch_size=4, **options)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monkeypatch):
+    assert draw(model, tmp_path / "whole").requested == 7
+    whole = contents(tmp_path / "whole")
+    written = []
+    original = generate_module._write
+
+    def stop_after_three(*arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(generate_module, "_write", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        draw(model, tmp_path / "stopped")
+    part = tmp_path / "stopped" / "manifest-00000-of-00001.jsonl"
+    assert len(part.read_text().splitlines()) == 3
+    assert not (tmp_path / "stopped" / "manifest.jsonl").exists()
+    with open(part, "a") as file:
+        file.write('{"number": 4, "fi')  # a line that the stop cut short
+    monkeypatch.setattr(generate_module, "_write", original)
+    draw(model, tmp_path / "stopped")
+    stopped = contents(tmp_path / "stopped")
+    lines = [json.loads(line) for line in stopped.pop("manifest.jsonl").splitlines()]
+    expected = [json.loads(line) for line in whole.pop("manifest.jsonl").splitlines()]
+    for line, other in zip(lines, expected, strict=True):
+        assert line.pop("log_likelihood") == pytest.approx(other.pop("log_likelihood"), rel=1e-4)
+        assert line == other
+    assert stopped == whole
+
+
+def test_tasks_share_the_documents_and_the_last_one_gathers_them(model, tmp_path):
+    draw(model, tmp_path / "one")
+    assert draw(model, tmp_path / "two", task=1, num_tasks=2) is None
+    assert draw(model, tmp_path / "two", task=0, num_tasks=2).requested == 7
+    assert not list((tmp_path / "two").glob("manifest-*"))
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert {k: v for k, v in one.items() if k.endswith("jpg")} == {
+        k: v for k, v in two.items() if k.endswith("jpg")
+    }
+
+
+def test_a_finished_job_draws_nothing_and_another_job_is_refused(model, tmp_path, monkeypatch):
+    draw(model, tmp_path)
+    monkeypatch.setattr(generate_module, "Engine", None)
+    assert draw(model, tmp_path).requested == 7
+    with pytest.raises(JobError, match="seed is 5 here and 0 there"):
+        draw(model, tmp_path, seed=5)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_keeps_what_is_whole(model, tmp_path, monkeypatch):
+    original = generate_module.write_atomically
+
+    def full(path, data):
+        if path.name == "000002.jpg":
+            raise ShardError(f"cannot write {path}: No space left on device")
+        original(path, data)
+
+    monkeypatch.setattr(generate_module, "write_atomically", full)
+    with pytest.raises(ShardError, match="No space left"):
+        draw(model, tmp_path)
+    part = (tmp_path / "manifest-00000-of-00001.jsonl").read_text().splitlines()
+    assert len(part) < 7
+    assert all((tmp_path / json.loads(line)["file"]).exists() for line in part)
+    monkeypatch.setattr(generate_module, "write_atomically", original)
+    assert draw(model, tmp_path).requested == 7
+
+
+def test_beginnings_are_kept_byte_for_byte_and_shown_beside_originals(workdir, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 255, (40, 30, 3), np.uint8)
+        Image.fromarray(noise).save(photos / f"{number}.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    arguments = [f"--prompts={photos}", "--prefix_ratio=0.5", "--num=2", "--label=3"]
+    result = generate(workdir, tmp_path / "out", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "set aside: broken.jpg" in result.stdout
+    representation = checkpoint.load(workdir).representation
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    for line in map(json.loads, lines):
+        original = representation.encode(Image.open(photos / line["source"]))
+        given = representation.prompt(original, 0.5)
+        assert line["prompt_tokens"] == len(given) > 0 and line["label"] == 3
+        if line["file"]:
+            drawn = representation.from_bytes((tmp_path / "out" / line["file"]).read_bytes())
+            np.testing.assert_array_equal(drawn[: len(given)], given)
+    pictures = sorted((tmp_path / "out" / "side_by_side").iterdir())
+    assert [Image.open(picture).size for picture in pictures] == [(4 * 49 - 1, 48)] * 3
+
+
+def test_a_beginning_that_leaves_no_room_is_set_aside(model, tmp_path):
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    source = open_source(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match=r"a\.png its beginning takes \d+ of 5 places"):
+        prompts.of_beginnings(model.representation, source, 1.0, length=5)
+    with pytest.raises(ValueError, match=r"prefix_ratio is 1\.5"):
+        prompts.of_beginnings(model.representation, source, 1.5, length=80)
+
+
+def test_guidance_needs_labels_of_which_some_were_left_out(model):
+    assert generate_module.chosen_filter(model, {"guidance": 2.0}).guidance == 2.0
+    model = dataclasses.replace(model, config=model.config.copy_and_resolve_references())
+    model.config.data.label_dropout = 0.0
+    with pytest.raises(ValueError, match="it needs a model trained with labels"):
+        generate_module.chosen_filter(model, {"guidance": 2.0})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
