@@ -6,10 +6,25 @@ else; padding has segment 0 and sees only padding, which the loss never reads.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-IMPLEMENTATIONS = ("auto", "xla")
+from jpeglm_jax import chips, sharding
+
+# Name -> the platforms it runs on, the fastest first; "auto" takes the platform's first.
+IMPLEMENTATIONS = {
+    "splash": ("tpu",),
+    "triton": ("gpu",),
+    "cudnn": ("gpu",),
+    "xla": ("cpu", "gpu", "tpu"),
+    "chunked": ("cpu", "gpu", "tpu"),
+}
+# What the output (and what a kernel needs with it backwards) is called for a remat policy.
+OUTPUT = "attention"
 
 
 def document_mask(segments_BxS: jax.Array) -> jax.Array:
@@ -20,6 +35,32 @@ def document_mask(segments_BxS: jax.Array) -> jax.Array:
     return same_BxSxS & causal_SxS[None]
 
 
+def choose(implementation: str, platform: str) -> str:
+    """The implementation that a name in a configuration means on a platform.
+
+    "auto" is the fastest of those whose output was held against the plain form: splash on a TPU,
+    the Pallas kernel on a GPU, the plain form on a CPU.
+
+    Raises:
+      ValueError: an unknown name, or a kernel for another platform.
+    """
+    if implementation == "auto":
+        return next(name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.attention is {implementation!r}; expected auto or one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    if platform not in IMPLEMENTATIONS[implementation]:
+        able = [name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on]
+        raise ValueError(
+            f"model.attention is {implementation}, a kernel for "
+            f"{' and '.join(IMPLEMENTATIONS[implementation])}; on {platform} there are "
+            f"{', '.join(able)}"
+        )
+    return implementation
+
+
 def attention(
     q_BxSxHxK: jax.Array,
     k_BxSxGxK: jax.Array,
@@ -27,6 +68,7 @@ def attention(
     segments_BxS: jax.Array,
     *,
     implementation: str = "auto",
+    interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within documents; scores and softmax in float32.
 
@@ -34,22 +76,56 @@ def attention(
       q_BxSxHxK: queries, float [batch, length, heads, head_dim].
       k_BxSxGxK, v_BxSxGxK: keys and values; G groups divide the H heads (grouped-query attention).
       segments_BxS: int, the document of each token; 0 is padding.
-      implementation: one of IMPLEMENTATIONS; "auto" takes the fastest for the platform.
+      implementation: "auto" or one of IMPLEMENTATIONS; see `choose`.
+      interpret: run the program of a Pallas kernel in plain JAX, on any platform: for tests.
 
     Returns:
       float [batch, length, heads, head_dim], the dtype of q.
 
     Raises:
-      ValueError: an unknown implementation, or groups that do not divide the heads.
+      ValueError: an implementation that is unknown, or cannot take this platform, these shapes or
+        this mesh; groups that do not divide the heads.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention is {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
-        )
+    platform = chips.target()[0]
+    name = implementation if interpret else choose(implementation, platform)
     heads, groups = q_BxSxHxK.shape[2], k_BxSxGxK.shape[2]
     if heads % groups:
         raise ValueError(f"{groups} key-value heads do not divide {heads} heads")
-    return _xla(q_BxSxHxK, k_BxSxGxK, v_BxSxGxK, document_mask(segments_BxS))
+    qkv = q_BxSxHxK, k_BxSxGxK, v_BxSxGxK
+    # Kernels are imported where they are used: Pallas takes a second, which a CPU need not pay.
+    if name == "splash":
+        from jpeglm_jax.kernels import splash
+
+        return splash.attention(*qkv, segments_BxS, name=OUTPUT, interpret=interpret)
+    if name == "triton":
+        from jpeglm_jax.kernels import triton
+
+        local = functools.partial(triton.attention, interpret=interpret)
+        out = _whole_rows(name, local, *qkv, segments_BxS)
+    elif name == "cudnn":
+        from jpeglm_jax.kernels import cudnn
+
+        out = _whole_rows(name, cudnn.attention, *qkv, segments_BxS)
+    elif name == "chunked":
+        from jpeglm_jax.kernels import chunked
+
+        out = chunked.attention(*qkv, segments_BxS, _xla)
+    else:
+        out = _xla(*qkv, document_mask(segments_BxS))
+    return checkpoint_name(out, OUTPUT)
+
+
+def _whole_rows(name: str, local: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Runs a kernel that knows one device on every device's rows and heads."""
+    if sharding.parts("length") > 1:
+        raise ValueError(
+            f"model.attention is {name}, which takes whole rows, but mesh.sequence is "
+            f"{sharding.parts('length')}; set mesh.sequence=1 or model.attention=chunked"
+        )
+    heads = sharding.spec("batch", None, "act_heads", None)
+    return sharding.on_each_device(
+        local, in_specs=(heads, heads, heads, sharding.spec("batch", None)), out_specs=heads
+    )(*arrays)
 
 
 def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from jpeglm_jax import chips
 from jpeglm_jax.model import ModelConfig
-
-# Dense bfloat16 peaks, operations a second and device, by the start of `device_kind`.
-PEAK_FLOPS = {
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 
 FORMULA = (
     "6 x matrix parameters a token + 6 x layers x heads x head_dim x row length (causal: half)"
@@ -44,5 +31,5 @@ def train_flops_per_token(config: ModelConfig, row_length: int) -> float:
 
 def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 peak of one device; None for a device that is not in the table."""
-    kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
+    known = chips.chip(device.device_kind)
+    return known.peak_flops if known else None

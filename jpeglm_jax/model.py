@@ -167,7 +167,6 @@ class Attention(nnx.Module):
         v = constrain(v, "batch", None, "act_heads", None)
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
         out = attention(q, k, v, segments_BxS, implementation=self.config.attention)
-        out = checkpoint_name(out, "attention")
         return self.output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 

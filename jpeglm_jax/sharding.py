@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "fsdp", "sequence", "tensor")
 
@@ -164,7 +164,26 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*logical))
 
 
-def axis_size(mesh: Mesh, logical: str) -> int:
+def on_each_device(
+    function: Callable[..., Any], *, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`function` run by every device of the current mesh on its own part of the arrays.
+
+    For kernels, which know one device. Without a mesh, or on one device, `function` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def parts(logical: str) -> int:
+    """Number of parts that a logical axis is split into on the current mesh; without one, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else axis_size(mesh, logical)
+
+
+def axis_size(mesh: Mesh | AbstractMesh, logical: str) -> int:
     """Number of parts that a logical axis is split into."""
     axes = RULES[logical]
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes

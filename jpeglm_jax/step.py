@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jpeglm_jax import optimizer, sharding
+from jpeglm_jax import chips, optimizer, sharding
 from jpeglm_jax.model import Llama, ModelConfig
 
 Batch = dict[str, jax.Array]
@@ -243,8 +243,12 @@ def batch_shardings(mesh: Mesh) -> dict[str, Any]:
 
 
 def compiled(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **options)`, traced with `mesh` as the current one."""
-    jitted = jax.jit(function, **options)
+    """`jax.jit(function, **options)`, traced with `mesh` as the current one.
+
+    The compiler gets the options of the mesh's chip, see chips.py.
+    """
+    known = chips.chip(mesh.devices.flat[0].device_kind)
+    jitted = jax.jit(function, compiler_options=known.options if known else None, **options)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:

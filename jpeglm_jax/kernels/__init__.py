@@ -1,0 +1,1 @@
+"""Attention kernels, one a file; `jpeglm_jax.attention` chooses between them."""
