@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array-record>=0.8.4",
+    "av>=18.0",
     "etils[epath]>=1.13",
     "flax>=0.12.6",
     "grain>=0.2.16",

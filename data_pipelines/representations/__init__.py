@@ -24,7 +24,10 @@ from data_pipelines.representations.base import (
 __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 
 # Imported when asked for: a codec's library is needed by its own representation only.
-_CLASSES = {"jpeg": ("data_pipelines.representations.jpeg", "JpegRepresentation")}
+_CLASSES = {
+    "avc": ("data_pipelines.representations.avc", "AvcRepresentation"),
+    "jpeg": ("data_pipelines.representations.jpeg", "JpegRepresentation"),
+}
 
 
 def make(
@@ -33,7 +36,7 @@ def make(
     """The representation with this name.
 
     Args:
-      name: "jpeg".
+      name: "avc" or "jpeg".
       tokenizer: "bytes", or the path of a SentencePiece model.
       num_labels: label tokens, for a label-conditional model.
       **options: of the representation; see its class.

@@ -10,10 +10,15 @@ import abc
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+import PIL
 from etils import epath
+from PIL import features
+
+from data_pipelines import images
 
 CONFIG_FILE = "representation.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -25,7 +30,7 @@ class Validity:
 
     Attributes:
       valid: every unit is complete and nothing is left over.
-      units: complete units (JPEG: MCUs) before the first damage.
+      units: complete units (JPEG: MCUs, AVC: frames) before the first damage.
       expected: units that a whole document has.
       error: empty if valid; else one sentence that says where the damage is and what it is.
     """
@@ -42,10 +47,32 @@ class Representation(abc.ABC):
     A document is the tokens of one medium, without start or end: rows frame it as
     `[start] + tokens` (inputs) and `tokens + [eos]` (targets), where start is `bos`, or the token
     of its label in a label-conditional model.
+
+    Attributes:
+      name: in configurations.
+      suffix: of the files that `to_bytes` gives.
+      medium: what one document is called: "image", "clip".
+      kind: of the files in a source: "image", each of which is one medium, or "video", of which
+        each may hold several.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
+    medium: ClassVar[str] = "image"
+    kind: ClassVar[str] = "image"
+
+    def open(self, data: bytes) -> Iterator[Any]:
+        """The media in a file of a source, in order, as `encode` takes them.
+
+        Raises ValueError, maybe after the first of them, where the file is unusable or damaged.
+        """
+        yield images.open_image(data)
+
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """The libraries that decide the bytes of an encoded medium, with their versions."""
+        turbo = features.version_feature("libjpeg_turbo")
+        return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
 
     @abc.abstractmethod
     def encode(self, media: Any) -> np.ndarray:
