@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from evals import page
+from evals.compression import TITLES
 from evals.page import Html
 from evals.results import Evaluation
 
@@ -34,18 +35,7 @@ def distances(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
             values = take(one.results["metrics"])
             if values:
                 columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
-    names = _numbers(columns.values())
-    rows = [
-        (
-            name.replace("_", " "),
-            *(
-                page.value_and_error(values.get(name), values.get(f"{name}_standard_error"))
-                for values in columns.values()
-            ),
-        )
-        for name in names
-    ]
-    parts = [page.table("Distances", ("", *columns), rows)]
+    parts = [_side_by_side("Distances", columns)]
     counts = [
         ("images judged", *(one.results["metrics"].get("n_generated") for one in evaluations)),
         ("references", *(one.results["metrics"].get("n_references") for one in evaluations)),
@@ -55,10 +45,66 @@ def distances(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
         counts.append((name.replace("_", " "), *(codec.get(name) for codec in codecs)))
     parts.append(page.table("Counts", ("", *(one.name for one in evaluations)), counts))
     for one in evaluations:
-        result = one.results["metrics"]
-        missing = [f"{name}: not computed: {why}" for name, why in result["not_computed"].items()]
-        parts.append(page.notes([*result["warnings"], *missing]))
+        parts.append(_notes(one.results["metrics"]))
     return page.joined(parts)
+
+
+def likelihood(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """likelihood.json: bits of images that the model has not seen, beside the codec's own."""
+    results = {one.name: one.results["likelihood"] for one in evaluations}
+    parts = [_side_by_side("Bits of images that were not trained on", results)]
+    for one in evaluations:
+        result = one.results["likelihood"]
+        parts.append(page.element("p", f"{one.name}: {result['n_images']:,} images."))
+        parts.append(_notes(result))
+    return page.joined(parts)
+
+
+def compression(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """compression.json: bytes an image under the model and under other codes."""
+    results = [one.results["compression"] for one in evaluations]
+    names = [name for name in TITLES if any(f"{name}_per_image" in result for result in results)]
+    header = [
+        title
+        for one in evaluations
+        for title in (f"{one.name}: bytes an image", "part of the modelled stream")
+    ]
+    rows = [
+        (TITLES[name], *(cell for result in results for cell in _sizes(result, name)))
+        for name in names
+    ]
+    parts = [page.table("Size of the same images", ("", *header), rows)]
+    parts += [_notes(result) for result in results]
+    return page.joined(parts)
+
+
+def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
+    per_image, ratio = f"{name}_per_image", f"{name}_over_stream"
+    return (
+        page.value_and_error(result.get(per_image), result.get(f"{per_image}_standard_error")),
+        page.value_and_error(result.get(ratio), result.get(f"{ratio}_standard_error")),
+    )
+
+
+def _side_by_side(caption: str, results: Mapping[str, Mapping[str, Any]]) -> Html:
+    """Every number of several results, with its standard error where there is one."""
+    rows = [
+        (
+            name.replace("_", " "),
+            *(
+                page.value_and_error(values.get(name), values.get(f"{name}_standard_error"))
+                for values in results.values()
+            ),
+        )
+        for name in _numbers(results.values())
+    ]
+    return page.table(caption, ("", *results), rows)
+
+
+def _notes(result: Mapping[str, Any]) -> Html:
+    missing = result.get("not_computed", {})
+    texts = [f"{name}: not computed: {why}" for name, why in missing.items()]
+    return page.notes([*result["warnings"], *texts])
 
 
 def _numbers(results: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -74,4 +120,6 @@ def _numbers(results: Iterable[Mapping[str, Any]]) -> list[str]:
 
 KINDS = {
     "metrics": Kind("Distances from real images", distances),
+    "likelihood": Kind("Likelihood", likelihood),
+    "compression": Kind("Compression", compression),
 }

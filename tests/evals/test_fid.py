@@ -3,35 +3,17 @@
 import json
 import os
 
-import pytest
-
-from data_pipelines.prepare import prepare
 from evals import extractors, fid
 from evals.evaluation import evaluate
-from jpeglm_jax.train import train
-from tests.jpeglm_jax.conftest import tiny
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny(2, **{"data.shards": str(folder / "shards")})
-    prepare(
-        source="digits",
-        representation=config.representation.to_dict(),
-        out=folder / "shards",
-        conditional=True,
-        heldout=0.15,
-        workers=1,
-    )
-    train(config, folder)
-    return folder
-
-
-def test_a_run_is_sampled_once_and_every_document_counts(workdir, tmp_path):
-    folder, representation = fid.sample(str(workdir), tmp_path, num=20, seed=0, step=None)
+def test_a_run_is_sampled_once_and_every_document_counts(digits_run, tmp_path):
+    folder, representation = fid.sample(str(digits_run), tmp_path, num=20, seed=0, step=None)
     written = os.stat(f"{folder}/manifest.jsonl").st_mtime_ns
-    assert fid.sample(str(workdir), tmp_path, num=20, seed=0, step=None) == (folder, representation)
+    assert fid.sample(str(digits_run), tmp_path, num=20, seed=0, step=None) == (
+        folder,
+        representation,
+    )
     assert os.stat(f"{folder}/manifest.jsonl").st_mtime_ns == written
     found = evaluate(
         folder,
