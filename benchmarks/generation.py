@@ -1,0 +1,262 @@
+"""Drawing tokens beside `transformers`' `generate` in PyTorch: same weights, batch and sampling.
+
+    python -m benchmarks.generation [--peer_python=PYTHON] [--models=quickstart,25m] [--rounds=3]
+
+Weights are made up, written as a checkpoint of `transformers`, and read by both: by ours after
+`jpeglm_jax.convert`. Each job draws a full context for every row from its start token, at
+temperature 1 without filters; no token ends a row, so that both do the same work (ours could let
+others enter, the peer waits for its longest). Ours is the engine of `jpeglm_jax.generate`, on a CPU
+with one device a core and with one of many threads. The peer keeps its cache growing (the default)
+or of fixed size, at every number of threads up to the cores. Each contestant is a process of its
+own, all of them in turn, several rounds; best of the rounds each. Before anything is timed, greedy
+tokens of both are compared.
+
+On a GPU both run there, in bfloat16 with 64 rows, and ours also tells its share of the memory's
+bandwidth: what has to be read a step (weights, and of the cache the places filled so far) divided
+by time and by what a large copy reaches in the same process. Writes
+`benchmarks/results/generation_DEVICE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ROWS = {"cpu": 32, "gpu": 64}
+VOCAB = 268  # bytes, BOS, EOS, ten labels
+
+# name -> (shape, context)
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    # configs/jpeg.py:digits
+    "quickstart": (dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384), 112),
+    "25m": (dict(layers=8, width=512, heads=8, kv_heads=8, head_dim=64, ffn=1408), 257),
+    "1b": (dict(layers=16, width=2048, heads=32, kv_heads=32, head_dim=64, ffn=8192), 1025),
+}
+
+PEER = """
+import json, sys, time
+import torch
+import transformers
+
+folder, rows, length, threads, cache, rounds, greedy = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+dtype = torch.bfloat16 if device == "cuda" else torch.float32
+model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+start = torch.full((rows, 1), 256, device=device)
+options = dict(max_new_tokens=length - 1, eos_token_id=None, pad_token_id=0)
+options |= dict(attention_mask=torch.ones_like(start))
+if cache != "growing":
+    options |= dict(cache_implementation=cache)
+how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+how = transformers.GenerationConfig(**(dict(do_sample=False) if greedy else how))
+
+def draw():
+    with torch.inference_mode():
+        tokens = model.generate(start, generation_config=how, **options)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    assert tokens.shape == (rows, length)
+    return tokens[0].tolist()
+
+first = draw()
+seconds = []
+for _ in range(rounds):
+    began = time.perf_counter()
+    draw()
+    seconds.append(time.perf_counter() - began)
+print(json.dumps({"seconds": min(seconds), "tokens": first}))
+"""
+
+
+def make_up(folder: Path, name: str) -> None:
+    """A checkpoint of `transformers` with drawn weights: FOLDER/given, and converted FOLDER/run."""
+    import numpy as np
+    from etils import epath
+
+    from configs import jpeg
+    from data_pipelines import representations
+    from jpeglm_jax.convert import from_hf
+    from jpeglm_jax.huggingface import config, safetensors, weights
+    from jpeglm_jax.model import ModelConfig
+
+    shape, length = MODELS[name]
+    model = ModelConfig(vocab_size=VOCAB, **shape)
+    given = folder / "given"
+    given.mkdir()
+    rng = np.random.default_rng(0)
+    names = [(name, w.tensor_shape) for w in weights.table(model) for name in w.names]
+
+    def drawn() -> Any:
+        for _, shape in names:
+            scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
+            yield (scale * rng.standard_normal(shape, np.float32)).astype(np.float32)
+
+    shards = safetensors.plan(names, "float32", 4_000_000_000)
+    safetensors.write(epath.Path(given), shards, "float32", drawn())
+    described = config.to_json(model, row_length=length, bos=256, eos=257, dtype="float32")
+    (given / "config.json").write_text(described)
+    representations.make("jpeg", size=16, num_labels=10).save(given)
+    from_hf(given, folder / "run", jpeg.get_config())
+
+
+def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> dict[str, Any]:
+    """Seconds of a job, the least of the rounds; in a process of its own."""
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from jpeglm_jax import checkpoint, sharding
+    from jpeglm_jax.engine import Engine
+    from jpeglm_jax.sampling import Filter
+
+    sharding.split_cpu(devices)
+    checkpoint.quiet_libraries()
+    model = checkpoint.load(folder / "run")
+    rows = ROWS[jax.default_backend()]
+    engine = Engine(
+        dataclasses.replace(model.recipe, eos=-1),  # no token is the end
+        model.mesh,
+        Filter(temperature=0.0 if greedy else 1.0),
+        batch_size=rows,
+        length=length,
+        seed=0,
+    )
+    prompts = [np.array([model.representation.bos])] * rows
+
+    def draw() -> list[int]:
+        samples = list(engine(model.params, prompts))
+        assert [len(sample.tokens) for sample in samples] == [length - 1] * rows
+        return [model.representation.bos, *samples[0].tokens.tolist()]
+
+    first, seconds = draw(), []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        draw()
+        seconds.append(time.perf_counter() - began)
+    found: dict[str, Any] = {"seconds": min(seconds), "tokens": first}
+    if jax.default_backend() == "gpu":
+        c = model.recipe.model
+        weights = sum(x.size for x in jax.tree.leaves(model.params)) - c.vocab_size * c.width
+        cache = 2 * c.layers * rows * c.kv_heads * c.head_dim * (length - 1) / 2
+        needed = jax.numpy.dtype(c.dtype).itemsize * (weights + cache) * (length - 1)
+        found["device"] = jax.devices()[0].device_kind
+        found["bandwidth_share"] = needed / min(seconds) / copy_bandwidth()
+    return found
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy of a gigabyte reads and writes."""
+    import jax
+
+    copy = jax.jit(lambda x: x + 1)
+    x = jax.block_until_ready(copy(jax.numpy.zeros(1 << 28, "float32")))
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(copy(x))
+        seconds.append(time.perf_counter() - began)
+    return 2 * x.nbytes / min(seconds)
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """What a contestant prints last."""
+    print("running", command[-1], file=sys.stderr, flush=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dict[str, Any]:
+    """Tokens a second of every contestant with one model."""
+    length, cores = args.length or MODELS[name][1], len(os.sched_getaffinity(0))
+    rows = ROWS["gpu" if gpu else "cpu"]
+    commands = {}
+    for devices in (1,) if gpu or cores == 1 else (cores, 1):
+        key = "ours" if devices == cores or gpu else "ours_one_device"
+        commands[key] = [
+            *(sys.executable, "-m", "benchmarks.generation", "--ours"),
+            json.dumps([str(folder), length, devices, args.repeats]),
+        ]
+    for threads in (1,) if gpu else range(1, cores + 1):
+        for cache in ("growing", "static"):
+            values = [str(folder / "given"), rows, length, threads, cache, args.repeats]
+            key = f"transformers_{cache}" + ("" if gpu else f"_{threads}_threads")
+            commands[key] = [args.peer_python, "-c", PEER, json.dumps(values)]
+
+    def greedy(command: list[str]) -> list[int]:
+        return run([*command[:-1], json.dumps([*json.loads(command[-1]), True])])["tokens"]
+
+    theirs = greedy(commands[next(key for key in commands if key.startswith("transformers"))])
+    same = [a == b for a, b in zip(greedy(commands["ours"]), theirs, strict=True)]
+    seconds: dict[str, float] = {}
+    extra: dict[str, Any] = {}
+    for _ in range(args.rounds):
+        for key, command in commands.items():
+            found = run([*command[:-1], json.dumps([*json.loads(command[-1]), False])])
+            seconds[key] = min(seconds.get(key, math.inf), found["seconds"])
+            for value in ("device", "bandwidth_share"):
+                if value in found:
+                    extra[value] = found[value]
+    rates = {key: rows * (length - 1) / least for key, least in seconds.items()}
+    peer = max(rate for key, rate in rates.items() if key.startswith("transformers"))
+    mine = max(rate for key, rate in rates.items() if key.startswith("ours"))
+    return {
+        "rows": rows,
+        "tokens_a_row": length - 1,
+        "greedy_tokens_equal_up_to": same.index(False) if False in same else length,
+        "tokens_per_second": {key: round(rate) for key, rate in rates.items()},
+        "ours_over_best_peer": round(mine / peer, 3),
+        **extra,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peer_python", default=sys.executable)
+    parser.add_argument("--models", default="quickstart,25m", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of a job in one process")
+    parser.add_argument("--length", type=int, default=0, help="a quick look, not written down")
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.ours:
+        folder, *values = json.loads(args.ours)
+        print(json.dumps(ours(Path(folder), *values)))
+        return
+    gpu = shutil.which("nvidia-smi") is not None
+    models = {}
+    for name in args.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            make_up(Path(folder), name)
+            models[name] = compare(Path(folder), name, args, gpu)
+    cores = len(os.sched_getaffinity(0))
+    device = next((m["device"] for m in models.values() if "device" in m), "cpu")
+    result = {
+        "command": f"python -m benchmarks.generation --models={args.models}",
+        "machine": device if gpu else f"{platform.machine()}, {cores} cores",
+        "models": models,
+    }
+    text = json.dumps(result, indent=2)
+    if not args.length:
+        name = device.replace(" ", "_").lower()
+        (ROOT / "benchmarks" / "results" / f"generation_{name}.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
