@@ -12,19 +12,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from data_pipelines.shard_files import write_atomically
 from evals.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
 from evals.scoring import check_stride
-from jpeglm_jax import checkpoint, sharding
+from jpeglm_jax import checkpoint, decoding, sharding
 from jpeglm_jax.checkpoint import TrainedModel
 from jpeglm_jax.step import compiled
 
@@ -60,27 +58,25 @@ class Codec:
         self.length: int = model.config.row_length
         self.stride = check_stride(stride, self.length)
         self._eos = model.representation.eos
-        self._params = model.params
         mesh, recipe = model.mesh, model.recipe
         rows = sharding.named(mesh, "batch")
         self._place_rows = functools.partial(jax.device_put, device=rows)
-
-        def step(params: Any, tokens_B: jax.Array, place: jax.Array, cache: Any) -> Any:
-            return nnx.merge(recipe.graph, params).step(tokens_B, place, cache)
-
-        def empty(params: Any) -> Any:
-            return nnx.merge(recipe.graph, params).empty_cache(self.batch_size, self.length)
-
-        caches = sharding.named(mesh, None, "batch")
-        weights = recipe.state_shardings(mesh).params
-        self._empty: Callable[[Any], Any] = compiled(
-            empty, mesh, in_shardings=(weights,), out_shardings=(caches, caches)
+        weights = decoding.weight_shardings(recipe, mesh)
+        caches = decoding.cache_shardings(recipe, mesh)
+        laid_out = compiled(
+            functools.partial(decoding.weights, recipe), mesh, out_shardings=weights
+        )
+        self._weights = laid_out(model.params)
+        self._empty = compiled(
+            functools.partial(decoding.empty_cache, recipe, self.batch_size, self.length),
+            mesh,
+            out_shardings=caches,
         )
         self._step = compiled(
-            step,
+            functools.partial(decoding.step, recipe),
             mesh,
-            in_shardings=(weights, rows, sharding.replicated(mesh), (caches, caches)),
-            out_shardings=(sharding.replicated(mesh), (caches, caches)),
+            in_shardings=(weights, rows, rows, caches),
+            out_shardings=(sharding.replicated(mesh), caches),
             donate_argnums=3,
         )
 
@@ -116,13 +112,14 @@ class Codec:
         """Goes through the places of all documents at once until each coder has met the end."""
         first = counted = 0
         while not all(coder.done for coder in coders):
-            cache = self._empty(self._params)
+            cache = self._empty()
             for place in range(first, first + self.length):
                 tokens = np.zeros(self.batch_size, np.int32)
                 for row, (start, coder) in enumerate(zip(starts, coders, strict=True)):
                     tokens[row] = start if place == 0 else coder.token(place - 1)
+                places = np.full(self.batch_size, place - first, np.int32)
                 logits, cache = self._step(
-                    self._params, self._place_rows(tokens), jnp.int32(place - first), cache
+                    self._weights, self._place_rows(tokens), self._place_rows(places), cache
                 )
                 if place < counted:
                     continue  # coded in the window before; here it is only context

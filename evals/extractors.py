@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from evals import inception, resize
 from evals.features import Extractor, on_devices
@@ -49,6 +50,36 @@ def make(
 
         return dinov2.extractor(read(weights))
     return fid_inception(read(weights), dims, preset)
+
+
+def define_flags() -> None:
+    """The flags of jobs that look at images with a network."""
+    flags.DEFINE_string(
+        "features",
+        "auto",
+        f"{', '.join(NAMES)} or MODULE:FUNCTION. auto: inception where there are weights, else "
+        "digits where these are the references.",
+    )
+    flags.DEFINE_string("weights", None, "File or URL of the network's weights.")
+    flags.DEFINE_enum("dims", "2048", ["64", "192", "768", "2048"], "Of the FID network.")
+    flags.DEFINE_enum(
+        "resize", "clean", resize.PRESETS, "As clean-fid, torch-fidelity or pytorch-fid."
+    )
+
+
+def from_flags(values: Any, references: str | None) -> Extractor | None:
+    """The extractor that the flags of `define_flags` name; None if nothing does.
+
+    Args:
+      values: of the flags.
+      references: what images are compared with, or where those come from.
+    """
+    name = values.features
+    if name == "auto":
+        if not values.weights and references != "digits":
+            return None
+        name = "inception" if values.weights else "digits"
+    return make(name, weights=values.weights, dims=int(values.dims), preset=values.resize)
 
 
 def fid_inception(weights: Weights, dims: int = 2048, preset: str = "clean") -> Extractor:

@@ -17,10 +17,9 @@ from etils import epath
 
 from data_pipelines import command, representations
 from data_pipelines.representations.base import CONFIG_FILE, Representation
-from evals import extractors, metrics, resize
+from evals import extractors, metrics
 from evals.codec import MANIFEST
 from evals.evaluation import STEPS, evaluate
-from evals.features import Extractor
 from jpeglm_jax import checkpoint, prompts, sharding
 from jpeglm_jax.generate import chosen_labels, generate
 from jpeglm_jax.sampling import Filter
@@ -80,17 +79,6 @@ def _representation(values: Any) -> Representation | None:
     return None
 
 
-def _extractor(values: Any) -> Extractor | None:
-    name = values.features
-    if name == "auto":
-        if not values.weights and values.references != "digits":
-            return None
-        name = "inception" if values.weights else "digits"
-    return extractors.make(
-        name, weights=values.weights, dims=int(values.dims), preset=values.resize
-    )
-
-
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
@@ -109,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         generated,
         values.references,
         values.out,
-        extractor=_extractor(values),
+        extractor=extractors.from_flags(values, values.references),
         representation=representation,
         references_coded=values.references_coded,
         floor=values.floor,
@@ -135,17 +123,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
     flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
-    flags.DEFINE_string(
-        "features",
-        "auto",
-        f"{', '.join(extractors.NAMES)} or MODULE:FUNCTION. auto: inception where there are "
-        "weights, else digits where these are the references.",
-    )
-    flags.DEFINE_string("weights", None, "File or URL of the network's weights.")
-    flags.DEFINE_enum("dims", "2048", ["64", "192", "768", "2048"], "Of the FID network.")
-    flags.DEFINE_enum(
-        "resize", "clean", resize.PRESETS, "As clean-fid, torch-fidelity or pytorch-fid."
-    )
+    extractors.define_flags()
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
     flags.DEFINE_boolean("floor", True, "Look at the references after the codec, too.")
     flags.DEFINE_enum("until", "metrics", STEPS, "The last step that is done.")

@@ -1,0 +1,154 @@
+"""The paper's protocol as one job: prompts are kept, columns compare, the floor stands beside."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import representations
+from evals import half_size
+from evals.completion import completion, table
+from evals.documents import Documents
+from evals.features import Extractor
+from evals.half_size import on_active_region
+from evals.images import open_images
+from jpeglm_jax.sampling import Filter
+from tests.evals.models import untrained
+from tests.evals.plugin import patches
+from tests.evals.test_evaluation import write_photos
+
+OPTIONS = {"size": 32, "quality": 25}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = write_photos(tmp_path_factory.mktemp("photos") / "photos", range(24))
+    (folder / "broken.png").write_bytes(b"not an image")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return untrained(row_length=330, num_labels=0, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def completed(model, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("completion")
+    return out, run(model, photos, out)
+
+
+def run(model, photos, out, **options):
+    documents = Documents(photos, model.representation)
+    options = {
+        "ratios": (0.5,),
+        "unconditional": True,
+        "seeds": 2,
+        "choose": Filter(top_k=20),
+        **options,
+    }
+    return completion(model, documents, photos, out, extractor=patches(), **options)
+
+
+def test_every_completion_begins_with_its_prompt(model, photos, completed):
+    out, found = completed
+    documents = {document.key: document for document in Documents(photos, model.representation)}
+    drawn = []
+    for seed in range(2):
+        folder = out / "ratio-0.5" / f"seed-{seed}"
+        lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+        assert [line["source"] for line in lines] == list(documents)
+        for line in lines:
+            document = documents[line["source"]]
+            prompt = model.representation.to_bytes(
+                model.representation.prompt(document.tokens, 0.5)
+            )
+            assert line["prompt_tokens"] > 60
+            if line["file"]:  # the model has learned nothing, and draws what stands for no byte
+                assert (folder / line["file"]).read_bytes().startswith(prompt)
+        drawn.append([(line["file"] and (folder / line["file"]).read_bytes()) for line in lines])
+    both = [(a, b) for a, b in zip(*drawn, strict=True) if a and b]
+    assert len(both) > 2 and all(a != b for a, b in both)
+    free = out / "unconditional" / "seed-0" / "manifest.jsonl"
+    assert {json.loads(line)["prompt_tokens"] for line in free.read_text().splitlines()} == {0}
+    assert found == json.loads((out / "completion.json").read_text())
+
+
+def test_the_table_has_the_papers_columns_and_the_floor(completed):
+    out, found = completed
+    assert found["metric"] == "frechet_distance"
+    floor = found["table"]["floor: references through the codec"]
+    ours = found["table"]["model"]
+    assert list(floor) == list(ours) == ["0.5", "unconditional"]
+    assert floor["0.5"]["value"] == floor["unconditional"]["value"]
+    assert 0 < floor["0.5"]["value"] < ours["0.5"]["value"] < ours["unconditional"]["value"]
+    values = [
+        json.loads((out / "evaluations" / "ratio-0.5" / f"seed-{seed}/metrics.json").read_text())
+        for seed in range(2)
+    ]
+    values = [value["frechet_distance"] for value in values]
+    assert ours["0.5"]["seeds"] == values
+    assert ours["0.5"]["value"] == pytest.approx(np.mean(values))
+    assert ours["0.5"]["standard_error"] == pytest.approx(np.std(values, ddof=1) / 2**0.5)
+    assert (found["n_generated"], found["n_references"]) == (24, 24)
+    assert [name for name, _ in found["rejected"]] == ["broken.png"]
+    text = table(found)
+    assert "unconditional" in text and "floor" in text and "of 48 strictly valid" in text
+    for place in found["grids"].values():
+        assert Image.open(out / place).width > Image.open(out / place).height / 3
+
+
+def test_a_second_run_draws_nothing_again(model, photos, completed, monkeypatch):
+    out, found = completed
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
+    assert run(model, photos, out) == found
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")} == times
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ratios": (1.0,)}, "a ratio is 1.0"),
+        ({"ratios": (), "unconditional": False}, "nothing to draw"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"given": "label"}, "without labels"),
+    ],
+)
+def test_what_cannot_be_completed_is_refused(model, photos, tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(model, photos, tmp_path, **options)
+
+
+def test_prompts_that_leave_no_room_are_named(photos, tmp_path):
+    model = untrained(row_length=24, num_labels=0, **OPTIONS)
+    with pytest.raises(ValueError, match="fills the 24 places"):
+        run(model, photos, tmp_path)
+
+
+def test_half_size_images_are_small_and_looked_at_where_they_are(photos, tmp_path):
+    grey = representations.make("jpeg", size=32, mode="L", quality=50)
+    lost = half_size.write(open_images(photos), grey, tmp_path / "half", 0, 0)
+    assert [name for name, _ in lost] == ["broken.png"]
+    names = sorted((tmp_path / "half").glob("*.png"))
+    assert len(names) == 24
+    image = Image.open(names[0])
+    pixels = np.array(image)
+    assert image.size == (32, 32) and image.mode == "L"
+    wanted = grey.fit(open_images(photos).decode(0, open_images(photos).read(0)))
+    small = wanted.resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(pixels[8:24, 8:24], np.asarray(small))
+    pixels[8:24, 8:24] = 0
+    assert not pixels.any()
+
+    seen = []
+    plain = Extractor("size", "x", {}, lambda pixels: seen.append(pixels.shape) or pixels, dict)
+    cut = on_active_region(plain)
+    cut.prepare(np.zeros((32, 48, 3), np.uint8))
+    assert seen == [(16, 24, 3)] and cut.fingerprint != plain.fingerprint
+
+
+def test_documents_have_no_half_size(digit_shards, tmp_path):
+    shards = open_images(f"shards:{digit_shards}:heldout")
+    with pytest.raises(ValueError, match="give --images"):
+        half_size.write(shards, shards.shards.representation, tmp_path, 0, 0)
