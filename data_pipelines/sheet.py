@@ -15,6 +15,7 @@ from data_pipelines.representations.base import Representation
 _BROKEN = (200, 60, 60)  # the tile of a document that cannot be shown
 _SMALLEST_TILE = 48  # smaller images are enlarged by whole factors, so that they can be seen
 _LARGEST_TILE = 128
+_FRAMES = 8  # of a clip that are shown
 
 
 def sheet(images: Sequence[Image.Image | None], columns: int = 0) -> Image.Image:
@@ -47,22 +48,30 @@ def sheet(images: Sequence[Image.Image | None], columns: int = 0) -> Image.Image
 def sheet_of_documents(
     representation: Representation, documents: Sequence[np.ndarray], columns: int = 0
 ) -> Image.Image:
-    """Decodes documents of images and lays them out; those that cannot be shown are red.
+    """Decodes documents and lays them out, see `sheet_of`."""
+    return sheet_of([pictures(representation, tokens) for tokens in documents], columns)
 
-    Raises ValueError if the representation's media are not images.
+
+def sheet_of(shown: Sequence[list[Image.Image]], columns: int = 0) -> Image.Image:
+    """Lays out what `pictures` gave: images side by side; of clips some frames, a clip a row.
+
+    What cannot be shown is red. Raises ValueError if there is nothing at all.
     """
-    return sheet([shown(representation, tokens) for tokens in documents], columns)
+    longest = max((len(own) for own in shown), default=0)
+    if longest <= 1:
+        return sheet([own[0] if own else None for own in shown], columns)
+    places = np.linspace(0, longest - 1, min(longest, _FRAMES)).round().astype(int)
+    tiles = [own[place] if place < len(own) else None for own in shown for place in places]
+    return sheet(tiles, len(places))
 
 
-def shown(representation: Representation, tokens: np.ndarray) -> Image.Image | None:
-    """A document as an image, or None if it cannot be shown at all."""
+def pictures(representation: Representation, tokens: np.ndarray) -> list[Image.Image]:
+    """A document as images: itself, or all frames of a clip; none if it cannot be shown at all."""
     try:
-        image = representation.decode(tokens)
+        media = representation.decode(tokens)
     except ValueError:
-        return None
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"documents of {representation.name!r} are not images")
-    return image
+        return []
+    return [media] if isinstance(media, Image.Image) else [Image.fromarray(f) for f in media]
 
 
 def save(image: Image.Image, path: epath.PathLike) -> None:

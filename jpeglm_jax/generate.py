@@ -1,8 +1,9 @@
 """Example: python -m jpeglm_jax.generate --checkpoint=runs/jpeg-digits --num=64 --out=samples
 
-Draws documents from a trained model and writes them as files, with a grid of them (grid.png) and a
-line about each (manifest.jsonl). A label-conditional model takes its labels in turn, or the one
-given by --label. With --prompts, beginnings of real images are completed instead, --num of each:
+Draws documents from a trained model and writes them as files (clips also as MP4), with a grid of
+them (grid.png) and a line about each (manifest.jsonl). A label-conditional model takes its labels
+in turn, or the one given by --label. With --prompts, beginnings of real media are completed
+instead, --num of each:
 
   python -m jpeglm_jax.generate --checkpoint=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
@@ -20,22 +21,19 @@ import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
-from PIL import Image
 
-from data_pipelines import command, sheet
+from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
+from data_pipelines.representations.avc import AvcRepresentation
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError, write_atomically
 from data_pipelines.sources import open_source
-from jpeglm_jax import checkpoint, prompts, sharding
+from jpeglm_jax import checkpoint, pictures, prompts, sharding
 from jpeglm_jax.checkpoint import TrainedModel
 from jpeglm_jax.engine import Constraint, Engine
 from jpeglm_jax.manifest import Manifest
 from jpeglm_jax.prompts import Originals, Request
 from jpeglm_jax.sampling import Filter, Sample
-
-_GRID = 256  # documents in the grid, at most
-_SIDE_BY_SIDE = "side_by_side"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +68,7 @@ def generate(
 
     Args:
       model: what to draw from.
-      out: folder for the files, manifest.jsonl, grid.png and, for completions, side_by_side/.
+      out: folder for the files, manifest.jsonl and pictures, see `pictures.draw`.
       requests: what to draw.
       choose: how tokens are drawn.
       seed: with its number it decides what a document is.
@@ -106,12 +104,12 @@ def generate(
             constraint=constraint,
         )
         drawn = engine(model.params, [requests[n].prompt for n in missing], missing)
-        for sample in tqdm.tqdm(drawn, total=len(missing), unit="image"):
+        for sample in tqdm.tqdm(drawn, total=len(missing), unit=representation.medium):
             manifest.add(_write(representation, out, sample, requests[sample.number], seed))
     lines = manifest.finish()
     if lines is None:
         return None
-    _draw_pictures(representation, out, lines, requests, originals or {})
+    pictures.draw(representation, out, lines, requests, originals or {})
     return Counts(
         len(lines), sum(line["valid"] for line in lines), sum(bool(line["file"]) for line in lines)
     )
@@ -162,48 +160,6 @@ def _write(
     }
 
 
-# Pictures
-
-
-def _draw_pictures(
-    representation: Representation,
-    out: epath.Path,
-    lines: Sequence[Mapping[str, Any]],
-    requests: Sequence[Request],
-    originals: Mapping[str, np.ndarray],
-) -> None:
-    """grid.png, and for completions a picture of each original beside what was made of it."""
-    shown = {line["number"]: _shown(representation, out, line) for line in lines[:_GRID]}
-    sheet.save(sheet.sheet(list(shown.values())), out / "grid.png")
-    if not originals:
-        return
-    (out / _SIDE_BY_SIDE).mkdir(exist_ok=True)
-    by_source: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        by_source.setdefault(line["source"], []).append(line)
-    for number, (key, own) in enumerate(by_source.items()):
-        given = requests[own[0]["number"]].prompt[1:]
-        row = [
-            sheet.shown(representation, originals[key]),
-            sheet.shown(representation, given),
-            *(_shown(representation, out, line) for line in own),
-        ]
-        sheet.save(sheet.sheet(row, len(row)), out / _SIDE_BY_SIDE / f"{number:06d}.png")
-
-
-def _shown(
-    representation: Representation, out: epath.Path, line: Mapping[str, Any]
-) -> Image.Image | None:
-    """The document of a line of the manifest, as far as it can be shown."""
-    if not line["file"]:
-        return None
-    try:
-        tokens = representation.from_bytes((out / line["file"]).read_bytes())
-    except ValueError:  # a header that is not the representation's
-        return None
-    return sheet.shown(representation, tokens)
-
-
 # The command line
 
 
@@ -249,10 +205,13 @@ def _drops_labels(model: TrainedModel) -> bool:
 def _completions(model: TrainedModel, values: Any) -> Originals:
     spec = values.prompts if ":" in values.prompts else f"folder:{values.prompts}"
     label = -1 if values.label is None else _known(model.representation, values.label)
+    ratio = values.prefix_ratio
+    if values.prefix_frames is not None:
+        ratio = _part_of_clip(model.representation, values.prefix_frames)
     found = prompts.of_beginnings(
         model.representation,
         open_source(spec),
-        values.prefix_ratio,
+        ratio,
         num=values.num,
         label=label,
         most=values.max_prompts,
@@ -261,6 +220,14 @@ def _completions(model: TrainedModel, values: Any) -> Originals:
     for key, reason in found.set_aside:
         print(f"set aside: {key}: {reason}")
     return found
+
+
+def _part_of_clip(representation: Representation, frames: int) -> float:
+    if not isinstance(representation, AvcRepresentation):
+        raise ValueError("prefix_frames is for models of clips; give --prefix_ratio")
+    if not 0 <= frames <= representation.frames:
+        raise ValueError(f"prefix_frames is {frames}; expected 0 to {representation.frames}")
+    return frames / representation.frames
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -322,6 +289,7 @@ def _define_flags() -> None:
     flags.DEFINE_float("guidance", None, "Classifier-free guidance of labels; 1: none.")
     flags.DEFINE_string("prompts", None, "Complete these: a folder, or tar:GLOB and so on.")
     flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that is given.")
+    flags.DEFINE_integer("prefix_frames", None, "Frames of each clip that are given, instead.")
     flags.DEFINE_integer("max_prompts", 0, "Media to complete, the first ones; 0: all.")
     flags.DEFINE_integer("batch_size", 64, "Documents drawn together.")
     flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")

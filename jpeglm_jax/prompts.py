@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.images import open_image
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Source, SourceError
 
@@ -94,18 +93,21 @@ def of_beginnings(
         if most and len(result.tokens) == most:
             break
         try:
-            tokens = representation.encode(open_image(source.read(item.locator)))
-            given = representation.prompt(tokens, ratio)
+            for place, medium in enumerate(representation.open(source.read(item.locator))):
+                key = item.key if representation.medium == "image" else f"{item.key}#{place}"
+                tokens = representation.encode(medium)
+                given = representation.prompt(tokens, ratio)
+                if len(given) + 1 >= length:
+                    reason = f"its beginning takes {len(given) + 1} of {length} places"
+                    result.set_aside.append((key, reason))
+                    continue
+                prompt = np.concatenate([[start], given]).astype(np.int32)
+                result.tokens[key] = tokens
+                result.requests.extend([Request(prompt, label, key)] * num)
+                if len(result.tokens) == most:
+                    break
         except (ValueError, OSError) as error:
             result.set_aside.append((item.key, str(error)))
-            continue
-        if len(given) + 1 >= length:
-            reason = f"its beginning takes {len(given) + 1} of {length} places"
-            result.set_aside.append((item.key, reason))
-            continue
-        prompt = np.concatenate([[start], given]).astype(np.int32)
-        result.tokens[item.key] = tokens
-        result.requests.extend([Request(prompt, label, item.key)] * num)
     result.set_aside.extend((reject.key, reject.reason) for reject in source.rejects)
     if not result.requests:
         key, reason = result.set_aside[0] if result.set_aside else ("", "it is empty")
