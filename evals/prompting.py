@@ -111,18 +111,18 @@ def grid(
     """
     tiles = []
     for number, each in enumerate(originals[:_SHOWN]):
-        tiles.append(sheet.shown(model.representation, each.document.tokens))
-        tiles.append(sheet.shown(model.representation, each.prompts[column]))
+        tiles.append(sheet.pictures(model.representation, each.document.tokens))
+        tiles.append(sheet.pictures(model.representation, each.prompts[column]))
         tiles += [_drawn(model, folder, number) for folder in folders]
-    sheet.save(sheet.sheet(tiles, 2 + len(folders)), path)
+    sheet.save(sheet.sheet_of(tiles, 2 + len(folders)), path)
 
 
-def _drawn(model: TrainedModel, folder: epath.Path, number: int) -> Image.Image | None:
+def _drawn(model: TrainedModel, folder: epath.Path, number: int) -> list[Image.Image]:
     path = folder / f"{number:06d}{model.representation.suffix}"
     if not path.is_file():
-        return None
+        return []
     try:
-        tokens = model.representation.from_bytes(path.read_bytes())  # type: ignore[attr-defined]
+        tokens = model.representation.from_bytes(path.read_bytes())
     except ValueError:  # its header is damaged
-        return None
-    return sheet.shown(model.representation, tokens)
+        return []
+    return sheet.pictures(model.representation, tokens)
