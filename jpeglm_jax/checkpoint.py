@@ -7,10 +7,14 @@ in the background, atomically, and restored onto any mesh.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import logging
 import math
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +37,27 @@ PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 CHUNK_BYTES = 1 << 26
 
 
+# A disk is full, a quota or a limit on the size of files is reached.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class CheckpointError(ValueError):
     """A checkpoint that is missing, or does not belong to this run."""
+
+
+class SaveError(RuntimeError):
+    """What a run leaves behind could not be written."""
+
+
+def no_room(error: BaseException | None) -> str:
+    """The operating system's words for a full disk, if that is what `error` comes from; else ""."""
+    while error is not None:
+        for number in _NO_ROOM:
+            words = os.strerror(number)
+            if getattr(error, "errno", None) == number or words in str(error):
+                return words
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def folder(workdir: epath.PathLike) -> epath.Path:
@@ -79,8 +102,17 @@ def refuse_difference(
         raise CheckpointError(f"{holder} has another {what}: " + "; ".join(wrong))
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """No. Its question, numbered by steps, would mix with those of `Interruption`."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a run.
+
+    What a save that was cut off has left is removed when a writing run begins.
 
     Args:
       workdir: the run's folder.
@@ -91,12 +123,14 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, config: ConfigDict | None = None):
         keep, keep_every = (config.keep, config.keep_every) if config else (None, 0)
         self._folder = folder(workdir)
-        self._manager = ocp.CheckpointManager(
+        self._saving: int | None = None
+        self._manager = _Manager(
             orbax_path(workdir),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
                 create=config is not None,
+                cleanup_tmp_directories=config is not None,
                 enable_async_checkpointing=True,
             ),
         )
@@ -106,11 +140,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Begins to save; returns as soon as the state may be changed.
+        """Begins to save; returns as soon as the state may be changed. Saves no step twice.
 
-        Raises what the save before this one failed with.
+        Raises:
+          SaveError: this save could not begin, or the one before it has failed.
         """
-        self._manager.check_for_errors()
+        if step == self._saving:
+            return
         items: dict[str, Any] = {
             "params": _in_chunks(state.params),
             "opt_state": ocp.args.StandardSave(state.opt_state),
@@ -118,7 +154,43 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = _in_chunks(state.ema)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self.wait()
+        self._saving = step
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def check(self) -> None:
+        """Raises SaveError if the last save has failed. Waits for nothing."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save under way. Raises SaveError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: Exception) -> SaveError:
+        """One sentence on a failed write: what failed, and what is left."""
+        reason = no_room(error)
+        saving = "" if self._saving is None else f"the checkpoint of step {self._saving} or "
+        self._manager.reload()
+        latest = self.latest()
+        return SaveError(
+            f"{saving}what else a run writes to {self._folder.parent} could not be written: "
+            + (reason or f"{type(error).__name__}: {error}")
+            + (
+                f". The newest complete checkpoint is of step {latest}"
+                if latest is not None
+                else ". There is no complete checkpoint yet"
+            )
+            + (". Make room; the" if reason else ". The")
+            + " same command goes on from there"
+        )
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The page of JSON of a checkpoint, by default of the newest."""
@@ -162,10 +234,12 @@ class Checkpoints:
         return max(found) if step is None else step
 
     def close(self) -> None:
-        """Waits for the save under way. Raises what it failed with."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-        self._manager.close()
+        """Waits for the save under way. Raises SaveError if it failed."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # it waits too, and raises the same once more
+                self._manager.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +355,22 @@ def _place(shapes: Any, where: Any) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Orbax tells every stage of every save; a training log needs only the warnings."""
+    """Orbax tells every stage of every save; a training log needs only the warnings.
+
+    Nor does it need the stack trace of what is raised as well.
+    """
     for name in (None, "absl", "jax"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(_raises_nothing)
+    sys.unraisablehook = _shows_no_late_writes
+
+
+def _raises_nothing(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+def _shows_no_late_writes(unraisable: Any) -> None:
+    """After a failed save TensorStore's other writes end when nobody waits for them any more, and
+    each would show its surprise with a stack trace."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 import tqdm
 from etils import epath
+
+from data_pipelines import shard_files
 
 
 class EventWriter(Protocol):
@@ -44,15 +47,16 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      resumed: the step the run goes on from; whatever a run that was killed had written beyond
-        it is cut away, so that every step is there once.
+      resumed: the step the run goes on from.
+      kept: lines that it had written by then. What a run that was killed had written beyond
+        them is cut away, so that everything is there once.
       tensorboard: also write event files.
     """
 
-    def __init__(self, workdir: epath.PathLike, resumed: int, *, tensorboard: bool):
+    def __init__(self, workdir: epath.PathLike, resumed: int, kept: int, *, tensorboard: bool):
         self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._lines = _until(self._path, resumed)
-        self._path.write_text("".join(self._lines))
+        self._lines = self._path.read_text().splitlines(True)[:kept] if kept else []
+        shard_files.write_atomically(self._path, "".join(self._lines).encode())
         self._events: EventWriter | None = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -60,12 +64,17 @@ class MetricsLog:
             logdir = str(epath.Path(workdir) / "tensorboard")
             self._events = SummaryWriter(logdir, purge_step=resumed + 1)
 
+    @property
+    def lines(self) -> int:
+        """How many lines there are."""
+        return len(self._lines)
+
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """One line of JSON: `step`, then the values."""
         line = json.dumps({"step": step, **values}) + "\n"
-        if "://" in str(self._path):
+        self._lines.append(line)
+        if shard_files.is_remote(self._path):
             # Object stores cannot append; the file is small.
-            self._lines.append(line)
             self._path.write_text("".join(self._lines))
         else:
             with open(self._path, "a") as file:
@@ -85,20 +94,6 @@ class MetricsLog:
     def close(self) -> None:
         if self._events:
             self._events.close()
-
-
-def _until(path: epath.Path, step: int) -> list[str]:
-    """The whole lines of a metrics file up to a step; a line cut short by a kill is dropped."""
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
 
 
 class Console:
@@ -157,6 +152,8 @@ _SPELLED = {
     "learning_rate": "lr {:.2e}",
     "tokens_per_second": "{:,.0f} tok/s",
     "mfu": "MFU {:.1%}",
+    "goodput": "goodput {:.1%}",
+    "skipped": "{:.0f} skipped",
     "epoch": "epoch {:.2f}",
     "samples_valid": "samples: {:.1%} valid",
 }
@@ -181,6 +178,7 @@ class Meter:
         self, flops_per_token: float, peak_flops: float | None, sums: Mapping[str, float] | None
     ):
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._stepping = 0.0  # seconds, of the intervals that were read
         self._sums = dict(sums or {})
         self._places = 0  # since the clock was started
         self._began = time.monotonic()
@@ -194,6 +192,8 @@ class Meter:
         """Takes in the metrics of one step, whose batch has so many places, padding included."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        if "skipped" in values:
+            self._sums["skipped"] = float(values["skipped"])  # counted from the start already
         self._sums["steps"] = self._sums.get("steps", 0) + 1
         self._places += places
 
@@ -201,16 +201,26 @@ class Meter:
     def paused(self) -> Iterator[None]:
         """Stops the clock while something else than training goes on."""
         stopped = time.monotonic()
-        yield
-        self._began += time.monotonic() - stopped
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - stopped
 
     def read(self) -> dict[str, float]:
-        """Means since the last call."""
+        """Means since the last call.
+
+        `goodput` is the share of the life of this process that went into steps: not into starting,
+        compiling, evaluating, sampling and waiting for saves.
+        """
         values = likelihood(self._sums)
         values["grad_norm"] = self._sums["grad_norm"] / self._sums["steps"]
+        if "skipped" in self._sums:
+            values["skipped"] = self._sums["skipped"]
         now = time.monotonic()
         rate = self._places / (now - self._began)
         values["tokens_per_second"] = rate
+        self._stepping += now - self._began
+        values["goodput"] = self._stepping / (time.time() - psutil.Process().create_time())
         if self._peak_flops:
             values["mfu"] = rate * self._flops_per_token / self._peak_flops
         self._sums, self._places, self._began = {}, 0, now

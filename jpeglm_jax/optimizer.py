@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -50,8 +51,13 @@ def make(config: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformat
       steps: length of the whole run.
       axes: logical axes of every parameter; the scales of norms are not decayed.
     """
+    if config.skip_spikes and config.skip_spikes <= 1:
+        raise ValueError(
+            f"optimizer.skip_spikes is {config.skip_spikes}; expected 0 (off) or more than 1: "
+            "times the average norm of the gradient"
+        )
     decayed = jax.tree.map(lambda a: "norm" not in a, axes, is_leaf=lambda a: isinstance(a, tuple))
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(
             schedule(config, steps),
@@ -62,3 +68,60 @@ def make(config: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformat
             mask=decayed,
         ),
     )
+    return skip_spikes(chain, config.skip_spikes) if config.skip_spikes else chain
+
+
+class SpikeState(NamedTuple):
+    """State of `skip_spikes`.
+
+    Attributes:
+      inner: of what is wrapped.
+      norm: float32, moving average of the norm of the gradient.
+      seen, skipped: int32, steps so far and those of them that were skipped.
+    """
+
+    inner: Any
+    norm: jax.Array
+    seen: jax.Array
+    skipped: jax.Array
+
+
+def skip_spikes(
+    inner: optax.GradientTransformation, factor: float, *, decay: float = 0.99, warmup: int = 100
+) -> optax.GradientTransformation:
+    """Leaves everything as it was in steps whose gradient is far larger than usual.
+
+    PaLM (Chowdhery et al. 2022, section 5.1) went around spikes by leaving out the batches that
+    brought them; this does so as they come.
+
+    Args:
+      inner: the optimiser.
+      factor: a step is skipped if the norm of its gradient is more than this times the average.
+      decay: of the average. A spike enters it as `factor` times the average, so that gradients
+        that stay large are soon followed again.
+      warmup: steps from the first that are never skipped.
+    """
+
+    def init(params: Any) -> SpikeState:
+        zero = jnp.zeros([], jnp.int32)
+        return SpikeState(inner.init(params), jnp.zeros([], jnp.float32), zero, zero)
+
+    def update(gradients: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
+        norm = optax.tree.norm(gradients)
+        limit = factor * state.norm
+        spike = (state.seen >= warmup) & (norm > limit)
+        updates, new = inner.update(gradients, state.inner, params)
+        updates = jax.tree.map(lambda x: jnp.where(spike, jnp.zeros_like(x), x), updates)
+        new = jax.tree.map(lambda a, b: jnp.where(spike, b, a), new, state.inner)
+        usual = jnp.where(spike, limit, norm)
+        # The average of the steps there were, from the first on.
+        weight = jnp.maximum(1 - decay, 1 / (state.seen + 1))
+        average = state.norm + weight * (usual - state.norm)
+        return updates, SpikeState(new, average, state.seen + 1, state.skipped + spike)
+
+    return optax.GradientTransformation(init, update)
+
+
+def skipped(opt_state: Any) -> jax.Array | None:
+    """Steps that `skip_spikes` has skipped so far; None if it is off."""
+    return opt_state.skipped if isinstance(opt_state, SpikeState) else None

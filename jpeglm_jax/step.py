@@ -213,7 +213,8 @@ class Recipe:
         """One optimiser step.
 
         If the loss or a gradient is not finite the state stays as it was, and `finite` in the
-        metrics, which are the batch's sums and the gradient norm, is 0.
+        metrics, which are the batch's sums and the gradient norm, is 0. If steps with spikes are
+        skipped, `skipped` counts them from the start of the run.
         """
         gradients, metrics = self.gradients(state.params, batch)
         metrics["grad_norm"] = optax.tree.norm(gradients)
@@ -226,6 +227,8 @@ class Recipe:
         new = TrainState(params, opt_state, ema)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics["finite"] = finite.astype(jnp.float32)
+        if (count := optimizer.skipped(new.opt_state)) is not None:
+            metrics["skipped"] = count.astype(jnp.float32)
         return new, metrics
 
     def not_finite(self, params: Any, batch: Batch) -> dict[str, jax.Array]:

@@ -7,6 +7,8 @@ everything goes (--workdir=DIR). The same command again goes on from the newest 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,59 +17,71 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import command, packing, representations, sheet
+from data_pipelines import command, packing, representations, shard_files, sheet
 from data_pipelines.input import Loader
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards, read_manifest
-from jpeglm_jax import checkpoint, flops, optimizer, sharding
-from jpeglm_jax.checkpoint import Checkpoints
+from jpeglm_jax import checkpoint, distributed, flops, optimizer, sharding, words
+from jpeglm_jax.checkpoint import Checkpoints, SaveError
+from jpeglm_jax.diagnosis import NotFinite, not_finite
+from jpeglm_jax.distributed import MainProcessError
 from jpeglm_jax.engine import Engine
+from jpeglm_jax.guards import Guards, guarded
+from jpeglm_jax.interruption import Interrupted
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
 from jpeglm_jax.pages import restart_with_large_pages
+from jpeglm_jax.profiler import Profiler
 from jpeglm_jax.prompts import every_label, of_labels
 from jpeglm_jax.sampling import Filter
 from jpeglm_jax.step import (
     BATCH_AXES,
     Recipe,
     TrainState,
-    batch_shardings,
     check_mesh,
     compile_eval_step,
     compile_init,
     compile_train_step,
-    compiled,
     model_config,
 )
 
 
-class NotFinite(RuntimeError):
-    """The loss or a gradient was not a finite number."""
-
-
-def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
+def train(config: ConfigDict, workdir: epath.PathLike, profile: str = "") -> dict[str, float]:
     """Runs, or goes on with, the training that `config` describes.
 
     Everything is written to `workdir`: config.json, metrics.jsonl, tensorboard/, checkpoints/,
-    samples/, and data/ if the documents were prepared here.
+    samples/, and data/ if the documents were prepared here. While it runs, no other run writes
+    there.
+
+    Args:
+      config: see configs/.
+      workdir: local or `gs://`, the same for all processes.
+      profile: steps to trace, "START:STOP"; see `Profiler`.
 
     Returns:
       The last held-out metrics.
 
     Raises:
-      MeshError, CheckpointError, SettingsError, SourceError, ShardError, ValueError: what was asked
-        for cannot be done; said before any step.
+      MeshError, CheckpointError, SettingsError, SourceError, ShardError, FolderInUse, ValueError:
+        what was asked for cannot be done; said before any step.
+      Interrupted: by SIGTERM or Ctrl-C; the last finished step is in a checkpoint.
       NotFinite: training diverged; the checkpoints are from before that.
+      SaveError: something could not be written; the checkpoints from before that are whole.
     """
     workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    main = jax.process_index() == 0
+    with guarded(workdir, config.watchdog) as guards:
+        return run(config, workdir, profile, guards)
+
+
+def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -> dict[str, float]:
+    """The story of a run, once nothing can disturb it; see `train`."""
+    main = distributed.is_main()
+    keep_compiled(config.compilation_cache, workdir)
 
     # --- Devices ----------------------------------------------------------------------------------
     mesh = sharding.make_mesh(
@@ -110,13 +124,16 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         meta.get("meter"),
     )
     console = Console(config.steps, start, quiet=not main)
-    log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard) if main else None
+    kept = meta.get("lines", 0)
+    log = MetricsLog(workdir, start, kept, tensorboard=config.log.tensorboard) if main else None
     if main:
         representation.save(workdir)
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    for line in set_aside(documents):
+        text = config.to_json_best_effort(indent=2) + "\n"
+        shard_files.write_atomically(workdir / "config.json", text.encode())
+    for line in words.set_aside(documents):
         console.say(line)
-    console.say(opening_words(config, recipe, mesh, loader, eval_loader, start))
+    console.say(words.opening(config, recipe, mesh, loader, eval_loader, start))
+    profiler = Profiler(profile, workdir)
 
     def report(at: int, values: dict[str, float]) -> dict[str, float]:
         console.metrics(at, values)
@@ -124,9 +141,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
             log.write(at, values)
         return values
 
-    # --- Held-out evaluation and samples ----------------------------------------------------------
-    def evaluate(params: Any, batches: int) -> dict[str, float]:
-        return held_out(eval_step, params, eval_loader, rows, batches)
+    # --- What is done every so many steps ---------------------------------------------------------
+    at, last = start, {}
+
+    def evaluate() -> None:
+        nonlocal last
+        batches = config.evaluate.batches
+        last = report(at, held_out(eval_step, averaged(state), eval_loader, rows, batches, guards))
 
     engine = Engine(
         recipe,
@@ -138,20 +159,32 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         bos=representation.bos,
     )
 
-    def draw_samples(params: Any, at: int) -> dict[str, float]:
+    def sample() -> None:
         labels = every_label(representation, config.sample.num)
         prompts = [request.prompt for request in of_labels(representation, labels)]
-        drawn = sorted(engine(params, prompts), key=lambda sample: sample.number)
-        samples = [sample.tokens for sample in drawn]
+        drawn = []
+        for document in engine(averaged(state), prompts):
+            guards.check("sample")
+            drawn.append(document)
+        drawn.sort(key=lambda document: document.number)
+        samples = [document.tokens for document in drawn]
         if log:
             picture = sheet.sheet_of_documents(representation, samples)
             (workdir / "samples").mkdir(exist_ok=True)
             sheet.save(picture, workdir / "samples" / f"step_{at:08d}.png")
             log.image(at, "samples", np.asarray(picture))
         valid = [representation.inspect(tokens).valid for tokens in samples]
-        return {"samples_valid": sum(valid) / len(valid)}
+        report(at, {"samples_valid": sum(valid) / len(valid)})
 
-    evaluate(averaged(state), batches=2)  # a broken evaluation shows now, not after an hour
+    def save() -> None:
+        guards.confirm()
+        position = {"step": at, "meter": meter.state, "lines": log.lines if log else 0}
+        position["duties"] = [name for name in duties if name != "checkpoint"]
+        checkpoints.save(at, state, identity | about(config) | position)
+
+    work = {"evaluate": evaluate, "sample": sample, "checkpoint": save}
+    duties: list[str] = meta.get("duties", [])  # what an interrupted run had not come to
+    held_out(eval_step, averaged(state), eval_loader, rows, 2, guards)  # if broken, it shows now
 
     # --- Loop -------------------------------------------------------------------------------------
     # Metrics of a step are read after the next one is under way, so that the device never waits.
@@ -161,43 +194,60 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         nonlocal unread
         if unread is None:
             return
-        (at, values), unread = (unread[0], jax.device_get(unread[1])), None
+        (step, values), unread = (unread[0], jax.device_get(unread[1])), None
         if not values["finite"]:
-            raise NotFinite(where_not_finite(recipe, mesh, state.params, loader, documents, at))
+            raise not_finite(workdir, recipe, mesh, state.params, loader, documents, step)
         meter.add(values, config.batch_size * config.row_length)
-        console.step(at)
-        if at % config.log.every == 0 or at == config.steps:
-            now = {"learning_rate": float(learning_rate(at - 1))}
-            now["epoch"] = max(loader.plan.epochs(at * config.batch_size))
-            report(at, meter.read() | now)
+        console.step(step)
+        if step % config.log.every == 0 or step == config.steps:
+            now = {"learning_rate": float(learning_rate(step - 1))}
+            now["epoch"] = max(loader.plan.epochs(step * config.batch_size))
+            report(step, meter.read() | now)
 
-    batches = iter(loader.batches(start, sharding=rows))
-    last: dict[str, float] = {}
-    try:
-        for at in range(start + 1, config.steps + 1):
-            state, values = train_step(state, next(batches))
-            read_metrics()
-            unread = (at, values)
-            if due(at, config.evaluate.every, config.steps):
-                read_metrics()
-                with meter.paused():
-                    last = report(at, evaluate(averaged(state), config.evaluate.batches))
-            if due(at, config.sample.every, config.steps):
-                read_metrics()
-                with meter.paused():
-                    report(at, draw_samples(averaged(state), at))
-            if due(at, config.checkpoint.every, config.steps):
-                read_metrics()
-                with meter.paused():
-                    position = {"step": at, "meter": meter.state}
-                    checkpoints.save(at, state, identity | about(config) | position)
-    finally:
-        checkpoints.close()
-        console.close()
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.enter_context(guards.interruption.deferred())
+        for close in (checkpoints.close, console.close, profiler.close):
+            at_the_end.callback(close)
         if log:
-            log.close()
+            at_the_end.callback(log.close)
+        batches = at_the_end.enter_context(loader.batches(start, sharding=rows))
+        try:
+            while duties or at < config.steps:
+                if duties:
+                    read_metrics()
+                    with meter.paused():
+                        guards.check(duties[0])
+                        work[duties[0]]()
+                    duties.pop(0)
+                    continue
+                guards.check("train")
+                checkpoints.check()
+                batch = next(batches)
+                compiling = meter.paused() if at == start else contextlib.nullcontext()
+                with compiling, profiler.step(at + 1):
+                    state, values = train_step(state, batch)
+                at += 1
+                read_metrics()
+                unread = (at, values)
+                profiler.dispatched(at, values)
+                duties = [name for name in work if due(at, config[name].every, config.steps)]
+                if at == start + 1:
+                    gc.freeze()  # what lives as long as the run is not looked through again
+                    at_the_end.callback(gc.unfreeze)
+            read_metrics()
+        except Interrupted:
+            read_metrics()
+            if at > start:
+                save()
+                checkpoints.wait()
+            console.say(words.interrupted(at, workdir))
+            raise
+        except (OSError, ShardError) as error:
+            if checkpoint.no_room(error):
+                raise checkpoints.failure(error) from error
+            raise
     if main:
-        print(closing_words(workdir, config, last), flush=True)
+        print(words.closing(workdir, config, last), flush=True)
     return last
 
 
@@ -214,8 +264,8 @@ def averaged(state: TrainState) -> Any:
 def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
     """Prepares `config.data.source` into the workdir, once; the other processes wait for it."""
     folder = workdir / "data"
-    if jax.process_index() == 0:
-        prepare(
+    distributed.main_first(
+        lambda: prepare(
             source=config.data.source,
             representation=config.representation.to_dict(),
             out=folder,
@@ -224,7 +274,7 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
             augment=config.data.augment.to_dict(),
             heldout=config.data.heldout,
         )
-    multihost_utils.sync_global_devices("data prepared")
+    )
     return folder
 
 
@@ -313,89 +363,30 @@ def held_out(
     loader: Loader,
     rows: NamedSharding,
     batches: int,
+    guards: Guards,
 ) -> dict[str, float]:
     """Likelihood of the first so many held-out batches (0: all), each place weighing the same."""
     sums: dict[str, float] = {}
     for n, batch in enumerate(loader.eval_batches(sharding=rows)):
         if batches and n == batches:
             break
+        guards.check("evaluate")
         for name, value in jax.device_get(eval_step(params, batch)).items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return {f"heldout_{name}": value for name, value in likelihood(sums).items()}
 
 
-def where_not_finite(
-    recipe: Recipe, mesh: Mesh, params: Any, loader: Loader, documents: Shards, at: int
-) -> str:
-    """One paragraph on a step that went wrong: which gradients, which documents."""
-    batch = next(iter(loader.batches(at - 1, sharding=sharding.named(mesh, *BATCH_AXES))))
-    in_shardings = (recipe.state_shardings(mesh).params, batch_shardings(mesh))
-    counts = compiled(recipe.not_finite, mesh, in_shardings=in_shardings)(params, batch)
-    wrong = [f"{name} ({int(n):,} entries)" for name, n in jax.device_get(counts).items() if n]
-    first = (at - 1) * loader.batch_size
-    pieces = loader.plan.rows(np.arange(first, first + loader.batch_size)).pieces
-    numbers = np.unique(pieces[:, 0]).tolist()
-    keys = [documents.key(n) for n in numbers[:8]]
-    return (
-        f"step {at}: the loss or a gradient is not finite. Gradients that are not: "
-        f"{', '.join(wrong) or 'none when computed again, so the cause is in how it was computed'}."
-        f" Documents of the batch: {', '.join(keys)}"
-        f"{f' and {len(numbers) - 8} more' if len(numbers) > 8 else ''}. The weights were left as "
-        "they were before this step; the newest checkpoint is whole. Lower "
-        "optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
-    )
+def keep_compiled(folder: str, workdir: epath.Path) -> None:
+    """Lets what is compiled be found again by the next start of the run, and by other processes.
 
-
-def opening_words(
-    config: ConfigDict, recipe: Recipe, mesh: Mesh, loader: Loader, eval_loader: Loader, start: int
-) -> str:
-    """What is about to be done, for the person watching."""
-    shapes = recipe.abstract_state().params
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-    kind = mesh.devices.flat[0].device_kind
-    split = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    peak = flops.peak_flops(mesh.devices.flat[0])
-    mfu = f"MFU = {flops.FORMULA}, over {peak / 1e12:,.0f} TFLOP/s" if peak else "no MFU: the peak "
-    if not peak:
-        mfu += "of this device is not known"
-    return "\n".join(
-        [
-            f"{mesh.size} x {kind}" + (f" ({split})" if split else "") + f"; {mfu}",
-            f"model: {count:,} parameters, {recipe.model.dtype}",
-            f"training: {loader.plan}",
-            f"held out: {eval_loader.plan}",
-            f"steps: {start} to {config.steps}, {config.batch_size} rows of "
-            + f"{config.row_length:,} places each",
-        ]
-    )
-
-
-def set_aside(documents: Shards) -> list[str]:
-    """How many images could not be read, why, and where each is named; nothing if all could."""
-    rejects = documents.manifest["rejects"]
-    if not rejects["count"]:
-        return []
-    named = f"each named in {documents.folder / rejects['file']}"
-    counted = f"set aside: {rejects['count']:,} images, {named}"
-    return [counted, *(f"{count:10,}  {reason}" for reason, count in rejects["reasons"].items())]
-
-
-def closing_words(workdir: epath.Path, config: ConfigDict, last: dict[str, float]) -> str:
-    """What was reached, and where everything is."""
-    lines = [f"done: {config.steps} steps"]
-    if "heldout_bits_per_image" in last and "heldout_bits_per_byte" in last:
-        stored = last["heldout_bits_per_image"] / last["heldout_bits_per_byte"] * 8
-        lines.append(
-            f"held out: {last['heldout_bits_per_image']:.1f} bits an image, where the file's own "
-            f"code takes {stored:.1f}"
-        )
-    lines += [
-        f"  checkpoints  {checkpoint.folder(workdir)}",
-        f"  curves       {workdir / 'metrics.jsonl'} and `tensorboard --logdir {workdir}`",
-        f"  samples      {workdir / 'samples'}",
-        f"more samples: python -m jpeglm_jax.generate --checkpoint={workdir} --out=DIR",
-    ]
-    return "\n".join(lines)
+    Args:
+      folder: `config.compilation_cache`. "auto" keeps nothing on a CPU, where code is made for the
+        instructions of this very processor, while a workdir may move to another.
+    """
+    if folder == "auto":
+        folder = "" if jax.default_backend() == "cpu" else str(workdir / "compiled")
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def cpu_devices(config: ConfigDict) -> int:
@@ -412,12 +403,14 @@ def cpu_devices(config: ConfigDict) -> int:
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     restart_with_large_pages()
-    config = flags.FLAGS.config
+    config, values = flags.FLAGS.config, flags.FLAGS
     checkpoint.quiet_libraries()
     sharding.split_cpu(cpu_devices(config))
+    distributed.start_from_flags()
     train(
         config,
-        flags.FLAGS.workdir or f"runs/{config.representation.name}-{config.preset}",
+        values.workdir or f"runs/{config.representation.name}-{config.preset}",
+        profile=values.profile,
     )
 
 
@@ -425,8 +418,10 @@ def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "What to run: FILE[:PRESET].")
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("workdir", None, "Where everything goes; default runs/NAME-PRESET.")
+    flags.DEFINE_string("profile", "", "Steps to trace, such as 100:105 (the last left out).")
+    distributed.define_flags()
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main, NotFinite, ShardError)
+    command.run(main, NotFinite, ShardError, SaveError, MainProcessError)

@@ -4,6 +4,7 @@ import pytest
 
 from configs import jpeg
 from data_pipelines.prepare import prepare
+from tests.jpeglm_jax.runs import command, run
 
 
 def tiny(steps=12, **changes):
@@ -36,3 +37,11 @@ def digit_shards(tmp_path_factory):
         workers=1,
     )
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def straight(digit_shards, tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(command(digit_shards, folder))
+    return folder

@@ -1,64 +1,19 @@
 """Whole runs: killed and resumed, refused, diverged, started from another."""
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
-from jpeglm_jax import checkpoint
+from data_pipelines.shards import Shards
 from jpeglm_jax.checkpoint import CheckpointError, Checkpoints
-from jpeglm_jax.train import NotFinite, train
+from jpeglm_jax.train import NotFinite, make_loader, train
 from tests.jpeglm_jax.conftest import tiny
-
-ROOT = pathlib.Path(__file__).parents[2]
-TIMINGS = ("tokens_per_second", "mfu")
-
-
-def lines(workdir):
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
-    found = [json.loads(line) for line in text.splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in found]
-
-
-def weights(workdir):
-    return jax.device_get(checkpoint.load(workdir).params)
-
-
-def command(shards, workdir):
-    flags = {
-        "steps": 200,
-        "batch_size": 8,
-        "row_length": 80,
-        "data.shards": shards,
-        "model.layers": 1,
-        "model.width": 32,
-        "model.ffn": 64,
-        "model.head_dim": 8,
-        "optimizer.warmup_steps": 10,
-        "optimizer.ema": 0.9,
-        "log.every": 7,
-        "evaluate.every": 60,
-        "evaluate.batches": 2,
-        "checkpoint.every": 50,
-        "sample.every": 0,
-        "cpu_devices": 2,
-    }
-    return [
-        *(sys.executable, "-m", "jpeglm_jax.train", "--config=configs/jpeg.py"),
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in flags.items()),
-    ]
-
-
-def environment():
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+from tests.jpeglm_jax.runs import ROOT, command, environment, lines, wait_for_step, weights
 
 
 def test_a_killed_run_goes_on_to_the_very_same_end(digit_shards, tmp_path):
@@ -68,11 +23,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(digit_shards, tmp_path):
 
     process = subprocess.Popen(command(digit_shards, killed), **options)
     metrics = killed / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() or max([0, *(x["step"] for x in lines(killed))]) < 110:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_step(process, killed, 110)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Checkpoints(killed).latest() in (50, 100)
@@ -122,6 +73,16 @@ def test_a_diverging_run_stops_says_where_and_keeps_what_was_good(digit_shards, 
         train(config, tmp_path)
     written = lines(tmp_path)
     assert all(np.isfinite(line["loss"]) for line in written)
+    (path,) = tmp_path.glob("not_finite_*.json")
+    replay = json.loads(path.read_text())
+    documents = Shards(digit_shards, "train")
+    plan = make_loader(config, documents, 0.0).plan
+    rows = plan.rows(8 * (replay["step"] - 1) + np.arange(8))
+    assert [[piece["document"] for piece in row] for row in replay["rows"]] == [
+        row[:, 0].tolist() for row in rows
+    ]
+    for piece in replay["rows"][0]:
+        assert piece["key"] == documents.key(piece["document"])
     latest = Checkpoints(tmp_path).latest()
     assert latest is None or all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(tmp_path))

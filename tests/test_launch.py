@@ -1,0 +1,180 @@
+"""What launches a run is right as far as that can be told without a cluster."""
+
+import copy
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_validate import ValidationError
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
+SCRIPTS = [LAUNCH / "tpu_vm.sh", LAUNCH / "slurm.sbatch"]
+
+# The fields of a JobSet that the manifests may use, and the values of its enumerations: the types
+# in kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go. A JobSet is no part of
+# Kubernetes, so that the schemas of Kubernetes hold what is within: the template of each job.
+JOBSET = {"replicatedJobs", "network", "successPolicy", "failurePolicy", "suspend", "coordinator"}
+REPLICATED_JOB = {"name", "replicas", "template", "groupName", "dependsOn"}
+NETWORK = {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}
+FAILURE_POLICY = {"maxRestarts", "restartStrategy", "rules"}
+FAILURE_RULE = {"name", "action", "targetReplicatedJobs", "onJobFailureReasons"}
+ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
+REASONS = {
+    "BackoffLimitExceeded",
+    "DeadlineExceeded",
+    "FailedIndexes",
+    "MaxFailedIndexesExceeded",
+    "PodFailurePolicy",
+}
+
+
+def jobs_of(manifest):
+    """The jobs that a JobSet makes, as manifests of their own."""
+    return [
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": job["name"]},
+            "spec": job["template"]["spec"],
+        }
+        for job in manifest["spec"]["replicatedJobs"]
+    ]
+
+
+def check(manifest):
+    version = kubernetes_validate.latest_version()
+    for job in jobs_of(manifest):
+        kubernetes_validate.validate(job, version, strict=True)
+
+
+def load(path):
+    return yaml.safe_load(path.read_text())
+
+
+def container_of(manifest):
+    (job,) = jobs_of(manifest)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return job, container
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    found = subprocess.run(
+        ["shellcheck", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_jobs_are_what_the_kubernetes_schemas_say(path):
+    check(load(path))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_misspelt_field_would_be_found(path):
+    manifest = copy.deepcopy(load(path))
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    pod["terminationGraceSeconds"] = pod.pop("terminationGracePeriodSeconds")
+    with pytest.raises(ValidationError):
+        check(manifest)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_jobset_has_only_fields_that_there_are(path):
+    manifest = load(path)
+    assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and manifest["kind"] == "JobSet"
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    spec = manifest["spec"]
+    assert set(spec) <= JOBSET
+    assert set(spec.get("network", {})) <= NETWORK
+    assert set(spec["failurePolicy"]) <= FAILURE_POLICY
+    for rule in spec["failurePolicy"]["rules"]:
+        assert set(rule) <= FAILURE_RULE
+        assert rule["action"] in ACTIONS
+        assert set(rule["onJobFailureReasons"]) <= REASONS
+    for job in spec["replicatedJobs"]:
+        assert set(job) <= REPLICATED_JOB
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_mistakes_are_not_started_again_and_all_machines_are_one_job(path):
+    job, container = container_of(load(path))
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [1, 2]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+
+
+def test_gpu_processes_are_as_many_as_pods_and_find_the_first():
+    manifest = load(LAUNCH / "gke_gpu.yaml")
+    job, container = container_of(manifest)
+    variables = {v["name"]: v.get("value") for v in container["env"]}
+    assert int(variables["JAX_NUM_PROCESSES"]) == job["spec"]["completions"]
+    # JobSet names pods JOBSET-JOB-REPLICA-INDEX, in a network named after the JobSet.
+    name = manifest["metadata"]["name"]
+    host, port = variables["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == f"{name}-{job['metadata']['name']}-0-0.{name}"
+    assert {"containerPort": int(port)} in container["ports"]
+
+
+def test_a_slice_has_as_many_chips_as_its_topology():
+    job, container = container_of(load(LAUNCH / "gke_tpu.yaml"))
+    selector = job["spec"]["template"]["spec"]["nodeSelector"]
+    sides = map(int, selector["cloud.google.com/gke-tpu-topology"].split("x"))
+    chips = container["resources"]["limits"]["google.com/tpu"] * job["spec"]["parallelism"]
+    assert chips == next(sides) * next(sides)
+
+
+def commands():
+    """The training command of every launcher, as a list of arguments."""
+    for path in SCRIPTS:
+        text = path.read_text().replace("\\\n", " ")
+        (line,) = re.findall(r"python -m jpeglm_jax\.train (.*?)(?:\"$| \|\|)", text, re.MULTILINE)
+        yield path.name, shlex.split(line.replace("'", ""))
+    for path in MANIFESTS:
+        yield path.name, container_of(load(path))[1]["args"]
+
+
+# Flags are parsed once in a process: each command gets a copy of one that has imported the program.
+PARSE = """
+import json, os, sys
+from absl import flags
+from jpeglm_jax import train
+train._define_flags()
+for name, arguments in json.loads(sys.argv[1]):
+    process = os.fork()
+    if not process:
+        values = flags.FLAGS
+        rest = values(["train", *arguments])
+        found = [rest[1:], values.config.preset, values.config.data.shards, values.workdir]
+        print(json.dumps([name, *found, values.distributed]), flush=True)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0, name
+"""
+
+
+def test_the_commands_are_what_the_program_takes():
+    found = subprocess.run(
+        [sys.executable, "-c", PARSE, json.dumps(list(commands()))],
+        cwd=LAUNCH.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    parsed = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(parsed) == len(SCRIPTS) + len(MANIFESTS)
+    for name, rest, preset, shards, workdir, detects in parsed:
+        assert not rest and preset == "7b" and shards and workdir, name
+        assert detects or name == "gke_gpu.yaml", "which names its processes by hand"
