@@ -156,7 +156,8 @@ for name, arguments in json.loads(sys.argv[1]):
     process = os.fork()
     if not process:
         values = flags.FLAGS
-        rest = values(["train", *arguments])
+        sys.argv = ["train", *arguments]  # where the flag of the config looks
+        rest = values(sys.argv)
         found = [rest[1:], values.config.preset, values.config.data.shards, values.workdir]
         print(json.dumps([name, *found, values.distributed]), flush=True)
         os._exit(0)
