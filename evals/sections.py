@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from evals import page
+from evals import curves, page
 from evals.compression import TITLES
 from evals.page import Html
 from evals.results import Evaluation
@@ -78,6 +78,81 @@ def compression(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
     return page.joined(parts)
 
 
+def completions(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """completion.json: the paper's table with the codec's floor, and originals beside what was
+    made of their beginnings."""
+    parts = []
+    for one in evaluations:
+        result = one.results["completion"]
+        columns = list(result["grids"])
+        rows = [
+            (row, *(_cell(cells.get(column)) for column in columns))
+            for row, cells in result["table"].items()
+        ]
+        valid = [
+            [each["metrics"]["codec"] for each in result["completions"] if each["column"] == name]
+            for name in columns
+        ]
+        for name in ("requested", "strictly_valid", "salvaged", "failed"):
+            counts = [sum(codec[name] for codec in codecs) for codecs in valid]
+            rows.append((name.replace("_", " "), *counts))
+        metric = result["metric"].replace("_", " ")
+        given = [f"{column} given" if column[:1].isdigit() else column for column in columns]
+        parts.append(page.table(f"{one.name}: {metric} of completed images", ("", *given), rows))
+        parts.append(_notes(result))
+        for column, name in result["grids"].items():
+            parts.append(
+                page.picture(
+                    one.beside(name),
+                    f"Originals, beginnings and completions of {one.name}, {column} given",
+                    f"{column} given: original, what was given, completions.",
+                )
+            )
+    return page.joined(parts)
+
+
+def _cell(cell: Mapping[str, Any] | None) -> Html:
+    if cell is None:
+        return page.escape(None)
+    return page.value_and_error(cell["value"], cell["standard_error"])
+
+
+def videos(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """video.json: distances, decoding, quality by frame, and clips that play."""
+    columns: dict[str, Mapping[str, Any]] = {}
+    for one in evaluations:
+        for name, take in _FIGURES.items():
+            values = take(one.results["video"])
+            if values:
+                columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
+    parts = [_side_by_side("Distances from real clips", columns)]
+    for one in evaluations:
+        result = one.results["video"]
+        counts = [(name.replace("_", " "), count) for name, count in result["codec"].items()]
+        parts.append(page.table(f"{one.name}: documents", ("", "count"), counts))
+        parts.append(_notes(result))
+        if "continuations" in result:
+            parts.append(_by_frame(one.name, result["continuations"]))
+        shown = [
+            page.video(one.beside(name), f"Clip {place} of {one.name}")
+            for place, name in enumerate(result["videos"], 1)
+        ]
+        parts.append(page.side_by_side(shown))
+    return page.joined(parts)
+
+
+def _by_frame(name: str, found: Mapping[str, Any]) -> Html:
+    figures = []
+    for metric, title in (("psnr_db", "PSNR, dB"), ("ssim", "SSIM")):
+        frames = list(range(1, len(found[metric]) + 1))
+        series = {
+            "continuation": (frames, found[metric]),
+            "codec alone": (frames, found[f"floor_{metric}"]),
+        }
+        figures.append(curves.lines(series, f"{name}: {title} by frame", "frame", title))
+    return page.side_by_side(figures)
+
+
 def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
     per_image, ratio = f"{name}_per_image", f"{name}_over_stream"
     return (
@@ -122,4 +197,6 @@ KINDS = {
     "metrics": Kind("Distances from real images", distances),
     "likelihood": Kind("Likelihood", likelihood),
     "compression": Kind("Compression", compression),
+    "completion": Kind("Completions", completions),
+    "video": Kind("Video", videos),
 }
