@@ -16,14 +16,15 @@ class SplashBlocks:
 
     Attributes:
       q, kv: forwards; kv_compute: the part of kv that is computed at once.
-      q_dkv, kv_dkv, kv_dkv_compute: the same backwards.
+      q_dkv, kv_dkv, kv_dkv_compute: the same backwards. The fused backward kernel writes the
+        queries' gradient once for every kv_dkv keys, to be summed: large blocks save much.
     """
 
     q: int = 512
     kv: int = 1024
     kv_compute: int = 512
     q_dkv: int = 1024
-    kv_dkv: int = 1024
+    kv_dkv: int = 4096
     kv_dkv_compute: int = 512
 
 
@@ -36,6 +37,8 @@ class Chip:
       hbm_gib: memory, GiB; None where it is not known.
       clock_hz: cycles a second of a TPU's core: the peak over the operations of its matrix units
         in a cycle.
+      link_bytes: bytes a second into a TPU chip over all its links to other chips (ICI), as the
+        vendor states them.
       options: given to the compiler with every program.
       splash: block sizes of the TPU attention kernel.
     """
@@ -43,6 +46,7 @@ class Chip:
     peak_flops: float
     hbm_gib: float | None = None
     clock_hz: float | None = None
+    link_bytes: float | None = None
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     splash: SplashBlocks = SplashBlocks()
 
@@ -61,20 +65,25 @@ CHIPS = {
     "NVIDIA A100": Chip(312e12),
     "NVIDIA H100": Chip(989e12),
     "NVIDIA H200": Chip(989e12),
-    "TPU v4": Chip(275e12, 32, 1.05e9),
-    "TPU v5 lite": Chip(197e12, 16, 1.5e9),
-    "TPU v5e": Chip(197e12, 16, 1.5e9),
-    "TPU v5": Chip(459e12, 95, 1.75e9, ASYNC_GATHERS),
-    "TPU v5p": Chip(459e12, 95, 1.75e9, ASYNC_GATHERS),
+    "TPU v4": Chip(275e12, 32, 1.05e9, 300e9),
+    "TPU v5 lite": Chip(197e12, 16, 1.5e9, 200e9, {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
+    "TPU v5": Chip(
+        459e12, 95, 1.75e9, 600e9, ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+    ),
     "TPU v6 lite": Chip(
         918e12,
         32,
         1.75e9,
+        448e9,
         ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
-        SplashBlocks(1024, 2048, 1024, 2048, 2048, 1024),
+        SplashBlocks(1024, 2048, 1024, 2048, 4096, 1024),
     ),
 }
-CHIPS["TPU v6e"] = CHIPS["TPU v6 lite"]
+# What a topology calls a device is not always what the device calls itself.
+CHIPS |= {
+    f"TPU {short}": CHIPS[kind]
+    for short, kind in (("v5e", "TPU v5 lite"), ("v5p", "TPU v5"), ("v6e", "TPU v6 lite"))
+}
 
 
 def chip(device_kind: str) -> Chip | None:

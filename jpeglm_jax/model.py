@@ -19,19 +19,47 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jpeglm_jax.attention import OUTPUT as attention_output
 from jpeglm_jax.attention import attention, cached_attention
 from jpeglm_jax.sharding import constrain
 
 # Keys and values of one layer, [B, G, T, K] each: T is the longest sequence.
 LayerCache = tuple[jax.Array, jax.Array]
 
-# What the backward pass keeps of a layer; everything else is computed again.
+_POLICIES = jax.checkpoint_policies
+_QKV, _ATTENTION, _MLP = "qkv", attention_output, ("gate", "up")
+
+
+def _offload(*names: str) -> Callable[..., Any]:
+    """Keeps what is named in the host's memory, and nothing else."""
+    return _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+# What the backward pass keeps of a layer; everything else is computed again. From most memory and
+# fewest operations to the other end.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": None,  # keep all: fastest, most memory
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the projections
-    "save_qkv": jax.checkpoint_policies.save_only_these_names("qkv"),
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input: least memory
+    "none": None,  # all
+    "minimal_with_attention": _POLICIES.save_only_these_names(_QKV, _ATTENTION, *_MLP, "output"),
+    "minimal": _POLICIES.dots_with_no_batch_dims_saveable,  # the projections
+    "save_qkv_attention": _POLICIES.save_only_these_names(_QKV, _ATTENTION),
+    "save_qkv": _POLICIES.save_only_these_names(_QKV),
+    "save_attention": _POLICIES.save_only_these_names(_ATTENTION),
+    "offload_qkv": _offload(_QKV),  # in the host's memory
+    "offload_qkv_attention": _offload(_QKV, _ATTENTION),
+    "full": _POLICIES.nothing_saveable,  # the layer's input alone
+}
+# Those under which attention runs only once: its output, and its normaliser, are kept.
+KEEP_ATTENTION = {
+    "none",
+    "minimal_with_attention",
+    "save_qkv_attention",
+    "save_attention",
+    "offload_qkv_attention",
 }
 
 
@@ -66,6 +94,11 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim is {self.head_dim}; rotary positions need it even")
+
+    @property
+    def recomputes_attention(self) -> bool:
+        """Does the backward pass run the attention's forward pass again?"""
+        return self.remat not in KEEP_ATTENTION
 
 
 def weight(
@@ -180,6 +213,31 @@ def _write(cache_BxGxTxK: jax.Array, new_BxGxK: jax.Array, places_B: jax.Array) 
     return jax.vmap(row)(cache_BxGxTxK, entries_BxGx1xK, places_B)
 
 
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (Shazeer 2020), any shape.
+
+    The result and its gradients are written out. Left to itself XLA computes them again inside
+    every matrix product that reads them, which slows those on a TPU more than the writing costs.
+    """
+    return jax.lax.optimization_barrier(_swiglu(gate, up))
+
+
+def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_backward(inputs: tuple[jax.Array, ...], d_hidden: jax.Array) -> tuple[jax.Array, ...]:
+    return jax.lax.optimization_barrier(jax.vjp(_swiglu, *inputs)[1](d_hidden))
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+
+
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020) of all layers; parameters [L, ...]."""
 
@@ -195,7 +253,8 @@ class FeedForward(nnx.Module):
         dtype = x_BxSxD.dtype
         gate = jnp.einsum("bsd,df->bsf", x_BxSxD, self.gate[...].astype(dtype))
         up = jnp.einsum("bsd,df->bsf", x_BxSxD, self.up[...].astype(dtype))
-        hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_ffn")
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        hidden = constrain(swiglu(gate, up), "batch", "length", "act_ffn")
         return jnp.einsum("bsf,fd->bsd", hidden, self.down[...].astype(dtype))
 
 
@@ -214,7 +273,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache]:
         """The stream after this layer; and its keys and values, [B, G, S, K]."""
         attended, kv = self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
-        x_BxSxD += attended
+        x_BxSxD = checkpoint_name(x_BxSxD + attended, "output")
         x_BxSxD += self.ffn(self.ffn_norm(x_BxSxD))
         return constrain(x_BxSxD, "batch", "length", "act_embed"), kv
 
