@@ -5,17 +5,16 @@ the codec's own floor beside both, and how many documents decode. Of continuatio
 with --prompts=VIDEOS) also PSNR and SSIM against the originals, frame by frame. Writes video.json
 and the first clips to OUT/videos.
 
-Clips are seen by --video_features=MODULE:FUNCTION, which returns an `evals.video.ClipExtractor`
-(with I3D's logits the distance is FVD); without one by the features of their frames, pooled over
-time, and the distance is named for that.
+Clips are seen by I3D (--video_features=i3d --video_weights=FILE: the distance is FVD), by what
+MODULE:FUNCTION gives, or without either by the features of their frames, pooled over time, and the
+distance is named for that.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,32 +26,18 @@ from data_pipelines import command, representations
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.avc import AvcRepresentation
 from data_pipelines.sources import open_source
-from evals import distances, extractors, quality
+from evals import distances, extractors, quality, video_features
 from evals.clips import Clip, Clips, GeneratedClips, RealClips
 from evals.features import Extractor
 from evals.likelihood import write_json
 from evals.statistics import FeatureError, Statistics
+from evals.video_features import ClipExtractor
 from jpeglm_jax import checkpoint, sharding
 from jpeglm_jax.pictures import SIDE_BY_SIDE
 
 _BATCH = 32  # frames looked at together
 _VIDEOS = "videos"
 _SHOWN = 8  # clips that are copied beside the result
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipExtractor:
-    """Any function from clips to features.
-
-    Attributes:
-      name: what the features are called; of "i3d" the distance is called FVD.
-      about: what decides the numbers, as JSON values: hash of the weights, resize, ...
-      apply: uint8 [N, T, height, width, 3] -> float [N, d].
-    """
-
-    name: str
-    about: Mapping[str, Any]
-    apply: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,16 +263,6 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
 
 
-def _clip_extractor(name: str | None) -> ClipExtractor | None:
-    if not name:
-        return None
-    module, _, function = name.partition(":")
-    found = getattr(importlib.import_module(module), function)()
-    if not isinstance(found, ClipExtractor):
-        raise ValueError(f"{name} gives a {type(found).__name__}, expected a ClipExtractor")
-    return found
-
-
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
@@ -306,7 +281,7 @@ def main(arguments: Sequence[str]) -> None:
         RealClips(source, representation, coded=True, most=most),
         values.out,
         extractor,
-        _clip_extractor(values.video_features),
+        video_features.make(values.video_features, values.video_weights),
     )
     print(table(result))
 
@@ -316,6 +291,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("references", None, "Real videos, folder:PATH and so on.", required=True)
     flags.DEFINE_integer("num_references", 0, "Clips of them to look at; 0: all.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
-    flags.DEFINE_string("video_features", None, "MODULE:FUNCTION that gives a ClipExtractor.")
+    flags.DEFINE_string("video_features", None, "i3d, or MODULE:FUNCTION for a ClipExtractor.")
+    flags.DEFINE_string("video_weights", None, "File or URL of I3D's weights.")
     extractors.define_flags()
     command.run(main)

@@ -14,6 +14,7 @@ from evals.codec import GeneratedError
 from evals.results import Evaluation
 from evals.sections import KINDS, videos
 from evals.statistics import FeatureError
+from evals.video_features import ClipExtractor
 from tests.evals.plugin import patches
 
 
@@ -133,7 +134,7 @@ def test_a_plug_in_sees_whole_clips_and_names_the_distance(clips, tmp_path):
         assert batch.shape[1:] == (6, 32, 32, 3) and batch.dtype == np.uint8
         return batch.mean((2, 3)).reshape(len(batch), -1).astype(np.float32)
 
-    plug_in = video.ClipExtractor("i3d", {"version": 1}, apply)
+    plug_in = ClipExtractor("i3d", {"version": 1}, apply)
     found = judge(generated, clips, tmp_path / "a", plug_in)
     assert "fvd" in found and "pooled_frechet_distance" not in found
     other = dataclasses.replace(plug_in, name="mine")
