@@ -7,7 +7,6 @@ process makes it, in which order and how often does not show in its bytes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import tempfile
@@ -15,9 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import PIL
 from etils import epath
-from PIL import features
 
 from data_pipelines import shard_files, shards
 from data_pipelines.preparation import listing, tokenizer_training
@@ -118,10 +115,15 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         return job
     folder.mkdir(parents=True, exist_ok=True)
     shard_files.remove_unfinished(folder)
-    source = open_source(settings.source)
+    source = open_source(settings.source, make().kind)
     label_names = list(source.label_names)
     options = {"num_labels": _num_labels(settings, label_names)} if settings.conditional else {}
     representation = make(**options)
+    if settings.copies and representation.kind != "image":
+        raise SettingsError(
+            f"copies is {settings.copies}; images have augmented copies, {representation.medium}s "
+            "have none: set it to 0"
+        )
     listed = listing.write(
         source,
         folder,
@@ -144,7 +146,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
             "config": representation.to_config(),
         },
         "label_names": label_names,
-        "encoder": encoder_versions(),
+        "encoder": representation.encoder_versions,
         **listed.facts,
     }
     shard_files.write_atomically(folder / JOB, shard_files.to_json(facts))
@@ -197,13 +199,6 @@ def require_same(job: Job, settings: Settings) -> None:
         f"{shards.differences(flat_ours, flat_theirs, 'in the folder', 'asked for')}. Choose "
         "another folder, or delete this one"
     )
-
-
-@functools.cache
-def encoder_versions() -> dict[str, str]:
-    """The libraries that decide the bytes of an encoded image."""
-    turbo = features.version_feature("libjpeg_turbo")
-    return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
 
 
 def _num_labels(settings: Settings, label_names: list[str]) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipelines import images, representations, shard_files
 from data_pipelines.augment import Augment
 from data_pipelines.preparation import listing
-from data_pipelines.preparation.job import Job, encoder_versions, read_job
+from data_pipelines.preparation.job import Job, read_job
 from data_pipelines.preparation.read_ahead import Read, read_ahead
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import Document, Reject
@@ -75,7 +75,8 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     items = listing.read(spec.folder, spec.name, work.job.facts["listing"][spec.name])
     copies = work.job.settings["copies"] if spec.split == "train" else 0
     rejects: list[Reject] = []
-    documents = _documents(work, items, copies, earlier, rejects, _Counter(progress))
+    make = _documents if work.representation.kind == "image" else _clips
+    documents = make(work, items, copies, earlier, rejects, _Counter(progress))
     facts = {"job": spec.job, "split": spec.split, "index": spec.index, "name": spec.name}
     return shard_files.write_shard(spec.folder, spec.name, documents, rejects, facts)
 
@@ -115,14 +116,15 @@ def _open_job(folder: str, job_id: str) -> _Work:
             f"{folder}: the stored representation has fingerprint {representation.fingerprint}, "
             f"the job was set up with {expected}; restore its representation files"
         )
-    versions = encoder_versions()
+    versions = representation.encoder_versions
     if versions != job.facts["encoder"]:
         raise shard_files.ShardError(
             f"{folder} was set up with {job.facts['encoder']}, here is {versions}: another encoder "
             "may give other bytes; install the same versions, or prepare into another folder"
         )
     options = Augment(**job.settings["augment"])
-    return _Work(job, open_source(job.settings["source"]), representation, options)
+    source = open_source(job.settings["source"], representation.kind)
+    return _Work(job, source, representation, options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,7 @@ class _Earlier:
     records: dict[tuple[str, int], int]
     table: shard_files.Table | None = None
     reader: Any = None
+    rejected: frozenset[str] = frozenset()  # keys
 
     @classmethod
     def load(cls, spec: ShardSpec) -> _Earlier:
@@ -139,11 +142,25 @@ class _Earlier:
         reader = shard_files.open_records(shard_files.record_path(spec.folder, spec.name))
         places = zip(table.images.tolist(), table.copies.tolist(), strict=True)
         records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(places)}
-        return cls(records, table, reader)
+        rejects = shard_files.read_rejects(spec.folder, spec.name)
+        return cls(records, table, reader, frozenset(reject.key for reject in rejects))
 
     def has(self, item: Item, copies: int) -> bool:
         """Whether an image and all its copies are there."""
         return all((item.key, copy) in self.records for copy in range(1 + copies))
+
+    def clips(self, item: Item) -> list[Document]:
+        """The clips of a video if none of it was rejected; else, or if it has none, nothing."""
+        found: list[Document] = []
+        while (item.key, 0) not in self.records:
+            key = clip_key(item.key, len(found))
+            document = self.document(key, 0)
+            if key in self.rejected or item.key in self.rejected:
+                return []
+            if document is None:
+                break
+            found.append(document)
+        return found
 
     def document(self, key: str, copy: int) -> Document | None:
         record = self.records.get((key, copy))
@@ -183,6 +200,55 @@ def _documents(
                 yield document
                 counter.add(1, 0)
     counter.report()
+
+
+def clip_key(key: str, number: int) -> str:
+    """The key of a video's clip, by its number from 0."""
+    return f"{key}#{number}"
+
+
+def _clips(
+    work: _Work,
+    items: list[Item],
+    copies: int,
+    earlier: _Earlier,
+    rejects: list[Reject],
+    counter: _Counter,
+) -> Iterator[Document]:
+    """The documents of a shard of videos, each clip under its `clip_key`.
+
+    A video that fails is one reject: under its own key if it gave no clip, else under that of the
+    clip that could not be made. The clips before that stay.
+    """
+    assert not copies, "set_up refuses copies of clips"
+    unique = list(_without_repeats(items, rejects, counter))
+    for item, read in read_ahead(work.source, unique, lambda item: not earlier.clips(item)):
+        number = 0
+        if done := earlier.clips(item):
+            yield from done
+        else:
+            try:
+                data = read()
+                for clip in work.representation.open(data):
+                    tokens = work.representation.encode(clip)
+                    content = _content(data, number)
+                    yield Document(tokens, clip_key(item.key, number), 0, item.label, content)
+                    number += 1
+            except Exception as error:  # whatever one video does, the others are not lost for it
+                key = clip_key(item.key, number) if number else item.key
+                rejects.append(Reject(key, 0, _reason(error)))
+                counter.add(0, 1)
+                continue
+        counter.add(1, 0)  # videos are counted, for nobody knows how many clips they give
+    counter.report()
+
+
+def _content(data: bytes, number: int = 0) -> bytes:
+    """A hash of a medium's file and of its number in it."""
+    hashed = hashlib.sha256(data)
+    if number:
+        hashed.update(b"#%d" % number)
+    return hashed.digest()[: shard_files.CONTENT_HASH_BYTES]
 
 
 def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter) -> Iterator[Item]:
@@ -235,8 +301,8 @@ class _Image:
     @functools.cached_property
     def _opened(self) -> tuple[bytes, Image.Image]:
         data = self._read()
-        content = hashlib.sha256(data).digest()[: shard_files.CONTENT_HASH_BYTES]
-        return content, images.open_image(data)
+        (image,) = self._work.representation.open(data)
+        return _content(data), image
 
     @functools.cached_property
     def _normalised(self) -> Image.Image:

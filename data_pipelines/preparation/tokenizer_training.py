@@ -8,7 +8,7 @@ import heapq
 import os
 from collections.abc import Iterator
 
-from data_pipelines import images, tokenizer
+from data_pipelines import tokenizer
 from data_pipelines.preparation import listing
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Item, Source
@@ -72,15 +72,16 @@ def _codec_bytes(
 ) -> Iterator[bytes]:
     """What each item becomes; unusable ones are passed over here and rejected with the shards."""
 
-    def encode(item: Item) -> bytes | None:
+    def encode(item: Item) -> list[bytes]:
+        found: list[bytes] = []
         try:
-            image = images.open_image(source.read(item.locator))
-            return representation.encode(image).astype("u1").tobytes()
+            for medium in representation.open(source.read(item.locator)):
+                found.append(representation.encode(medium).astype("u1").tobytes())
         except ValueError:
-            return None
+            pass  # what came before the damage is as good as any
+        return found
 
-    # Pillow lets go of the interpreter while it works: threads fill the cores.
+    # Pillow and PyAV let go of the interpreter while they work: threads fill the cores.
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for data in pool.map(encode, items):
-            if data is not None:
-                yield data
+        for found in pool.map(encode, items):
+            yield from found

@@ -26,6 +26,7 @@ from data_pipelines.representations import avc_bitstream as bitstream
 from data_pipelines.representations import avc_decoder, avc_walk, base
 from data_pipelines.representations.avc_decoder import Decoded
 from data_pipelines.representations.avc_format import STRIPS, AvcFormat, without_sei
+from data_pipelines.sources.base import Kind
 
 # The first slice of an IDR picture (its first_mb_in_slice, 0, is a single bit 1), as x264 writes it
 # behind parameter sets: with the short start code.
@@ -67,7 +68,7 @@ class AvcRepresentation(base.Representation):
     name: ClassVar[str] = "avc"
     suffix: ClassVar[str] = ".h264"
     medium: ClassVar[str] = "clip"
-    kind: ClassVar[str] = "video"
+    kind: ClassVar[Kind] = "video"
 
     def __post_init__(self) -> None:
         # Spellings of one meaning become equal values, with one fingerprint.

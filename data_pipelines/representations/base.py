@@ -19,6 +19,7 @@ from etils import epath
 from PIL import features
 
 from data_pipelines import images
+from data_pipelines.sources.base import Kind
 
 CONFIG_FILE = "representation.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -59,7 +60,7 @@ class Representation(abc.ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
     medium: ClassVar[str] = "image"
-    kind: ClassVar[str] = "image"
+    kind: ClassVar[Kind] = "image"
 
     def open(self, data: bytes) -> Iterator[Any]:
         """The media in a file of a source, in order, as `encode` takes them.

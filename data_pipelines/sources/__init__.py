@@ -1,10 +1,11 @@
-"""Sources of media: `open_source(spec)` by one line of text.
+"""Sources of media: `open_source(spec, kind)` by one line of text.
 
     digits                         scikit-learn's handwritten digits
-    folder:PATH                    image files below a folder
-    tar:GLOB                       image files in tars, as WebDataset lays them out
+    moving_digits[:CLIPS]          clips of the same, moving; rendered as they are read
+    folder:PATH                    image or video files below a folder
+    tar:GLOB                       image or video files in tars, as WebDataset lays them out
     tfds:NAME[/CONFIG][:SPLIT]     a prepared TensorFlow dataset
-    parquet:GLOB                   a Hugging Face dataset with an image column
+    parquet:GLOB                   a Hugging Face dataset with a column of images or videos
 
 A source lists its items (key, locator, label) without decoding them, and reads the encoded bytes
 of one by its locator, at random and from any process.

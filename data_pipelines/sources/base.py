@@ -1,7 +1,7 @@
 """What every source of media offers: a cheap listing, and reads at random by locator.
 
-A source yields the *encoded* bytes of each medium (today the bytes of an image file, later those
-of a video file) and never decodes them: whether they can be decoded is for the reader to find out.
+A source yields the *encoded* bytes of each medium, of an image file or of a video file, and never
+decodes them: whether they can be decoded is for the reader to find out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import collections
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 # An encoded image past this size is an archive or a film under a wrong name; reading it whole
 # would only take memory. The largest honest TIFF of 2**28 pixels fits.
@@ -22,6 +22,7 @@ MAX_LABELS = 2**15
 # of a million different suffixes does not make a million counters.
 _MAX_SKIPPED_KINDS = 64
 
+Kind = Literal["image", "video"]
 Locator = str | int | tuple[Any, ...] | list[Any]
 
 
@@ -51,9 +52,10 @@ class Reject(NamedTuple):
 
 
 class Source(abc.ABC):
-    """Media by name. Made by `open_source(spec)`; also pickles, as nothing but its spec.
+    """Media by name. Made by `open_source(spec, kind)`; also pickles, as nothing but these.
 
     Attributes:
+      kind: of its media: "image" or "video".
       rejects: entries that should have been media and cannot be, with the reason of each.
       skipped: how many entries were passed over on purpose, by kind (a suffix, "hidden", ...).
 
@@ -62,8 +64,8 @@ class Source(abc.ABC):
 
     scheme: ClassVar[str]
 
-    def __init__(self, argument: str = "") -> None:
-        self.argument = argument
+    def __init__(self, argument: str = "", kind: Kind = "image") -> None:
+        self.argument, self.kind = argument, kind
         self.rejects: list[Reject] = []
         self.skipped: collections.Counter[str] = collections.Counter()
 
@@ -112,7 +114,7 @@ class Source(abc.ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Open files and caches stay behind: each process opens its own.
-        return type(self), (self.argument,)
+        return type(self), (self.argument, self.kind)
 
     def __repr__(self) -> str:
         return f"open_source({self.spec!r})"
@@ -130,7 +132,9 @@ class Source(abc.ABC):
         if self.rejects:
             first = self.rejects[0]
             found.append(f"{len(self.rejects)} set aside, the first {first.key!r}: {first.reason}")
-        return f"{self.spec} holds no image" + (f" (found: {', '.join(found)})" if found else "")
+        return f"{self.spec} holds no {self.kind}" + (
+            f" (found: {', '.join(found)})" if found else ""
+        )
 
 
 def printable(name: str) -> str:

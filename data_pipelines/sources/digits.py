@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.sources.base import Item, Locator, Source, SourceError
+from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
 
 _LEVELS = 16  # The grey values are 0..16: counts of inked pixels in 4x4 blocks of the scan.
 
 
 @functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images, uint8 [1797, 8, 8] over 0..255, and labels, int64 [1797]."""
     from sklearn.datasets import load_digits
 
@@ -32,9 +32,11 @@ class DigitsSource(Source):
 
     scheme = "digits"
 
-    def __init__(self, argument: str = "") -> None:
+    def __init__(self, argument: str = "", kind: Kind = "image") -> None:
         if argument:
             raise SourceError(f"the source 'digits' takes no argument, found {argument!r}")
+        if kind != "image":
+            raise SourceError(f"'digits' holds images, expected {kind}s: see 'moving_digits'")
         super().__init__()
 
     @property
@@ -42,14 +44,14 @@ class DigitsSource(Source):
         return tuple(str(digit) for digit in range(10))
 
     def _list(self) -> Iterator[Item]:
-        for index, label in enumerate(_digits()[1]):
+        for index, label in enumerate(digits()[1]):
             yield Item(f"digits/{index:04d}", index, int(label))
 
     def read(self, locator: Locator) -> bytes:
         """A PNG file, 8x8 in mode L."""
         from PIL import Image
 
-        images, _ = _digits()
+        images, _ = digits()
         if not isinstance(locator, int) or not 0 <= locator < len(images):
             raise SourceError(f"digits has no image {locator!r}: they are 0 to {len(images) - 1}")
         file = io.BytesIO()

@@ -93,7 +93,7 @@ def read_bytes(path: str, name: str) -> bytes:
     except READ_ERRORS as error:
         raise SourceError(f"{name} cannot be read: {why(error)}") from error
     if len(data) > MAX_MEDIUM_BYTES:
-        raise SourceError(f"{name} is larger than {MAX_MEDIUM_BYTES >> 20} MiB: not one image")
+        raise SourceError(f"{name} is larger than {MAX_MEDIUM_BYTES >> 20} MiB: not one medium")
     return data
 
 

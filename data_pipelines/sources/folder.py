@@ -1,16 +1,16 @@
-"""`folder:PATH`: every image file below a folder, local or in a bucket."""
+"""`folder:PATH`: every image or video file below a folder, local or in a bucket."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Item, Locator, Source, SourceError, unprintable
+from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError, unprintable
 from data_pipelines.sources.walk import Walk
 
 
 class FolderSource(Source):
-    """Image files by suffix, recursively, in the order of their keys: paths relative to the folder.
+    """Image or video files by suffix, recursively, in the order of their keys: relative paths.
 
     * Labels: if no image lies in the folder itself, every image lies in one of its immediate
       subfolders, and these are the classes: those that hold an image, in the order of names.
@@ -27,10 +27,10 @@ class FolderSource(Source):
 
     scheme = "folder"
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, argument: str, kind: Kind = "image") -> None:
         if not argument:
             raise SourceError("a path is missing, as in 'folder:/data/photos'")
-        super().__init__(argument)
+        super().__init__(argument, kind)
         self._root = files.expand_user(argument)
         files.require_folder(self._root)
         self._labels = {name: label for label, name in enumerate(self._classes())}
@@ -40,7 +40,7 @@ class FolderSource(Source):
         return tuple(self._labels)
 
     def _list(self) -> Iterator[Item]:
-        for key in Walk(self._root, self._reject, self._skip).images():
+        for key in Walk(self._root, self.kind, self._reject, self._skip).media():
             # -1 too for an image in a folder that came after the classes were found.
             yield Item(key, key, self._labels.get(key.partition("/")[0], -1))
 
@@ -53,11 +53,11 @@ class FolderSource(Source):
 
     def _classes(self) -> list[str]:
         """Names of the classes by the rule above. Raises SourceError if there is no image."""
-        walk = Walk(self._root)
+        walk = Walk(self._root, self.kind)
         names = list(walk.entries(""))
         if not all(name.endswith("/") for name in names):
             return []
-        classes = sorted(name[:-1] for name in names if walk.holds_image(name))
+        classes = sorted(name[:-1] for name in names if walk.holds_medium(name))
         if not classes:
             self._labels = {}
             next(self.items())  # Raises, telling what there is instead.

@@ -1,9 +1,15 @@
-"""Which file names are taken for images: every suffix that the installed Pillow decodes itself."""
+"""Which file names are taken for media.
+
+For images, every suffix that the installed Pillow decodes itself; for videos, those of the
+containers that `data_pipelines.videos` opens.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+
+from data_pipelines.sources.base import Kind
 
 # Formats that Pillow registers and cannot decode on its own: the first runs Ghostscript on
 # whatever the file says, the rest only identify the file or need a handler of the user's.
@@ -23,10 +29,19 @@ def image_suffixes() -> frozenset[str]:
     )
 
 
+# fmt: off
+_VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".m2ts",
+    ".mts", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogg", ".gif", ".y4m",
+    ".h264", ".264", ".h265", ".hevc", ".ivf", ".mxf", ".dv", ".nut", ".rm", ".rmvb", ".obu",
+})
+# fmt: on
+
+
 def suffix_of(name: str) -> str:
     """The suffix of a file name or path in lower case, with its dot; empty if it has none."""
     return os.path.splitext(name)[1].lower()
 
 
-def is_image_name(name: str) -> bool:
-    return suffix_of(name) in image_suffixes()
+def is_media_name(name: str, kind: Kind) -> bool:
+    return suffix_of(name) in (image_suffixes() if kind == "image" else _VIDEO_SUFFIXES)

@@ -1,4 +1,4 @@
-"""`parquet:GLOB`: a Hugging Face dataset in parquet files, with an image column."""
+"""`parquet:GLOB`: a Hugging Face dataset in parquet files, with a column of images or videos."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from data_pipelines.sources import files
 from data_pipelines.sources.base import (
     MAX_MEDIUM_BYTES,
     Item,
+    Kind,
     Locator,
     Source,
     SourceError,
@@ -23,8 +24,8 @@ _MAX_OPEN = 4
 class ParquetSource(Source):
     """The rows of one or many parquet files, in the order of the files' paths and of the rows.
 
-    * The image is the column that the dataset's own description (Hugging Face's metadata in the
-      schema) calls an image; else a column of encoded bytes, or of {bytes, path}, with a usual
+    * The image (or video) is the column that the dataset's own description (Hugging Face's metadata
+      in the schema) calls one; else a column of encoded bytes, or of {bytes, path}, with a usual
       name; else the only such column. The label likewise: the ClassLabel, else a column of
       integers or names under a usual name.
     * Rows whose image is null, or a path without bytes, are set aside and named, and so is a file
@@ -37,8 +38,8 @@ class ParquetSource(Source):
 
     scheme = "parquet"
 
-    def __init__(self, argument: str) -> None:
-        super().__init__(argument)
+    def __init__(self, argument: str, kind: Kind = "image") -> None:
+        super().__init__(argument, kind)
         folder = files.literal_folder(argument)
         self._paths = {
             printable(files.relative(path, folder)): path
@@ -95,9 +96,9 @@ class ParquetSource(Source):
         except damage() as error:
             raise SourceError(f"{where} cannot be read: {files.why(error)}") from error
         if image is None:
-            raise SourceError(f"{where} holds no image")
+            raise SourceError(f"{where} holds no {self.kind}")
         if len(image) > MAX_MEDIUM_BYTES:
-            raise SourceError(f"{where} has {len(image)} bytes: too large for one image")
+            raise SourceError(f"{where} has {len(image)} bytes: too large for one {self.kind}")
         return image
 
     def unit(self, item: Item) -> str:
@@ -134,5 +135,5 @@ class ParquetSource(Source):
             except damage() as error:
                 errors.append(f"{name}: {files.why(error)}")
                 continue
-            return find_columns(schema, self.spec)
+            return find_columns(schema, self.spec, self.kind)
         raise SourceError(f"{self.spec} holds no readable parquet file ({errors[0]})")

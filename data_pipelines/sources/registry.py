@@ -6,19 +6,28 @@ import difflib
 import os
 from collections.abc import Callable
 
-from data_pipelines.sources.base import Source, SourceError
+from data_pipelines.sources.base import Kind, Source, SourceError
 from data_pipelines.sources.digits import DigitsSource
 from data_pipelines.sources.folder import FolderSource
+from data_pipelines.sources.moving_digits import MovingDigitsSource
 from data_pipelines.sources.parquet import ParquetSource
 from data_pipelines.sources.tar import TarSource
 from data_pipelines.sources.tfds import TfdsSource
 
-_SOURCES: dict[str, Callable[[str], Source]] = {
+_SOURCES: dict[str, Callable[[str, Kind], Source]] = {
     source.scheme: source
-    for source in (DigitsSource, FolderSource, TarSource, TfdsSource, ParquetSource)
+    for source in (
+        DigitsSource,
+        MovingDigitsSource,
+        FolderSource,
+        TarSource,
+        TfdsSource,
+        ParquetSource,
+    )
 }
 _SPELLING = {
     "digits": "digits",
+    "moving_digits": "moving_digits[:CLIPS]",
     "folder": "folder:PATH",
     "tar": "tar:GLOB",
     "tfds": "tfds:NAME[/CONFIG][:SPLIT]",
@@ -26,8 +35,8 @@ _SPELLING = {
 }
 
 
-def open_source(spec: str) -> Source:
-    """The source a spec names.
+def open_source(spec: str, kind: Kind = "image") -> Source:
+    """The source of images or of videos that a spec names.
 
     Raises SourceError, in one sentence, if there is no such kind of source, or nothing to read.
     """
@@ -37,7 +46,7 @@ def open_source(spec: str) -> Source:
             f"there is no source {spec!r}: did you mean {_nearest(spec, scheme)!r}? "
             f"Known are {', '.join(_SPELLING.values())}"
         )
-    return _SOURCES[scheme](argument)
+    return _SOURCES[scheme](argument, kind)
 
 
 def _nearest(spec: str, scheme: str) -> str:

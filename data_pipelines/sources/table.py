@@ -6,9 +6,12 @@ import json
 from typing import Any, NamedTuple
 
 from data_pipelines.sources import files
-from data_pipelines.sources.base import SourceError
+from data_pipelines.sources.base import Kind, SourceError
 
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+_NAMES = {
+    "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"),
+    "video": ("video", "clip", "mp4", "webm", "mkv", "avi", "mov", "movie"),
+}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
 
 # A row group whose images take no more than this is held whole, so that its rows are read at
@@ -41,23 +44,23 @@ def read_schema(path: str) -> Any:
         return pq.read_schema(file)
 
 
-def find_columns(schema: Any, spec: str) -> Columns:
-    """The columns to read. Raises SourceError if it is not clear which one holds the images."""
+def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
+    """The columns to read. Raises SourceError if it is not clear which one holds the media."""
     described = _description(schema)
     columns = {field.name: field.type for field in schema}
-    images = [name for name, kind in columns.items() if _is_image(kind)]
+    images = [name for name, stored in columns.items() if _is_image(stored)]
     image = _choose(
-        [name for name in images if described.get(name, {}).get("_type") == "Image"],
-        [name for name in _IMAGE_NAMES if name in images],
+        [name for name in images if described.get(name, {}).get("_type") == kind.capitalize()],
+        [name for name in _NAMES[kind] if name in images],
         images if len(images) == 1 else [],
     )
     if image is None:
-        listed = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        listed = ", ".join(f"{name} ({stored})" for name, stored in columns.items())
         raise SourceError(
-            f"{spec} has no column known to hold images, expected one named 'image' of binary or "
+            f"{spec} has no column known to hold {kind}s, expected one named '{kind}' of binary or "
             f"struct<bytes: binary, path: string> (found: {listed})"
         )
-    labels = [name for name, kind in columns.items() if _is_label(kind)]
+    labels = [name for name, stored in columns.items() if _is_label(stored)]
     classes = [name for name in labels if described.get(name, {}).get("_type") == "ClassLabel"]
     label = _choose(
         [name for name in _LABEL_NAMES if name in classes],

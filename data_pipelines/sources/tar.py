@@ -1,4 +1,4 @@
-"""`tar:GLOB`: image files in tars, as WebDataset lays them out."""
+"""`tar:GLOB`: image or video files in tars, as WebDataset lays them out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from data_pipelines.sources.base import (
     MAX_LABELS,
     MAX_MEDIUM_BYTES,
     Item,
+    Kind,
     Locator,
     Source,
     SourceError,
     printable,
 )
-from data_pipelines.sources.formats import is_image_name, suffix_of
+from data_pipelines.sources.formats import is_media_name, suffix_of
 from data_pipelines.sources.labels import class_names
 from data_pipelines.sources.opened import Opened
 
@@ -34,7 +35,7 @@ class _Image(NamedTuple):
 
 
 class TarSource(Source):
-    """Image members of one or many tars, in the order of the tars' paths and then of the members.
+    """Image or video members of tars, in the order of the tars' paths and then of the members.
 
     * GLOB may hold `*`, `?`, `[...]`, `{000..012}` and `{a,b}`.
     * A sample is a run of members whose paths agree up to the first dot of their names. Its label
@@ -53,8 +54,8 @@ class TarSource(Source):
 
     scheme = "tar"
 
-    def __init__(self, argument: str) -> None:
-        super().__init__(argument)
+    def __init__(self, argument: str, kind: Kind = "image") -> None:
+        super().__init__(argument, kind)
         folder = files.literal_folder(argument)
         self._paths = {
             printable(files.relative(path, folder)): path
@@ -94,7 +95,9 @@ class TarSource(Source):
             case _:
                 raise SourceError(f"{locator!r} is not the place of a member in {self.spec}")
         if size > MAX_MEDIUM_BYTES:
-            raise SourceError(f"{size} bytes in {tar} at byte {offset}: too large for one image")
+            raise SourceError(
+                f"{size} bytes in {tar} at byte {offset}: too large for one {self.kind}"
+            )
         try:
             with self._archives.borrow(self._paths[tar]) as file:
                 file.seek(offset)
@@ -123,7 +126,7 @@ class TarSource(Source):
         for tar, path in self._paths.items():
             taken: set[str] = set()
             for sample in _samples(tar, path, reject):
-                yield from _images_of(tar, sample, taken, reject, skip)
+                yield from _images_of(tar, sample, self.kind, taken, reject, skip)
 
 
 def _samples(tar: str, path: str, reject: Callable[[str, str], None]) -> Iterator[list[Member]]:
@@ -150,6 +153,7 @@ def _samples(tar: str, path: str, reject: Callable[[str, str], None]) -> Iterato
 def _images_of(
     tar: str,
     sample: list[Member],
+    kind: Kind,
     taken: set[str],
     reject: Callable[[str, str], None],
     skip: Callable[[str], None],
@@ -171,10 +175,10 @@ def _images_of(
             reject(f"{tar}/{name}", f"a {member.kind}, expected an ordinary file")
         elif any(part.startswith(".") for part in parts):
             skip("hidden")
-        elif not is_image_name(name):
+        elif not is_media_name(name, kind):
             skip(suffix_of(name) or "without a suffix")
         elif member.size > MAX_MEDIUM_BYTES:
-            reject(f"{tar}/{name}", f"{member.size} bytes: too large for one image")
+            reject(f"{tar}/{name}", f"{member.size} bytes: too large for one {kind}")
         elif unusable:
             reject(f"{tar}/{name}", unusable)
         else:

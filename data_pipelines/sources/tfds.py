@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Item, Locator, Source, SourceError
+from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
 
 _SPEC = re.compile(
     r"(?P<name>[^:/]+)(/(?P<config>[^:]+))?(:(?P<version>\d+\.\d+\.\d+))?"
@@ -32,8 +32,8 @@ class TfdsSource(Source):
 
     scheme = "tfds"
 
-    def __init__(self, argument: str) -> None:
-        super().__init__(argument)
+    def __init__(self, argument: str, kind: Kind = "image") -> None:
+        super().__init__(argument, kind)
         self._name, self._config, self._version, self._split = _parse(argument)
         builder = self._find()
         self._prefix = f"{builder.info.full_name}/{self._split}"

@@ -10,8 +10,8 @@ from typing import NoReturn
 from etils import epath
 
 from data_pipelines.sources import files
-from data_pipelines.sources.base import printable, unprintable
-from data_pipelines.sources.formats import is_image_name, suffix_of
+from data_pipelines.sources.base import Kind, printable, unprintable
+from data_pipelines.sources.formats import is_media_name, suffix_of
 
 
 class _SetAside(Exception):
@@ -19,7 +19,7 @@ class _SetAside(Exception):
 
 
 class Walk:
-    """One pass over the images below a root.
+    """One pass over the media of a kind below a root.
 
     Names are keys: parts of paths made printable, a folder's with a "/" at its end, which makes
     the order of names within folders the order of whole keys.
@@ -32,17 +32,18 @@ class Walk:
     def __init__(
         self,
         root: str,
+        kind: Kind = "image",
         reject: Callable[[str, str], None] = lambda key, reason: None,
         skip: Callable[[str], None] = lambda kind: None,
     ) -> None:
-        self._root = root
+        self._root, self._kind = root, kind
         self._real_root = root if files.is_remote(root) else os.path.realpath(root)
         self._reject, self._skip = reject, skip
         self._links: set[str] = set()  # Keys of the links that were followed.
         self._seen: set[tuple[int, int]] = set()  # Folders listed below such a link.
 
-    def images(self) -> Iterator[str]:
-        """Keys of all images, in order."""
+    def media(self) -> Iterator[str]:
+        """Keys of all media, in order."""
         stack = [("", iter(sorted(self.entries(""))))]
         while stack:
             folder, names = stack[-1]
@@ -55,8 +56,8 @@ class Walk:
             else:
                 yield folder + name
 
-    def holds_image(self, folder: str) -> bool:
-        """Whether there is an image anywhere below a folder; looks no further than the first."""
+    def holds_medium(self, folder: str) -> bool:
+        """Whether there is a medium anywhere below a folder; looks no further than the first."""
         folders = [folder]
         while folders:
             folder = folders.pop()
@@ -67,7 +68,7 @@ class Walk:
         return False
 
     def entries(self, folder: str) -> Iterator[str]:
-        """Names of the images and folders in a folder, as they come."""
+        """Names of the media and folders in a folder, as they come."""
         path = self._path(folder)
         try:
             if files.is_remote(self._root):
@@ -153,7 +154,7 @@ class Walk:
     def _wanted(self, name: str) -> bool:
         if not self._shown(name):
             return False
-        if not is_image_name(name):
+        if not is_media_name(name, self._kind):
             self._skip(suffix_of(name) or "without a suffix")
             return False
         return True

@@ -97,7 +97,7 @@ def test_unknown_source_names_the_known_and_the_nearest(spec, nearest):
     with pytest.raises(SourceError) as error:
         open_source(spec)
     assert f"did you mean {nearest}?" in str(error.value)
-    assert "digits, folder:PATH, tar:GLOB, tfds:NAME" in str(error.value)
+    assert "digits, moving_digits[:CLIPS], folder:PATH, tar:GLOB, tfds:NAME" in str(error.value)
 
 
 def test_a_bare_path_is_told_how_it_is_spelled(tmp_path):
