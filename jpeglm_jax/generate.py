@@ -210,7 +210,7 @@ def _completions(model: TrainedModel, values: Any) -> Originals:
         ratio = _part_of_clip(model.representation, values.prefix_frames)
     found = prompts.of_beginnings(
         model.representation,
-        open_source(spec),
+        open_source(spec, model.representation.kind),
         ratio,
         num=values.num,
         label=label,

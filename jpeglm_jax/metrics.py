@@ -27,16 +27,16 @@ class EventWriter(Protocol):
     def close(self) -> None: ...
 
 
-def likelihood(sums: Mapping[str, float]) -> dict[str, float]:
+def likelihood(sums: Mapping[str, float], medium: str = "image") -> dict[str, float]:
     """Sums over places -> the three ways to state a likelihood.
 
     Tokens can flatter: a larger vocabulary has fewer and harder ones. Bits an image and bits a
-    codec byte compare across tokenizers; bits an image also across representations.
+    codec byte compare across tokenizers; bits an image (or clip) also across representations.
     """
     bits = sums["nll"] / math.log(2)
     result = {"loss": sums["nll"] / sums["tokens"]}
     if sums["documents"]:
-        result["bits_per_image"] = bits / sums["documents"]
+        result[f"bits_per_{medium}"] = bits / sums["documents"]
     if sums["bytes"]:
         result["bits_per_byte"] = bits / sums["bytes"]
     return result
@@ -147,6 +147,8 @@ _SPELLED = {
     "bits_per_byte": "{:.4f} bits/byte",
     "heldout_loss": "held out: loss {:.4f} nats/token",
     "heldout_bits_per_image": "{:.2f} bits/image",
+    "bits_per_clip": "{:.2f} bits/clip",
+    "heldout_bits_per_clip": "{:.2f} bits/clip",
     "heldout_bits_per_byte": "{:.4f} bits/byte",
     "grad_norm": "grad {:.3f}",
     "learning_rate": "lr {:.2e}",
@@ -172,11 +174,17 @@ class Meter:
       flops_per_token: of the model's training step.
       peak_flops: of all devices together; None if it is not known, and then there is no MFU.
       sums: what an interrupted interval had gathered; see `state`.
+      medium: what a document is, in the names of metrics: "image", "clip".
     """
 
     def __init__(
-        self, flops_per_token: float, peak_flops: float | None, sums: Mapping[str, float] | None
+        self,
+        flops_per_token: float,
+        peak_flops: float | None,
+        sums: Mapping[str, float] | None,
+        medium: str = "image",
     ):
+        self._medium = medium
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._stepping = 0.0  # seconds, of the intervals that were read
         self._sums = dict(sums or {})
@@ -212,7 +220,7 @@ class Meter:
         `goodput` is the share of the life of this process that went into steps: not into starting,
         compiling, evaluating, sampling and waiting for saves.
         """
-        values = likelihood(self._sums)
+        values = likelihood(self._sums, self._medium)
         values["grad_norm"] = self._sums["grad_norm"] / self._sums["steps"]
         if "skipped" in self._sums:
             values["skipped"] = self._sums["skipped"]

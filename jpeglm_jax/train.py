@@ -122,6 +122,7 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
         flops.train_flops_per_token(model, config.row_length),
         peak * mesh.size if peak else None,
         meta.get("meter"),
+        representation.medium,
     )
     console = Console(config.steps, start, quiet=not main)
     kept = meta.get("lines", 0)
@@ -373,7 +374,8 @@ def held_out(
         guards.check("evaluate")
         for name, value in jax.device_get(eval_step(params, batch)).items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    return {f"heldout_{name}": value for name, value in likelihood(sums).items()}
+    found = likelihood(sums, loader.representation.medium)
+    return {f"heldout_{name}": value for name, value in found.items()}
 
 
 def keep_compiled(folder: str, workdir: epath.Path) -> None:

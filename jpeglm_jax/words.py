@@ -52,12 +52,14 @@ def set_aside(documents: Shards) -> list[str]:
 def closing(workdir: epath.Path, config: ConfigDict, last: dict[str, float]) -> str:
     """What was reached, and where everything is."""
     lines = [f"done: {config.steps} steps"]
-    if "heldout_bits_per_image" in last and "heldout_bits_per_byte" in last:
-        stored = last["heldout_bits_per_image"] / last["heldout_bits_per_byte"] * 8
-        lines.append(
-            f"held out: {last['heldout_bits_per_image']:.1f} bits an image, where the file's own "
-            f"code takes {stored:.1f}"
-        )
+    for medium in ("image", "clip"):
+        bits = last.get(f"heldout_bits_per_{medium}")
+        if bits is not None and "heldout_bits_per_byte" in last:
+            stored = bits / last["heldout_bits_per_byte"] * 8
+            lines.append(
+                f"held out: {bits:.1f} bits {'an' if medium == 'image' else 'a'} {medium}, where "
+                f"the file's own code takes {stored:.1f}"
+            )
     lines += [
         f"  checkpoints  {checkpoint.folder(workdir)}",
         f"  curves       {workdir / 'metrics.jsonl'} and `tensorboard --logdir {workdir}`",

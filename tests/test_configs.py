@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import jpeg
+from configs import avc, jpeg
 from data_pipelines import representations
 from data_pipelines.augment import Augment
 from jpeglm_jax import flops, optimizer
@@ -19,9 +19,12 @@ def recipe_of(config, vocab_size=320):
     return Recipe(model, config.optimizer, config.steps, 1, np.ones(vocab_size, np.int32))
 
 
-@pytest.mark.parametrize("preset", jpeg.PRESETS)
-def test_a_preset_is_a_run_that_could_start(preset):
-    config = jpeg.get_config(preset)
+PAGES = [(page, preset) for page in (jpeg, avc) for preset in page.PRESETS]
+
+
+@pytest.mark.parametrize(("page", "preset"), PAGES)
+def test_a_preset_is_a_run_that_could_start(page, preset):
+    config = page.get_config(preset)
     representations.make(**config.representation)
     Augment(**config.data.augment)
     assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
@@ -61,3 +64,13 @@ def test_the_papers_arithmetic():
 def test_an_unknown_preset_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="has no preset '8b'; it has digits, cifar10"):
         jpeg.get_config("8b")
+
+
+def test_the_papers_video_preset_has_its_representation_and_context():
+    config = avc.get_config("7b")
+    made = representations.make(**config.representation)
+    assert made == representations.make("avc"), "whose defaults are the paper's"
+    assert config.row_length == 2**15
+    assert config.steps / 2 * config.batch_size * config.row_length * 1.01 > 42e9
+    with pytest.raises(ValueError, match="configs/avc.py has no preset '8b'; it has tiny, small"):
+        avc.get_config("8b")

@@ -274,7 +274,7 @@ def test_a_spec_of_an_older_set_up_is_refused(photos, tmp_path):
 def test_another_version_of_the_encoder_is_refused_naming_both(photos, tmp_path, monkeypatch):
     run(photos, tmp_path / "out", task=0, num_tasks=2)
     other = {"pillow": "1.0", "libjpeg": "6b"}
-    monkeypatch.setattr(process, "encoder_versions", lambda: other)
+    monkeypatch.setattr(Representation, "encoder_versions", property(lambda _: other))
     process._open_job.cache_clear()
     with pytest.raises(ShardError, match=r"set up with .*here is .*1\.0"):
         run(photos, tmp_path / "out", task=1, num_tasks=2)
