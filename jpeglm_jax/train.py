@@ -90,7 +90,8 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     rows = sharding.named(mesh, *BATCH_AXES)
 
     # --- Data -------------------------------------------------------------------------------------
-    folder = config.data.shards or prepare_here(config, workdir)
+    with guards.watchdog.asleep():
+        folder = config.data.shards or prepare_here(config, workdir)
     documents, heldout = Shards(folder, "train"), held_out_documents(config, folder)
     representation = documents.representation
     check_representation(config, representation)

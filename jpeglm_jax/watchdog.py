@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 # "Internal software error" in BSD's sysexits.h.
@@ -56,6 +59,13 @@ class Watchdog:
         self._work = work
         self._known.add(work)
         self._deadline = time.monotonic() + self._limit
+
+    @contextlib.contextmanager
+    def asleep(self) -> Iterator[None]:
+        """While what takes any time goes on."""
+        self._deadline = math.inf
+        yield
+        self.alive("starting")
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._seconds / 10, 1.0)):

@@ -179,3 +179,13 @@ def test_the_commands_are_what_the_program_takes():
     for name, rest, preset, shards, workdir, detects in parsed:
         assert not rest and preset == "7b" and shards and workdir, name
         assert detects or name == "gke_gpu.yaml", "which names its processes by hand"
+
+
+def test_the_image_takes_what_there_is():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [path for line in lines if line.startswith("COPY ") for path in line.split()[1:-1]]
+    assert {"setup.py", "jpeglm_jax", "data_pipelines", "configs"} <= set(copied)
+    for path in copied:
+        assert (LAUNCH.parent / path).exists(), path
+    entry = next(line for line in lines if line.startswith("ENTRYPOINT "))
+    assert json.loads(entry.removeprefix("ENTRYPOINT "))[1:] == ["-m", "jpeglm_jax.train"]

@@ -49,6 +49,7 @@ def command(shards, workdir, *flags, **changes):
         "checkpoint.every": 50,
         "sample.every": 0,
         "cpu_devices": 2,
+        "compilation_cache": pathlib.Path(shards).parent / "compiled",  # of all runs of a session
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return [

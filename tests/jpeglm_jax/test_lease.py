@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from etils.epath import testing
 
 from jpeglm_jax import lease
 from jpeglm_jax.lease import FolderInUse, Holder, Lease
@@ -138,6 +139,38 @@ def test_of_two_in_the_same_moment_one_gets_the_folder(tmp_path):
         thread.join()
     (winner,) = [one for one in outcomes if one]
     winner.release()
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """`gs://bucket` in a folder of this machine: no links, no exclusive creation, no renaming."""
+
+    def local(path):
+        return str(path).replace("gs://bucket", str(tmp_path), 1)
+
+    with testing.mock_epath(
+        open=lambda original, path, mode: original(local(path), mode),
+        makedirs=lambda original, path, **options: original(local(path), **options),
+        remove=lambda original, path: original(local(path)),
+    ):
+        yield tmp_path
+
+
+def test_in_a_bucket_it_is_the_same(bucket, ended):
+    first = Lease("gs://bucket/run", silence=6)
+    first.acquire()
+    assert (bucket / "run" / lease.FILE).exists()
+    with pytest.raises(FolderInUse, match="gs://bucket/run is being written by process"):
+        Lease("gs://bucket/run").acquire()
+    write(bucket / "run", ended)
+    with pytest.raises(FolderInUse, match=f"process {ended.pid}"):
+        first.confirm()
+    first.release()
+    second = Lease("gs://bucket/run")
+    second.acquire()
+    second.confirm()
+    second.release()
+    assert not (bucket / "run" / lease.FILE).exists()
 
 
 def test_a_lease_that_nobody_wrote_is_refused_with_what_to_do(tmp_path):
