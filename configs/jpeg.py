@@ -42,7 +42,9 @@ def base() -> ConfigDict:
                 tokenizer="bytes",  # or the path of a SentencePiece model
             ),
             data=dict(
-                shards="",  # prepared folder; empty: prepare `source` into the workdir first
+                shards="",  # prepared folder, or "A,B"; empty: prepare `source` into the workdir
+                weights=(),  # of several folders: see docs/data.md; (): each document once an epoch
+                on_damage="stop",  # a stored document is not as it was written: stop or skip
                 source="",  # digits, folder:PATH, tar:GLOB, tfds:NAME, parquet:GLOB
                 conditional=False,  # documents start with the token of their label ...
                 label_dropout=0.1,  # ... but for this share, which start with BOS

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from PIL import Image
 
-from data_pipelines import packing, shards, sheet
+from data_pipelines import command, packing, shards, sheet
 from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards
 
@@ -160,13 +160,11 @@ def _define_flags() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
     try:
-        if arguments[1:]:
-            raise ValueError(f"found {arguments[1]!r}, which is no flag; see --help")
         _run(flags.FLAGS)
-    except (ShardError, ValueError, KeyError, OSError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        raise SystemExit(f"{type(error).__name__}: {text}") from None
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
 
 
 def _run(given: Any) -> None:
@@ -203,4 +201,4 @@ def _print_verification(folder: str) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    command.run(main, ShardError, OSError)

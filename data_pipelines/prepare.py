@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tqdm
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines import representations, shard_files, shards
+from data_pipelines import command, representations, shard_files, shards
 from data_pipelines.augment import Augment
 from data_pipelines.preparation import finish, job, launchers, tokenizer_training
 from data_pipelines.preparation.job import Job, Settings, SettingsError
@@ -76,6 +76,7 @@ def prepare(
       `out`. It is complete, except in an array job while other tasks are at work.
 
     Raises:
+      ValueError: task or workers out of range.
       SettingsError: unusable settings, or the folder holds shards of others.
       SourceError: the source cannot be listed or holds no image.
       ShardError: the disk is full, stored files are damaged, or every image was rejected.
@@ -92,6 +93,9 @@ def prepare(
         drop_duplicates=drop_duplicates,
         train_tokenizer=dict(train_tokenizer or {}),
     )
+    launchers.check_task(task, num_tasks)
+    if workers < 0:
+        raise SettingsError(f"workers is {workers}; expected 0 (one a core) or more")
     folder = epath.Path(out)
     if task == 0:
         work = job.set_up(folder, settings, make)
@@ -198,10 +202,6 @@ def _documents_to_make(work: Job, spec: ShardSpec) -> int:
     return work.facts["listing"][spec.name]["items"] * (1 + copies)
 
 
-# Other kinds are mistakes of this program, whose place the stack trace tells.
-_ERRORS = (ValueError, ShardError, OSError, ImportError)
-
-
 def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare`: the config's, where no flag says otherwise."""
     given = flags.FLAGS
@@ -279,15 +279,11 @@ def _define_flags() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    try:
-        if arguments[1:] and flags.FLAGS.launcher != "beam":
-            raise SettingsError(f"found {arguments[1]!r}, which is no flag; see --help")
-        folder = prepare(**_from_flags(arguments[1:]))
-        print(_summary(folder))
-    except _ERRORS as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if flags.FLAGS.launcher != "beam":
+        command.no_arguments(arguments)
+    print(_summary(prepare(**_from_flags(arguments[1:]))))
 
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    command.run(main, ShardError, OSError, ImportError)

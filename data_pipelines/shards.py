@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from data_pipelines import representations, shard_files
@@ -35,7 +36,8 @@ class DamagedShard(ShardError):
         place = f"record {record}" if record >= 0 else "the file"
         super().__init__(
             f"{self.path}: {place} is damaged ({found}); restore the file from a copy, or delete "
-            "it and run prepare again to rebuild it, or read with on_damage='skip'"
+            "it and run prepare again to rebuild it, or read with on_damage='skip' (a run: "
+            "--config.data.on_damage=skip)"
         )
 
 
@@ -91,6 +93,7 @@ class Shards:
         self._dropped = index["dropped"].astype(np.int64)
         self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lost: set[int] = set()  # shards that could not be opened: told once, not by record
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -230,6 +233,10 @@ class Shards:
         except DamagedShard as error:
             if self.on_damage == "stop":
                 raise
+            with self._lock:
+                if shard not in self._lost:
+                    logging.warning("documents of a whole shard are set aside: %s", error)
+                self._lost.add(shard)
             return [str(error)] * len(records)
         try:
             return reader.read(records)
@@ -248,6 +255,8 @@ class Shards:
         if self.on_damage == "stop":
             raise error
         with self._lock:
+            if document not in self.damaged and shard not in self._lost:
+                logging.warning("a document is set aside: %s", error)
             self.damaged[document] = str(error)
         return np.zeros(0, np.uint16)
 

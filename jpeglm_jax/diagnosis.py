@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from data_pipelines import shard_files
 from data_pipelines.input import Loader
-from data_pipelines.shards import Shards
+from data_pipelines.joined_shards import JoinedShards
 from jpeglm_jax import distributed, sharding
 from jpeglm_jax.step import BATCH_AXES, Recipe, batch_shardings, compiled
 
@@ -28,7 +28,7 @@ def not_finite(
     mesh: Mesh,
     params: Any,
     loader: Loader,
-    documents: Shards,
+    documents: JoinedShards,
     step: int,
 ) -> NotFinite:
     """What to raise for a step that was not finite, whose batch it writes down for a replay.

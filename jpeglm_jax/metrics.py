@@ -157,6 +157,7 @@ _SPELLED = {
     "goodput": "goodput {:.1%}",
     "skipped": "{:.0f} skipped",
     "epoch": "epoch {:.2f}",
+    "damaged_documents": "{:,} damaged documents skipped",
     "samples_valid": "samples: {:.1%} valid",
 }
 

@@ -20,15 +20,20 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import command, packing, representations, shard_files, sheet
+from data_pipelines import command, shard_files, sheet
 from data_pipelines.input import Loader
+from data_pipelines.joined_shards import JoinedShards, stages
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.prepare import prepare
-from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError
-from data_pipelines.shards import Shards, read_manifest
 from jpeglm_jax import checkpoint, distributed, flops, optimizer, sharding, words
 from jpeglm_jax.checkpoint import Checkpoints, SaveError
+from jpeglm_jax.data import (
+    check_representation,
+    held_out_documents,
+    make_loader,
+    prepare_here,
+    shard_folders,
+)
 from jpeglm_jax.diagnosis import NotFinite, not_finite
 from jpeglm_jax.distributed import MainProcessError
 from jpeglm_jax.engine import Engine
@@ -91,11 +96,13 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
 
     # --- Data -------------------------------------------------------------------------------------
     with guards.watchdog.asleep():
-        folder = config.data.shards or prepare_here(config, workdir)
-    documents, heldout = Shards(folder, "train"), held_out_documents(config, folder)
+        folders = shard_folders(config) or [prepare_here(config, workdir)]
+    documents = JoinedShards(folders, "train", config.data.on_damage)
+    heldout = held_out_documents(config, folders)
     representation = documents.representation
     check_representation(config, representation)
-    loader = make_loader(config, documents, config.data.label_dropout)
+    mixture = stages(config.data.weights, config.batch_size)
+    loader = make_loader(config, documents, config.data.label_dropout, mixture)
     eval_loader = make_loader(config, heldout, label_dropout=0.0)
 
     # --- Model and steps --------------------------------------------------------------------------
@@ -204,6 +211,8 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
         if step % config.log.every == 0 or step == config.steps:
             now = {"learning_rate": float(learning_rate(step - 1))}
             now["epoch"] = max(loader.plan.epochs(step * config.batch_size))
+            if damaged := documents.num_damaged + heldout.num_damaged:
+                now["damaged_documents"] = damaged
             report(step, meter.read() | now)
 
     with contextlib.ExitStack() as at_the_end:
@@ -261,65 +270,6 @@ def due(step: int, every: int, steps: int) -> bool:
 def averaged(state: TrainState) -> Any:
     """The weights to judge and to sample from: their average if there is one."""
     return state.params if state.ema is None else state.ema
-
-
-def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Prepares `config.data.source` into the workdir, once; the other processes wait for it."""
-    folder = workdir / "data"
-    distributed.main_first(
-        lambda: prepare(
-            source=config.data.source,
-            representation=config.representation.to_dict(),
-            out=folder,
-            conditional=config.data.conditional,
-            copies=config.data.copies,
-            augment=config.data.augment.to_dict(),
-            heldout=config.data.heldout,
-        )
-    )
-    return folder
-
-
-def held_out_documents(config: ConfigDict, folder: epath.PathLike) -> Shards:
-    """What the run is judged on. Raises ValueError if no image was held out."""
-    splits = read_manifest(folder)["splits"]
-    if not splits.get("heldout", {}).get("documents"):
-        raise ValueError(
-            f"{folder} has no held-out documents, which a run is judged on: data.heldout = "
-            f"{config.data.heldout} keeps none of {splits['train']['images']:,} images from "
-            "training. Raise it, in a new workdir (or prepare the shards again)"
-        )
-    return Shards(folder, "heldout")
-
-
-def check_representation(config: ConfigDict, found: Representation) -> None:
-    """Refuses shards that are not what the configuration describes.
-
-    The tokenizer and the labels are the shards' own: preparation may have trained the one and
-    found the other.
-    """
-    expected = representations.make(**{**config.representation, "tokenizer": "bytes"})
-    ours, theirs = expected.to_config(), found.to_config()
-    del ours["tokenizer"], theirs["tokenizer"]
-    checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
-
-
-def make_loader(config: ConfigDict, documents: Shards, label_dropout: float) -> Loader:
-    """Documents -> batches of packed rows."""
-    plan = packing.plan(
-        documents.lengths + 1,
-        row_length=config.row_length,
-        mode=config.data.packing,
-        too_long=config.data.too_long,
-        seed=config.seed,
-    )
-    return Loader(
-        documents,
-        plan,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        label_dropout=label_dropout,
-    )
 
 
 def about(config: ConfigDict) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.input import Loader
-from data_pipelines.shards import Shards
+from data_pipelines.joined_shards import JoinedShards
 from jpeglm_jax import checkpoint, flops
 from jpeglm_jax.step import Recipe
 
@@ -39,14 +39,16 @@ def opening(
     )
 
 
-def set_aside(documents: Shards) -> list[str]:
+def set_aside(documents: JoinedShards) -> list[str]:
     """How many images could not be read, why, and where each is named; nothing if all could."""
-    rejects = documents.manifest["rejects"]
-    if not rejects["count"]:
-        return []
-    named = f"each named in {documents.folder / rejects['file']}"
-    counted = f"set aside: {rejects['count']:,} images, {named}"
-    return [counted, *(f"{count:10,}  {reason}" for reason, count in rejects["reasons"].items())]
+    lines = []
+    for part in documents.parts:
+        rejects = part.manifest["rejects"]
+        if rejects["count"]:
+            named = f"each named in {part.folder / rejects['file']}"
+            lines.append(f"set aside: {rejects['count']:,} images, {named}")
+            lines += [f"{count:10,}  {reason}" for reason, count in rejects["reasons"].items()]
+    return lines
 
 
 def closing(workdir: epath.Path, config: ConfigDict, last: dict[str, float]) -> str:

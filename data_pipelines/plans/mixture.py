@@ -95,6 +95,14 @@ class Mixture(Plan):
     def lengths(self) -> np.ndarray:
         return np.concatenate([plan.lengths for plan in self.plans])
 
+    def __str__(self) -> str:
+        stages = [
+            f"from row {start:,} on " + " : ".join(f"{float(share):.4g}" for share in shares)
+            for start, shares in zip(self._starts, self.shares, strict=True)
+        ]
+        sources = [f"({number}) {plan}" for number, plan in enumerate(self.plans, 1)]
+        return f"a mixture, {', '.join(stages)}, of " + "; ".join(sources)
+
     def counts(self, row: int) -> np.ndarray:
         """How many of the rows before this one came from each source, int64 [sources]."""
         return self._counts_in_stage(bisect.bisect_right(self._starts, row) - 1, row)

@@ -27,10 +27,14 @@ def num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def of_task(specs: Sequence[ShardSpec], task: int, num_tasks: int) -> list[ShardSpec]:
-    """The part of the specs that task 0 <= task < num_tasks of an array job makes."""
+def check_task(task: int, num_tasks: int) -> None:
+    """Raises ValueError unless there is such a task in an array job of so many."""
     if not 0 <= task < num_tasks:
         raise ValueError(f"task is {task} of {num_tasks}; expected 0 <= task < num_tasks")
+
+
+def of_task(specs: Sequence[ShardSpec], task: int, num_tasks: int) -> list[ShardSpec]:
+    """The part of the specs that task 0 <= task < num_tasks of an array job makes."""
     return list(specs[task::num_tasks])
 
 

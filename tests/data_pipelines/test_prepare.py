@@ -598,6 +598,22 @@ def test_an_error_on_the_command_line_is_one_sentence(tmp_path):
     assert done.stderr.startswith("SourceError: ")
 
 
+def test_a_setting_that_the_config_does_not_have_is_one_sentence(photos, tmp_path):
+    done = subprocess.run(
+        command(photos, tmp_path / "out", "--config.data.heldot=0.1"),
+        **dict(cwd=ROOT, capture_output=True, text=True, timeout=60),
+    )
+    assert done.returncode and "heldot" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("task", "num_tasks"), [(3, 3), (-1, 2), (0, 0)])
+def test_a_task_that_there_is_not_is_refused_before_any_wait(photos, tmp_path, task, num_tasks):
+    with pytest.raises(ValueError, match=f"task is {task} of {num_tasks}"):
+        run(photos, tmp_path / "out", task=task, num_tasks=num_tasks)
+    assert not (tmp_path / "out").exists()
+
+
 def test_workers_do_not_import_jax():
     code = "import sys, data_pipelines.preparation.worker; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.shards import Shards
+from data_pipelines.joined_shards import JoinedShards
 from jpeglm_jax.checkpoint import CheckpointError, Checkpoints
-from jpeglm_jax.train import NotFinite, make_loader, train
+from jpeglm_jax.data import make_loader
+from jpeglm_jax.train import NotFinite, train
 from tests.jpeglm_jax.conftest import tiny
 from tests.jpeglm_jax.runs import ROOT, command, environment, lines, wait_for_step, weights
 
@@ -75,7 +76,7 @@ def test_a_diverging_run_stops_says_where_and_keeps_what_was_good(digit_shards, 
     assert all(np.isfinite(line["loss"]) for line in written)
     (path,) = tmp_path.glob("not_finite_*.json")
     replay = json.loads(path.read_text())
-    documents = Shards(digit_shards, "train")
+    documents = JoinedShards([digit_shards], "train")
     plan = make_loader(config, documents, 0.0).plan
     rows = plan.rows(8 * (replay["step"] - 1) + np.arange(8))
     assert [[piece["document"] for piece in row] for row in replay["rows"]] == [
