@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from data_pipelines.preparation.process import clip_key
 from data_pipelines.representations.avc import AvcRepresentation
 from data_pipelines.sources import Source
 from evals.codec import GeneratedError, Outcome
@@ -75,7 +76,7 @@ class RealClips(Clips):
                     if self._most and count == self._most:
                         return
                     count += 1
-                    yield Clip(f"{item.key}#{place}", self._frames(medium))
+                    yield Clip(clip_key(item.key, place), self._frames(medium))
             except (ValueError, OSError) as error:
                 self.rejected.append((item.key, str(error)))
         self.rejected += [(reject.key, reject.reason) for reject in self._source.rejects]

@@ -274,7 +274,7 @@ def main(arguments: Sequence[str]) -> None:
     extractor = extractors.from_flags(values, "digits" if "digits" in values.references else None)
     if extractor is None:
         raise ValueError("there is nothing to look at frames with; give --weights or --features")
-    source, most = open_source(values.references), values.num_references
+    source, most = open_source(values.references, representation.kind), values.num_references
     result = evaluate(
         GeneratedClips(values.generated, representation),
         RealClips(source, representation, coded=False, most=most),

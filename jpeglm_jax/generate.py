@@ -14,7 +14,7 @@ out are the run's own (config.sample).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.avc import AvcRepresentation
 from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError, write_atomically
+from data_pipelines.shards import Shards
 from data_pipelines.sources import open_source
 from jpeglm_jax import checkpoint, pictures, prompts, sharding
 from jpeglm_jax.checkpoint import TrainedModel
 from jpeglm_jax.engine import Constraint, Engine
 from jpeglm_jax.manifest import Manifest
-from jpeglm_jax.prompts import Originals, Request
+from jpeglm_jax.prompts import Medium, Originals, Request
 from jpeglm_jax.sampling import Filter, Sample
 
 
@@ -203,14 +204,13 @@ def _drops_labels(model: TrainedModel) -> bool:
 
 
 def _completions(model: TrainedModel, values: Any) -> Originals:
-    spec = values.prompts if ":" in values.prompts else f"folder:{values.prompts}"
     label = -1 if values.label is None else _known(model.representation, values.label)
     ratio = values.prefix_ratio
     if values.prefix_frames is not None:
         ratio = _part_of_clip(model.representation, values.prefix_frames)
     found = prompts.of_beginnings(
         model.representation,
-        open_source(spec, model.representation.kind),
+        _media(model.representation, values.prompts),
         ratio,
         num=values.num,
         label=label,
@@ -220,6 +220,17 @@ def _completions(model: TrainedModel, values: Any) -> Originals:
     for key, reason in found.set_aside:
         print(f"set aside: {key}: {reason}")
     return found
+
+
+def _media(representation: Representation, where: str) -> Iterator[Medium]:
+    if where.startswith("shards:"):
+        _, folder, split = (*where.split(":", 1), "heldout")
+        shards = Shards(folder, split)
+        ours, theirs = representation.to_config(), shards.representation.to_config()
+        checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
+        return prompts.stored(shards)
+    spec = where if ":" in where else f"folder:{where}"
+    return prompts.encoded(representation, open_source(spec, representation.kind))
 
 
 def _part_of_clip(representation: Representation, frames: int) -> float:
@@ -287,7 +298,11 @@ def _define_flags() -> None:
     flags.DEFINE_float("top_p", None, "Draw among the likeliest of this probability; 1: all.")
     flags.DEFINE_float("min_p", None, "Draw among those this part as likely as the likeliest.")
     flags.DEFINE_float("guidance", None, "Classifier-free guidance of labels; 1: none.")
-    flags.DEFINE_string("prompts", None, "Complete these: a folder, or tar:GLOB and so on.")
+    flags.DEFINE_string(
+        "prompts",
+        None,
+        "Complete these: a folder, tar:GLOB and so on, or the held-out documents in shards:DIR.",
+    )
     flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that is given.")
     flags.DEFINE_integer("prefix_frames", None, "Frames of each clip that are given, instead.")
     flags.DEFINE_integer("max_prompts", 0, "Media to complete, the first ones; 0: all.")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.preparation.process import clip_key
 from data_pipelines.representations.base import Representation
+from data_pipelines.shards import Shards
 from data_pipelines.sources import Source, SourceError
+
+_WINDOW = 64  # documents that are read from shards together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,14 @@ class Request:
     prompt: np.ndarray
     label: int = -1
     source: str = ""
+
+
+class Medium(NamedTuple):
+    """A real medium: its tokens, or why there are none."""
+
+    key: str
+    tokens: np.ndarray | None
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +72,32 @@ def every_label(representation: Representation, num: int) -> list[int]:
     return [n % count if count else -1 for n in range(num)]
 
 
+def encoded(representation: Representation, source: Source) -> Iterator[Medium]:
+    """The media of a source, of any size and mode, fitted to the representation as in training."""
+    for item in source.items():
+        key = item.key
+        try:
+            for place, medium in enumerate(representation.open(source.read(item.locator))):
+                key = item.key if representation.kind == "image" else clip_key(item.key, place)
+                yield Medium(key, representation.encode(medium))
+        except (ValueError, OSError) as error:
+            yield Medium(key, None, str(error))
+    for reject in source.rejects:
+        yield Medium(reject.key, None, reject.reason)
+
+
+def stored(shards: Shards) -> Iterator[Medium]:
+    """The media of prepared shards, without their augmented copies."""
+    originals = [n for n in range(len(shards)) if not shards.copy(n)]
+    for begin in range(0, len(originals), _WINDOW):
+        numbers = originals[begin : begin + _WINDOW]
+        for number, tokens in zip(numbers, shards.read(numbers), strict=True):
+            yield Medium(shards.key(number), tokens)
+
+
 def of_beginnings(
     representation: Representation,
-    source: Source,
+    media: Iterable[Medium],
     ratio: float,
     *,
     num: int = 1,
@@ -71,11 +107,9 @@ def of_beginnings(
 ) -> Originals:
     """Beginnings of real media, to be completed: the protocol of JPEG-LM (arXiv 2408.08459).
 
-    Media of any size and mode are fitted to the representation as in training.
-
     Args:
       representation: of the model.
-      source: where the media are.
+      media: see `encoded` and `stored`.
       ratio: the part of each that is given, see `Representation.prompt`.
       num: documents to draw of each.
       label: of all of them.
@@ -89,27 +123,33 @@ def of_beginnings(
         raise ValueError(f"prefix_ratio is {ratio}; expected 0 to 1")
     start = start_token(representation, label)
     result = Originals([], {}, [])
-    for item in source.items():
+    for medium in media:
         if most and len(result.tokens) == most:
             break
-        try:
-            for place, medium in enumerate(representation.open(source.read(item.locator))):
-                key = item.key if representation.medium == "image" else f"{item.key}#{place}"
-                tokens = representation.encode(medium)
-                given = representation.prompt(tokens, ratio)
-                if len(given) + 1 >= length:
-                    reason = f"its beginning takes {len(given) + 1} of {length} places"
-                    result.set_aside.append((key, reason))
-                    continue
-                prompt = np.concatenate([[start], given]).astype(np.int32)
-                result.tokens[key] = tokens
-                result.requests.extend([Request(prompt, label, key)] * num)
-                if len(result.tokens) == most:
-                    break
-        except (ValueError, OSError) as error:
-            result.set_aside.append((item.key, str(error)))
-    result.set_aside.extend((reject.key, reject.reason) for reject in source.rejects)
+        given, reason = _beginning(representation, medium, ratio, length)
+        if reason or medium.tokens is None:
+            result.set_aside.append((medium.key, reason))
+            continue
+        prompt = np.concatenate([[start], given]).astype(np.int32)
+        result.tokens[medium.key] = medium.tokens
+        result.requests.extend([Request(prompt, label, medium.key)] * num)
     if not result.requests:
-        key, reason = result.set_aside[0] if result.set_aside else ("", "it is empty")
-        raise SourceError(f"nothing in {source.spec} can be completed: {key} {reason}".strip())
+        key, reason = result.set_aside[0] if result.set_aside else ("", "there is nothing")
+        raise SourceError(f"nothing can be completed: {key} {reason}".strip())
     return result
+
+
+def _beginning(
+    representation: Representation, medium: Medium, ratio: float, length: int
+) -> tuple[np.ndarray, str]:
+    """(what is given of a medium, why it cannot be used)."""
+    nothing = np.zeros(0, np.uint16)
+    if medium.tokens is None:
+        return nothing, medium.reason
+    try:
+        given = representation.prompt(medium.tokens, ratio)
+    except ValueError as error:
+        return nothing, str(error)
+    if len(given) + 1 >= length:
+        return nothing, f"its beginning takes {len(given) + 1} of {length} places"
+    return given, ""

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.shard_files import ShardError
+from data_pipelines.shards import Shards
 from data_pipelines.sources import open_source
 from evals import digits
 from jpeglm_jax import checkpoint, prompts
@@ -205,11 +206,23 @@ def test_beginnings_are_kept_byte_for_byte_and_shown_beside_originals(workdir, t
 
 def test_a_beginning_that_leaves_no_room_is_set_aside(model, tmp_path):
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
-    source = open_source(f"folder:{tmp_path}")
+    representation = model.representation
+    media = list(prompts.encoded(representation, open_source(f"folder:{tmp_path}")))
     with pytest.raises(ValueError, match=r"a\.png its beginning takes \d+ of 5 places"):
-        prompts.of_beginnings(model.representation, source, 1.0, length=5)
+        prompts.of_beginnings(representation, media, 1.0, length=5)
     with pytest.raises(ValueError, match=r"prefix_ratio is 1\.5"):
-        prompts.of_beginnings(model.representation, source, 1.5, length=80)
+        prompts.of_beginnings(representation, media, 1.5, length=80)
+
+
+def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
+    shards = Shards(digit_shards, "heldout")
+    found = prompts.of_beginnings(
+        model.representation, prompts.stored(shards), 0.5, num=2, most=3, length=80
+    )
+    assert len(found.requests) == 6 and len(found.tokens) == 3
+    for key, tokens in found.tokens.items():
+        number = next(n for n in range(len(shards)) if shards.key(n) == key)
+        np.testing.assert_array_equal(tokens, shards.read([number])[0])
 
 
 def test_guidance_needs_labels_of_which_some_were_left_out(model):
