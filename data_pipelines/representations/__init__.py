@@ -65,9 +65,13 @@ def load(folder: epath.PathLike) -> Representation:
     config, model = epath.Path(folder) / CONFIG_FILE, epath.Path(folder) / TOKENIZER_FILE
     if not config.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
-    return from_config(
-        json.loads(config.read_text()), model.read_bytes() if model.is_file() else None
-    )
+    values = json.loads(config.read_text())
+    if values.get("tokenizer", {}).get("kind") == "bpe" and not model.is_file():
+        raise ValueError(
+            f"{folder} has no {TOKENIZER_FILE}, without which its tokens mean nothing; copy the "
+            "SentencePiece model that the weights were trained with there"
+        )
+    return from_config(values, model.read_bytes() if model.is_file() else None)
 
 
 def _construct(name: str, options: dict[str, Any]) -> Representation:

@@ -191,6 +191,13 @@ def test_a_folder_that_is_there_already_is_not_written_over(tmp_path):
         from_hf(src, tmp_path / "run", config())
 
 
+def test_a_run_without_its_tokenizer_is_refused_with_what_to_do(tmp_path):
+    from_hf(make(tmp_path / "given"), tmp_path / "run", config())
+    (tmp_path / "run" / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match="run has no tokenizer.model.*copy the SentencePiece"):
+        checkpoint.load(tmp_path / "run")
+
+
 def test_what_a_plain_llama_cannot_hold_is_refused_by_name():
     with pytest.raises(ConversionError, match="model.qk_norm is on"):
         weights.table(dataclasses.replace(SMALL, qk_norm=True))

@@ -141,18 +141,6 @@ def test_remat_changes_neither_loss_nor_gradients(policy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
 
 
-def test_stepping_through_a_cache_gives_the_logits_of_the_whole_row():
-    params = initial(TINY)
-    tokens = np.random.RandomState(1).randint(0, 50, (3, 17))
-    whole = apply(TINY, params, tokens)
-    graph, _, _ = abstract_model(TINY)
-    model = nnx.merge(graph, params)
-    cache, step = model.empty_cache(3, 17), jax.jit(Llama.step)
-    for place in range(17):
-        logits, cache = step(model, tokens[:, place], place, cache)
-        np.testing.assert_allclose(logits, whole[:, place], atol=1e-4)
-
-
 def test_a_bfloat16_model_keeps_float32_weights_and_logits():
     config = dataclasses.replace(TINY, dtype="bfloat16")
     params = initial(config)
