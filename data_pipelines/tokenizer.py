@@ -113,6 +113,13 @@ class Tokenizer(abc.ABC):
         """An id that may, besides, be the first of a document; None if there is none."""
         return None
 
+    @functools.cached_property
+    def prefixes(self) -> tuple[int, ...]:
+        """Tokens that stand for no bytes and may be the first of a document, ascending."""
+        without_bytes = self._is_content & (self.byte_lengths == 0)
+        first = set() if self._prefix is None else {self._prefix}
+        return tuple(sorted(first.union(np.flatnonzero(without_bytes).tolist())))
+
     def decode(self, tokens: np.ndarray | Sequence[int]) -> bytes:
         """Tokens, integer [n] -> bytes.
 

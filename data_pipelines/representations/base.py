@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import PIL
@@ -40,6 +40,33 @@ class Validity:
     units: int
     expected: int
     error: str = ""
+
+
+Array = Any  # numpy.ndarray or jax.Array
+NEVER = 1 << 29  # more bytes than any stream has
+
+
+class ByteMachine(Protocol):
+    """What may follow in a stream of bytes. Its methods run on numpy's and on JAX's arrays.
+
+    A NamedTuple of arrays and numbers, and so are its states. `NEVER`, or more, stands for the
+    bytes to the end of a stream where no valid one can follow.
+    """
+
+    def start(self) -> Any:
+        """The state before the first byte, of int32 scalars."""
+
+    def step(self, state: Any, byte: Array) -> Any:
+        """The state after one more byte, int32, 0-255; shapes are broadcast."""
+
+    def shortest(self, state: Any) -> Array:
+        """Bytes after which a stream can end at the earliest, int32: 0 at its end.
+
+        There is always a byte that makes it at least one less.
+        """
+
+    def futures(self, state_Bx1: Any) -> Array:
+        """`shortest` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
 
 
 class Representation(abc.ABC):
@@ -104,6 +131,20 @@ class Representation(abc.ABC):
     @abc.abstractmethod
     def inspect(self, tokens: np.ndarray) -> Validity:
         """Judges a document strictly; see `Validity`. Never raises on wrong tokens."""
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
+        """What may follow in the bytes of a valid document, for sampling that allows nothing else.
+
+        Args:
+          size: (width, height) of the media, where the representation does not fix it.
+
+        Raises:
+          ValueError: there is none for this representation or size.
+        """
+        raise ValueError(
+            f"{self.name} documents cannot be constrained: nothing tells what may follow in them; "
+            "sample without --constrain"
+        )
 
     @property
     @abc.abstractmethod

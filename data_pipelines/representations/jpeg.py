@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_pipelines import images
 from data_pipelines import tokenizer as tokenizers
-from data_pipelines.representations import base, jpeg_entropy, jpeg_salvage
+from data_pipelines.representations import base, jpeg_entropy, jpeg_machine, jpeg_salvage
 from data_pipelines.representations.jpeg_format import (
     EOI,
     MAX_SIDE,
@@ -270,6 +270,24 @@ class JpegRepresentation(base.Representation):
         sos = self.format.header("none").data.rpartition(b"\xff\xda")[2]
         at = stream.find(b"\xff\xda" + sos, 0, 2 * len(header))
         return at + 2 + len(sos) if at >= 0 else min(len(header), len(stream))
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> jpeg_machine.JpegMachine:
+        """What may follow in the bytes of a strictly valid stream; see `jpeg_machine`.
+
+        Args:
+          size: (width, height), where images have their own.
+
+        Raises ValueError if the size is missing or not this representation's.
+        """
+        if size is not None and self.fixed_size not in (None, size):
+            raise ValueError(
+                f"found size {size}, expected {self.fixed_size}, that of the representation"
+            )
+        size = size or self.fixed_size
+        if size is None:
+            raise ValueError("images have their own sizes; say which one to constrain them to")
+        _check_size(size)
+        return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
 
     # The tokenizer's part
 
