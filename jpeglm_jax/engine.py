@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jpeglm_jax import decoding, sharding
+from jpeglm_jax.constraint import Constraint
 from jpeglm_jax.sampling import Filter, Sample, draw
 from jpeglm_jax.step import Recipe, compiled
 
@@ -28,25 +29,6 @@ _STEPS = 64
 _PREFILL_TOKENS = 8192
 # Prompts are filled up to a multiple of this: attention kernels want whole blocks.
 _PREFILL_BLOCK = 128
-
-
-class Constraint(Protocol):
-    """Which tokens may come next: what makes every drawn document valid.
-
-    A state is a pytree of arrays [rows, ...]. `start` runs on the host, the others inside a
-    compiled step.
-    """
-
-    def start(self, prompts: Sequence[np.ndarray]) -> Any:
-        """The state after each prompt (its start token included). Raises ValueError for a prompt
-        that no valid document begins with."""
-
-    def allowed(self, state: Any, remaining_B: jax.Array) -> jax.Array:
-        """bool [B, V]: tokens after which a valid document can still be finished within the
-        remaining places, the end token's included. At least one a row."""
-
-    def advance(self, state: Any, tokens_B: jax.Array) -> Any:
-        """The state after one more token each."""
 
 
 @jax.tree_util.register_dataclass
@@ -117,6 +99,8 @@ class Engine:
         self.length = length
         self._recipe, self._mesh, self._choose = recipe, mesh, choose
         self._seed, self._constraint = seed, constraint
+        # On the device and an argument of the step, so that its tables are not compiled into it.
+        self._rules = jax.device_put(constraint, sharding.replicated(mesh))
         self._bos = recipe.eos if bos is None else bos
         self._twins = 1 if choose.guidance == 1 else 2
 
@@ -147,9 +131,9 @@ class Engine:
         self._advance = compiled(
             self._advanced,
             mesh,
-            in_shardings=(weights, where, replicated),
+            in_shardings=(weights, replicated, where, replicated),
             out_shardings=(where, (replicated,) * 4),
-            donate_argnums=1,
+            donate_argnums=2,
         )
 
     def __call__(
@@ -169,6 +153,7 @@ class Engine:
         numbers = range(len(prompts)) if numbers is None else numbers
         for number, prompt in zip(numbers, prompts, strict=True):
             self._check(number, prompt)
+        self._check_room(numbers, prompts)
         weights = self._weights(params)
         waiting = collections.deque(zip(numbers, prompts, strict=True))
         longest = max((len(prompt) for prompt in prompts), default=1)
@@ -183,7 +168,7 @@ class Engine:
                 state.cache = self._read_prompts(weights, state.cache, new, longest)
             # While others wait, a few empty rows are worth an interruption.
             enough = max(1, self.batch_size // 8) if waiting else self.batch_size
-            state, seen = self._advance(weights, state, np.int32(enough))
+            state, seen = self._advance(weights, self._rules, state, np.int32(enough))
             active, place, likelihood, tokens = jax.device_get(seen)
             for row in [row for row in rows if not active[row]]:
                 number, given = rows.pop(row)
@@ -199,6 +184,19 @@ class Engine:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens (its start included) leaves no room in "
                 f"{self.length} places; raise the length or shorten the prompt"
+            )
+
+    def _check_room(self, numbers: Sequence[int], prompts: Sequence[np.ndarray]) -> None:
+        """Refuses prompts after which no valid document ends within the length."""
+        if self._constraint is None or not len(prompts):
+            return
+        needed = self._constraint.needed(self._constraint.start(prompts))
+        places = np.array([len(prompt) for prompt in prompts]) + np.asarray(needed)
+        for row in np.flatnonzero(places > self.length)[:1].tolist():
+            raise ValueError(
+                f"the shortest valid document after prompt {numbers[row]} takes {places[row]} "
+                f"places, more than the {self.length} there are; raise the length, or sample "
+                "without --constrain"
             )
 
     # What the host prepares
@@ -329,7 +327,7 @@ class Engine:
         return given, plain + self._choose.guidance * (given - plain), cache
 
     def _advanced(
-        self, weights: Any, state: State, enough: jax.Array
+        self, weights: Any, rules: Constraint | None, state: State, enough: jax.Array
     ) -> tuple[State, tuple[jax.Array, ...]]:
         """Some steps, until `enough` rows have finished."""
         began = jnp.sum(state.active)
@@ -341,15 +339,15 @@ class Engine:
 
         def one(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
             steps, state = carry
-            return steps + 1, self._stepped(weights, state)
+            return steps + 1, self._stepped(weights, rules, state)
 
         _, state = jax.lax.while_loop(unfinished, one, (jnp.int32(0), state))
         return state, (state.active, state.place, state.likelihood, state.tokens)
 
-    def _stepped(self, weights: Any, state: State) -> State:
+    def _stepped(self, weights: Any, rules: Constraint | None, state: State) -> State:
         own, logits, cache = self._logits(weights, state)
-        if self._constraint is not None:
-            allowed = self._constraint.allowed(state.constraint, self.length - 1 - state.place)
+        if rules is not None:
+            allowed = rules.allowed(state.constraint, self.length - 1 - state.place)
             logits = jnp.where(allowed, logits, -jnp.inf)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.place)
         drawn_B = draw(keys, self._choose(logits))
@@ -363,12 +361,12 @@ class Engine:
             jnp.take_along_axis(state.tokens, place[:, None], axis=1)[:, 0],
         )
         constraint = state.constraint
-        if self._constraint is not None:
+        if rules is not None:
             constraint = jax.tree.map(
                 lambda new, old: jnp.where(
                     jnp.reshape(state.active, (-1, *[1] * (old.ndim - 1))), new, old
                 ),
-                self._constraint.advance(state.constraint, drawn_B),
+                rules.advance(state.constraint, drawn_B),
                 state.constraint,
             )
         over = (drawn_B == self._recipe.eos) | (place == self.length - 1)

@@ -1,5 +1,7 @@
 """The engine: what is drawn depends on the seed and the prompt, on any mesh, in any company."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,15 +131,20 @@ def test_temperature_zero_takes_the_likeliest(recipe):
     assert same(greedy, draw(recipe, PROMPTS[:4], choose=Filter(top_k=1), seed=5))
 
 
-class Alternating:
+class Alternating(NamedTuple):
     """Odd tokens after even ones and even ones after odd, ended by EOS in the last place."""
+
+    bos: int = BOS
 
     def start(self, prompts):
         return {"last": np.array([prompt[-1] for prompt in prompts], np.int32)}
 
+    def needed(self, state):
+        return np.ones_like(state["last"])
+
     def allowed(self, state, remaining_B):
         fits = jnp.arange(VOCAB) % 2 != state["last"][:, None] % 2
-        fits &= jnp.arange(VOCAB) > BOS
+        fits &= jnp.arange(VOCAB) > self.bos
         only_end = jnp.arange(VOCAB) == EOS
         return jnp.where(remaining_B[:, None] > 1, fits, only_end)
 
