@@ -7,8 +7,9 @@ instead, --num of each:
 
   python -m jpeglm_jax.generate --checkpoint=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
-A job that was stopped goes on when the same command is given again. Sampling flags that are left
-out are the run's own (config.sample).
+With --constrain every file is strictly valid, whatever the model wants. A job that was stopped goes
+on when the same command is given again. Sampling flags that are left out are the run's own
+(config.sample).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shard_files import ShardError, write_atomically
 from data_pipelines.shards import Shards
 from data_pipelines.sources import open_source
-from jpeglm_jax import checkpoint, pictures, prompts, sharding
+from jpeglm_jax import checkpoint, constraint, pictures, prompts, sharding
 from jpeglm_jax.checkpoint import TrainedModel
-from jpeglm_jax.engine import Constraint, Engine
+from jpeglm_jax.constraint import Constraint
+from jpeglm_jax.engine import Engine
 from jpeglm_jax.manifest import Manifest
 from jpeglm_jax.prompts import Medium, Originals, Request
 from jpeglm_jax.sampling import Filter, Sample
@@ -241,6 +243,24 @@ def _part_of_clip(representation: Representation, frames: int) -> float:
     return frames / representation.frames
 
 
+def chosen_constraint(model: TrainedModel, size: str | None) -> Constraint:
+    """What makes every document valid.
+
+    Args:
+      model: what is drawn from.
+      size: "WIDTHxHEIGHT" in pixels, where images have their own; else None.
+
+    Raises ValueError for a size that is none, missing or another than the representation's, and for
+    a representation that has no constraint.
+    """
+    if size is None:
+        return constraint.constraint(model.representation)
+    width, x, height = size.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {size!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
+    return constraint.constraint(model.representation, (int(width), int(height)))
+
+
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
@@ -268,6 +288,7 @@ def main(arguments: Sequence[str]) -> None:
             choose,
             seed=values.seed,
             batch_size=min(values.batch_size, len(requests)),
+            constraint=chosen_constraint(model, values.size) if values.constrain else None,
             originals=originals,
             task=values.task,
             num_tasks=values.num_tasks,
@@ -306,6 +327,8 @@ def _define_flags() -> None:
     flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that is given.")
     flags.DEFINE_integer("prefix_frames", None, "Frames of each clip that are given, instead.")
     flags.DEFINE_integer("max_prompts", 0, "Media to complete, the first ones; 0: all.")
+    flags.DEFINE_bool("constrain", False, "Draw nothing but strictly valid documents.")
+    flags.DEFINE_string("size", None, "With --constrain, WIDTHxHEIGHT where each has its own.")
     flags.DEFINE_integer("batch_size", 64, "Documents drawn together.")
     flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")
     flags.DEFINE_integer("num_tasks", 1, "Processes that draw, one share each.")

@@ -285,7 +285,9 @@ class JpegRepresentation(base.Representation):
             )
         size = size or self.fixed_size
         if size is None:
-            raise ValueError("images have their own sizes; say which one to constrain them to")
+            raise ValueError(
+                "images have their own sizes; say to which one to constrain them, as by --size"
+            )
         _check_size(size)
         return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
 
