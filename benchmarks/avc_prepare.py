@@ -1,0 +1,199 @@
+"""Example: python -m benchmarks.avc_prepare --videos=../shared/data/video
+
+Clips at the paper's setting: bytes a clip, tokens a clip at 1,024 BPE entries, and what
+preparation costs beside its bare work on the same files in the same run: decode, scale and encode
+with PyAV alone on all cores. Clips shorter than 5 seconds are kept, as the paper's command keeps
+them. Writes benchmarks/results/avc_prepare.json.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import pathlib
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from absl import app, flags
+
+from data_pipelines import tokenizer
+from data_pipelines.preparation import launchers
+from data_pipelines.prepare import prepare
+from data_pipelines.shards import Shards
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "avc_prepare.json"
+OPTIONS = dict(name="avc", min_frames=1)
+_X264 = (
+    "qp=37:slice-max-mbs=1:bframes=0:trellis=0:me=dia:threads=1:subme=0:psy=0:mixed-refs=0:"
+    "fast-pskip=0:partitions=none:ref=3:cpu-independent=1"
+)
+_SIZE, _FPS, _FRAMES = (256, 144), 3, 15
+
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of video files.", required=True)
+_NUMBER = flags.DEFINE_integer("number", 138, "Files a pass; they are repeated to reach it.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, in turn.")
+_VOCAB = flags.DEFINE_integer("vocab_size", 1024, "Entries of the BPE model.")
+
+
+def main(_: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        result: dict[str, Any] = _measure_sizes(_VIDEOS.value, folder / "sizes")
+        paths = _repeated(pathlib.Path(_VIDEOS.value), folder / "videos", _NUMBER.value)
+        bare, prepared = [], []
+        for number in range(_REPEATS.value):
+            bare.append(_time_bare(paths))
+            prepared.append(_time_prepare(folder, number))
+            print(f"bare {bare[-1]}, prepare {prepared[-1]}")
+    result |= {
+        "videos": len(paths),
+        "cores": launchers.num_cpus(),
+        "pyav": av.__version__,
+        "bare": [cost._asdict() for cost in bare],
+        "prepare": [cost._asdict() for cost in prepared],
+        "overhead": _overhead(bare, prepared, "seconds"),
+        # Nearly the same on a machine that is busy with other things.
+        "overhead_in_cpu_time": _overhead(bare, prepared, "cpu_seconds"),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _measure_sizes(videos: str, out: pathlib.Path) -> dict[str, Any]:
+    """Bytes and tokens a clip; the BPE model is learned from the same clips, which flatters it."""
+    shards = Shards(prepare(source=f"folder:{videos}", representation=OPTIONS, out=out), "train")
+    clips = [tokens.astype("u1").tobytes() for tokens in shards.read(range(len(shards)))]
+    frames = [len(shards.representation.decode(np.frombuffer(c, np.uint8))) for c in clips]
+    whole = [frame == _FRAMES for frame in frames]
+    model = out / "tokenizer.model"
+    model.write_bytes(tokenizer.train_bpe(clips, _VOCAB.value))
+    bpe = tokenizer.load(str(model), 0)
+    sizes = np.array([len(clip) for clip in clips])
+    tokens = np.array([len(bpe.encode(clip)) for clip in clips])
+    return {
+        "clips": len(clips),
+        "whole_clips": int(np.sum(whole)),
+        "bytes_a_whole_clip": float(sizes[whole].mean()),
+        "largest_clip_bytes": int(sizes.max()),
+        "bpe_vocab_size": bpe.vocab_size,
+        "bpe_tokens_a_whole_clip": float(tokens[whole].mean()),
+        "bpe_tokens_a_byte": float(tokens.sum() / sizes.sum()),
+    }
+
+
+def _repeated(videos: pathlib.Path, folder: pathlib.Path, number: int) -> list[str]:
+    """Copies of the files under new names, so that there are `number` of them."""
+    originals = sorted(path for path in videos.iterdir() if path.suffix in (".mp4", ".mkv"))
+    if not originals:
+        raise SystemExit(f"{videos} holds no .mp4 or .mkv file")
+    folder.mkdir()
+    paths = []
+    for index in range(number):
+        original = originals[index % len(originals)]
+        path = folder / f"{index:06}{original.suffix}"
+        shutil.copyfile(original, path)
+        paths.append(str(path))
+    return paths
+
+
+class _Cost(NamedTuple):
+    """Of a pass: seconds on the clock, and of all cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _overhead(bare: list[_Cost], prepared: list[_Cost], kind: str) -> float:
+    """What preparation takes more, as a part of the bare work; the median of the passes."""
+    ratios = [getattr(p, kind) / getattr(b, kind) for p, b in zip(prepared, bare, strict=True)]
+    return statistics.median(ratios) - 1
+
+
+def _now() -> _Cost:
+    """Worker processes count once they have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return _Cost(time.perf_counter(), sum(use.ru_utime + use.ru_stime for use in usage))
+
+
+def _since(start: _Cost) -> _Cost:
+    return _Cost(*(now - then for now, then in zip(_now(), start, strict=True)))
+
+
+def _time_prepare(folder: pathlib.Path, number: int) -> _Cost:
+    """With everything that it does: workers started, source listed, manifest written."""
+    out = folder / f"shards{number}"
+    began = _now()
+    prepare(source=f"folder:{folder / 'videos'}", representation=OPTIONS, out=out)
+    cost = _since(began)
+    shutil.rmtree(out)
+    return cost
+
+
+def _time_bare(paths: list[str]) -> _Cost:
+    # One part a core from the start: nobody waits for work to be handed out.
+    parts = [paths[core :: launchers.num_cpus()] for core in range(launchers.num_cpus())]
+    began = _now()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
+        list(pool.map(_encode_files, parts))
+    return _since(began)
+
+
+def _encode_files(paths: list[str]) -> int:
+    return sum(_encode_file(path) for path in paths)
+
+
+def _encode_file(path: str) -> int:
+    """Decode, scale and pad by FFmpeg's filters, encode: bytes of all clips of a file."""
+    size = 0
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        graph = av.filter.Graph()
+        graph.threads = 1
+        width, height = _SIZE
+        scale = f"{width}:{height}:force_original_aspect_ratio=decrease:flags=bicubic"
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("scale", f"{scale}+accurate_rnd+full_chroma_int+bitexact"),
+            graph.add("format", "yuv420p"),
+            graph.add("pad", f"{width}:{height}:(ow-iw)/2:(oh-ih)/2"),
+            graph.add("buffersink"),
+        ).configure()
+        clip, due = [], 0
+        for frame in container.decode(stream):
+            if frame.time is None or frame.time * _FPS < due - 0.5:
+                continue
+            due += 1
+            graph.push(frame)
+            clip.append(graph.pull())
+            if len(clip) == _FRAMES:
+                size += _encode(clip)
+                clip = []
+        return size + (_encode(clip) if clip else 0)
+
+
+def _encode(clip: list[Any]) -> int:
+    encoder: Any = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = *_SIZE, "yuv420p"
+    encoder.time_base, encoder.framerate, encoder.thread_count = Fraction(1, _FPS), _FPS, 1
+    encoder.options = {"x264-params": _X264, "profile": "baseline"}
+    size = 0
+    for place, frame in enumerate(clip):
+        frame.pts, frame.time_base, frame.pict_type = place, Fraction(1, _FPS), 0
+        size += sum(packet.size for packet in encoder.encode(frame))
+    return size + sum(packet.size for packet in encoder.encode(None))
+
+
+if __name__ == "__main__":
+    app.run(main)
