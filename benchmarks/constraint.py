@@ -1,0 +1,130 @@
+"""What drawing strictly valid files costs: the time of a step with the constraint and without.
+
+    python -m benchmarks.constraint [--models=quickstart,25m] [--rounds=20]
+
+The engine of `jpeglm_jax.generate` with random weights, 64 rows, a token a byte; a measurement is
+the 64 steps that it takes between two looks of the host, from fresh rows on. Both ways in turn,
+best of the rounds each. On a CPU one device a core. Beside it, in the same process, how long the
+tables take to make and how large they are. Writes `benchmarks/results/constraint_DEVICE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import jpeg
+from data_pipelines import representations
+from data_pipelines.preparation.launchers import num_cpus
+from data_pipelines.representations.base import Representation
+from jpeglm_jax import engine as engines
+from jpeglm_jax import sharding
+from jpeglm_jax.constraint import Constraint, constraint
+from jpeglm_jax.engine import Engine
+from jpeglm_jax.sampling import Filter
+from jpeglm_jax.step import Recipe, compile_init, model_config
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = 64
+PRESETS = {"quickstart": "digits", "25m": "cifar10"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default=",".join(PRESETS))
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    sharding.split_cpu(num_cpus())
+    device = jax.devices()[0]
+    name = "cpu" if device.platform == "cpu" else device.device_kind.lower().replace(" ", "-")
+    results: dict[str, Any] = {
+        "command": f"python -m benchmarks.constraint --models={args.models} --rounds={args.rounds}",
+        "machine": f"{device.device_kind}, {platform.machine()}, {num_cpus()} cores, "
+        f"Python {platform.python_version()}, jax {jax.__version__}",
+        "rows": ROWS,
+    }
+    for model in args.models.split(","):
+        results[model] = measure(PRESETS[model], args.rounds)
+    text = json.dumps(results, indent=2)
+    (RESULTS / f"constraint_{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def measure(preset: str, rounds: int) -> dict[str, float]:
+    """Milliseconds of a step both ways, and what the tables take."""
+    config = jpeg.get_config(preset)
+    representation = representations.make(
+        **config.representation.to_dict(), num_labels=10 if config.data.conditional else 0
+    )
+    began = time.perf_counter()
+    rules = constraint(representation)
+    table_seconds = time.perf_counter() - began
+
+    mesh = sharding.make_mesh({"replica": -1, "fsdp": 1})
+    model = model_config(config, representation.vocab_size, jax.devices()[0].platform)
+    lengths = np.asarray(representation.byte_lengths)
+    recipe = Recipe(model, config.optimizer, config.steps, representation.eos, lengths)
+    params = compile_init(recipe, mesh)(0).params
+    contestants = {
+        name: _Steps(recipe, mesh, params, representation, config.row_length, chosen)
+        for name, chosen in (("free", None), ("constrained", rules))
+    }
+    for steps in contestants.values():
+        steps()  # compiles
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, steps in contestants.items():
+            times[name].append(steps())
+    free, constrained = (1e3 * min(times[name]) for name in ("free", "constrained"))
+    return {
+        "free_milliseconds_a_step": round(free, 3),
+        "constrained_milliseconds_a_step": round(constrained, 3),
+        "cost_percent": round(100 * (constrained / free - 1), 1),
+        "table_seconds": round(table_seconds, 2),
+        "table_megabytes": round(
+            sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(rules)) / 1e6, 1
+        ),
+    }
+
+
+class _Steps:
+    """Seconds a step, measured over one turn of the engine's device side with fresh rows."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Any,
+        params: Any,
+        representation: Representation,
+        length: int,
+        rules: Constraint | None,
+    ):
+        self._engine = Engine(
+            recipe, mesh, Filter(), batch_size=ROWS, length=length, seed=0, constraint=rules
+        )
+        self._weights = self._engine._weights(params)
+        start = np.array([representation.bos])
+        self._entry = self._engine._entry({row: (row, start) for row in range(ROWS)})
+
+    def __call__(self) -> float:
+        engine = self._engine
+        state = engine._enter(engine._empty(), self._entry)
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        state, _ = engine._advance(self._weights, engine._rules, state, np.int32(ROWS))
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - began
+        # As many steps as there are unless every document has ended before.
+        assert int(np.max(state.place)) == engines._STEPS
+        return seconds / engines._STEPS
+
+
+if __name__ == "__main__":
+    main()
