@@ -111,8 +111,13 @@ def digits(c: ConfigDict) -> None:
     """Trains on scikit-learn's 1,797 handwritten digits: no download, no accelerator.
 
     python -m jpeglm_jax.train --config=configs/jpeg.py
+
+    Hardware: two CPU cores. Time: about eight minutes, for 7.7 million tokens at 18,000 a second;
+    an estimate from the speed of a step. Result: after 1,400 steps, a third of the run, 55 bits a
+    held-out image where the file takes 222, and of 200 digits asked for (temperature 0.7) 90 %
+    strictly valid and 95.5 % recognised (docs/experiments.md, 2026-11-24).
     """
-    c.steps, c.batch_size, c.row_length = 3000, 16, 120
+    c.steps, c.batch_size, c.row_length = 4000, 16, 120
     c.representation.update(size=16, mode="L", quality=5, strip="header")
     c.data.update(source="digits", conditional=True, copies=64, heldout=0.15)
     c.data.augment = dict(rotation=8.0, shift=0.04, scale=0.08, shear=0.08)
@@ -123,7 +128,7 @@ def digits(c: ConfigDict) -> None:
     c.checkpoint.every = 500
     c.log.every = 20
     c.evaluate.every = 500
-    c.sample.update(every=1000, num=100, batch_size=100)
+    c.sample.update(every=1000, num=100, batch_size=100, temperature=0.7)
 
 
 def cifar10(c: ConfigDict) -> None:

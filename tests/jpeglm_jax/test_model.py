@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeglm_jax.model import REMAT_POLICIES, Llama, ModelConfig
+from jpeglm_jax.model import REMAT_POLICIES, Llama, ModelConfig, widen
 from jpeglm_jax.step import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "llama"
@@ -139,6 +139,23 @@ def test_remat_changes_neither_loss_nor_gradients(policy):
     plain = jax.value_and_grad(loss)(params, TINY)
     remat = jax.value_and_grad(loss)(params, dataclasses.replace(TINY, remat=policy))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_of_a_widening_product_are_those_of_the_product(dtype):
+    random = np.random.default_rng(0)
+    x, w, g = (
+        jnp.asarray(random.normal(size=shape), dtype) for shape in ((2, 5, 4), (4, 6), (2, 5, 6))
+    )
+    out, backward = jax.vjp(widen, x, w)
+    expected, expected_backward = jax.vjp(lambda x, w: x @ w, x, w)
+    np.testing.assert_array_equal(out, expected)
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    for ours, theirs in zip(backward(g), expected_backward(g), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(
+            ours.astype("float32"), theirs.astype("float32"), rtol=tolerance, atol=tolerance
+        )
 
 
 def test_a_bfloat16_model_keeps_float32_weights_and_logits():
