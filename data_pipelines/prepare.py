@@ -253,7 +253,10 @@ def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "What to prepare for, FILE.py:PRESET.")
     flags.DEFINE_string("out", None, "Folder to write, local or gs://.", required=True)
     flags.DEFINE_string(
-        "source", None, "digits, folder:PATH, tar:GLOB, tfds:NAME[/CONFIG][:SPLIT] or parquet:GLOB."
+        "source",
+        None,
+        "digits, moving_digits[:CLIPS], folder:PATH, tar:GLOB, tfds:NAME[/CONFIG][:SPLIT] or "
+        "parquet:GLOB.",
     )
     flags.DEFINE_integer("copies", None, "Augmented copies of each training image.")
     flags.DEFINE_float("heldout", None, "Part of the images to hold out, by key hash.")

@@ -6,10 +6,14 @@ code, and nothing is ever downloaded.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
+
+from PIL import Image
 
 from data_pipelines.sources import files
 from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
@@ -18,16 +22,19 @@ _SPEC = re.compile(
     r"(?P<name>[^:/]+)(/(?P<config>[^:]+))?(:(?P<version>\d+\.\d+\.\d+))?"
     r"(:(?P<split>([^:\[\]]|\[[^\[\]]*\])+))?"  # A slice, as in train[10:20], has a colon too.
 )
+_VIDEO_RATE = 25
 _BATCH = 64  # Records read at once while listing: enough for speed, few enough for large images.
 
 
 class TfdsSource(Source):
-    """The images of one split (by default "train"; slices such as "train[:10%]" are splits too).
+    """The images or videos of one split (by default "train"; slices, as "train[:10%]", too).
 
     The image is the feature "image", or the only one of its kind; the label likewise the feature
     "label", or the only class label. Keys are `NAME[/CONFIG]/VERSION/SPLIT/INDEX`. Listing a
     labelled split reads it, since a label lies in its image's record; images are not decoded.
-    Datasets are looked for in $TFDS_DATA_DIR, or else where TFDS keeps them.
+    A video is stored as a sequence of encoded images without a rate: it is read as a NUT file
+    of the same images, 25 a second (`_VIDEO_RATE`). Datasets are looked for in $TFDS_DATA_DIR, or
+    else where TFDS keeps them.
     """
 
     scheme = "tfds"
@@ -39,11 +46,12 @@ class TfdsSource(Source):
         self._prefix = f"{builder.info.full_name}/{self._split}"
         features = builder.info.features
         tfds = _tfds()
-        self._image = _only(features, tfds.features.Image, "image")
+        wanted = tfds.features.Image if kind == "image" else tfds.features.Video
+        self._image = _only(features, wanted, kind)
         self._label = _only(features, tfds.features.ClassLabel, "label")
         if self._image is None:
             raise SourceError(
-                f"{self.spec} has no image among its features: {', '.join(sorted(features))}"
+                f"{self.spec} has no {kind} among its features: {', '.join(sorted(features))}"
             )
         # Examples are parsed for one feature at a time: the others cost nothing.
         self._image_only = tfds.features.FeaturesDict({self._image: features[self._image]})
@@ -82,9 +90,9 @@ class TfdsSource(Source):
             raise SourceError(
                 f"record {locator} of {self.spec} cannot be read: {files.why(error)}"
             ) from error
-        if not image:
-            raise SourceError(f"record {locator} of {self.spec} holds no image")
-        return image
+        if not len(image):
+            raise SourceError(f"record {locator} of {self.spec} holds no {self.kind}")
+        return image if self.kind == "image" else _film([bytes(frame) for frame in image])
 
     def _labels(self, indices: range) -> list[int | str]:
         """Labels of some records; in place of one that cannot be read, the reason."""
@@ -142,6 +150,29 @@ class TfdsSource(Source):
                 f"the split {self._split!r} of {self._name} cannot be opened: {files.why(error)} "
                 f"(splits: {', '.join(builder.info.splits)})"
             ) from error
+
+
+def _film(frames: list[bytes]) -> bytes:
+    """Encoded images as one video file, none of them decoded. Raises SourceError."""
+    import av
+
+    codec = "png" if frames[0].startswith(b"\x89PNG") else "mjpeg"
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", format="nut") as container:
+            stream: Any = container.add_stream(codec, rate=_VIDEO_RATE)
+            with Image.open(io.BytesIO(frames[0]), formats=["PNG", "JPEG"]) as first:
+                stream.width, stream.height = first.size
+            stream.pix_fmt = "rgb24" if codec == "png" else "yuvj420p"
+            for place, frame in enumerate(frames):
+                packet = av.Packet(frame)
+                packet.stream, packet.time_base = stream, Fraction(1, _VIDEO_RATE)
+                packet.pts, packet.dts, packet.duration = place, place, 1
+                packet.is_keyframe = True
+                container.mux(packet)
+    except (av.FFmpegError, OSError) as error:
+        raise SourceError(f"its frames make no video: {files.why(error)}") from error
+    return file.getvalue()
 
 
 def _tfds() -> Any:

@@ -17,11 +17,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipelines.sources import SourceError, base, files, open_source, table, walk
+from data_pipelines.sources import tfds as tfds_source
 
 CIFAR10 = Path(__file__).parents[3] / "shared/data/cifar10/cifar10-test.tar.xz"
 
@@ -1102,3 +1104,40 @@ def test_kinds_of_skipped_files_are_bounded(tmp_path):
     source = open_source(f"folder:{tmp_path}")
     keys(source)
     assert len(source.skipped) == 65 and source.skipped.total() == 100
+
+
+def test_tfds_gives_videos_of_the_stored_frames(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow", reason="TFDS makes its feature Video with TensorFlow only")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    frames = (
+        np.zeros((6, 16, 24, 3), np.uint8) + 40 * np.arange(6, dtype=np.uint8)[:, None, None, None]
+    )
+    features = {
+        "video": tfds.features.Video(shape=(None, 16, 24, 3)),
+        "label": tfds.features.ClassLabel(names=["run", "walk"]),
+    }
+    write_tfds(tmp_path, "clips", features, {"train": [{"video": frames, "label": 1}]})
+    source = open_source("tfds:clips", "video")
+    (item,) = source.items()
+    assert (item.label, source.label_names) == (1, ("run", "walk"))
+    with av.open(io.BytesIO(source.read(item.locator))) as container:
+        found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert np.array_equal(found, frames)
+    with pytest.raises(SourceError, match="has no image among its features"):
+        open_source("tfds:clips")
+
+
+@pytest.mark.parametrize("encoding", ["PNG", "JPEG"])
+def test_frames_of_a_record_become_a_video_without_being_decoded(encoding):
+    frames = []
+    for shade in range(0, 240, 40):
+        file = io.BytesIO()
+        Image.new("RGB", (24, 16), (shade, 90, 255 - shade)).save(file, encoding)
+        frames.append(file.getvalue())
+    with av.open(io.BytesIO(tfds_source._film(frames))) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        assert container.streams.video[0].average_rate == 25
+    assert packets == frames
+    with pytest.raises(SourceError, match="make no video"):
+        tfds_source._film([b"no image"])
