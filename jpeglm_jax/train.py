@@ -193,7 +193,8 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
 
     work = {"evaluate": evaluate, "sample": sample, "checkpoint": save}
     duties: list[str] = meta.get("duties", [])  # what an interrupted run had not come to
-    held_out(eval_step, averaged(state), eval_loader, rows, 2, guards)  # if broken, it shows now
+    with meter.paused():  # if evaluation is broken, it shows now
+        held_out(eval_step, averaged(state), eval_loader, rows, 2, guards)
 
     # --- Loop -------------------------------------------------------------------------------------
     # Metrics of a step are read after the next one is under way, so that the device never waits.
