@@ -24,7 +24,7 @@ class SplashBlocks:
     kv: int = 1024
     kv_compute: int = 512
     q_dkv: int = 1024
-    kv_dkv: int = 4096
+    kv_dkv: int = 6144
     kv_dkv_compute: int = 512
 
 
@@ -66,9 +66,9 @@ CHIPS = {
     "NVIDIA H100": Chip(989e12),
     "NVIDIA H200": Chip(989e12),
     "TPU v4": Chip(275e12, 32, 1.05e9, 300e9),
-    "TPU v5 lite": Chip(197e12, 16, 1.5e9, 200e9, {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
+    "TPU v5 lite": Chip(197e12, 16, 1.5e9, 200e9, {"xla_tpu_scoped_vmem_limit_kib": "40960"}),
     "TPU v5": Chip(
-        459e12, 95, 1.75e9, 600e9, ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+        459e12, 95, 1.75e9, 600e9, ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "40960"}
     ),
     "TPU v6 lite": Chip(
         918e12,
@@ -76,7 +76,7 @@ CHIPS = {
         1.75e9,
         448e9,
         ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
-        SplashBlocks(1024, 2048, 1024, 2048, 4096, 1024),
+        SplashBlocks(1024, 2048, 1024, 1024, 12288, 1024),
     ),
 }
 # What a topology calls a device is not always what the device calls itself.

@@ -232,7 +232,9 @@ def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[ja
 
 
 def _swiglu_backward(inputs: tuple[jax.Array, ...], d_hidden: jax.Array) -> tuple[jax.Array, ...]:
-    return jax.lax.optimization_barrier(jax.vjp(_swiglu, *inputs)[1](d_hidden))
+    d_gate, d_up = jax.vjp(_swiglu, *inputs)[1](d_hidden)
+    # Each for itself: one can be used and dropped before the other is made.
+    return jax.lax.optimization_barrier(d_gate), jax.lax.optimization_barrier(d_up)
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)

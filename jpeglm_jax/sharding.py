@@ -95,16 +95,16 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(sizes, len(devices))
     dims = tuple(shape[axis] for axis in AXES)
-    if slices > 1:
-        if shape["replica"] % slices:
-            raise MeshError(
-                f"mesh.replica is {shape['replica']}, which {slices} slices do not divide; "
-                "replicas are what spans slices"
-            )
+    if shape["replica"] % slices:
+        raise MeshError(
+            f"mesh.replica is {shape['replica']}, which {slices} slices do not divide; "
+            "replicas are what spans slices"
+        )
+    if devices[0].platform == "cpu":
+        grid = np.asarray(devices).reshape(dims)  # pretended devices have no topology
+    elif slices > 1:
         inner = (dims[0] // slices, *dims[1:])
         grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices=devices)
-    elif devices[0].platform == "cpu":
-        grid = np.asarray(devices).reshape(dims)  # pretended devices have no topology
     else:
         grid = mesh_utils.create_device_mesh(dims, devices=devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
