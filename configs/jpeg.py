@@ -4,6 +4,7 @@
   cifar10     32x32 photos on one GPU, about a quarter of an hour
   imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
   7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
+  7b_v5p128   the same on 64 chips: four parts, so that a chip holds one row at a time
 
 Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
@@ -197,4 +198,19 @@ def paper(c: ConfigDict) -> None:
     c.sample.update(every=5000, num=16, top_p=0.9, top_k=50)
 
 
-PRESETS = {"digits": digits, "cifar10": cifar10, "imagenet64": imagenet64, "7b": paper}
+def paper_v5p128(c: ConfigDict) -> None:
+    """The paper's model on a v5p-128, 64 chips; see docs/parallelism.md for what it needs.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4
+    """
+    paper(c)
+    c.optimizer.accumulate = 4
+
+
+PRESETS = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "imagenet64": imagenet64,
+    "7b": paper,
+    "7b_v5p128": paper_v5p128,
+}
