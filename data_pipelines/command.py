@@ -32,8 +32,10 @@ def run(main: Callable[[Sequence[str]], Any], *mistakes: type[Exception]) -> Non
     def parse(arguments: Sequence[str]) -> Sequence[str]:
         try:
             return flags.FLAGS(arguments)
-        except (flags.Error, OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            # The last ones come from a --config.name of a value that the config does not have.
+        except (AttributeError, KeyError) as error:
+            name = str(error).strip("'\"").replace("'.", ".", 1)  # of quotes in quotes
+            _stop(ValueError(f"the configuration has no value {name}"), status=2)
+        except (flags.Error, OSError, ValueError, TypeError) as error:
             _stop(error, status=2)
 
     app.run(guarded, flags_parser=parse)
