@@ -76,7 +76,7 @@ CHIPS = {
         1.75e9,
         448e9,
         ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
-        SplashBlocks(1024, 2048, 1024, 1024, 12288, 1024),
+        SplashBlocks(1024, 2048, 1024, 1024, 6144, 512),
     ),
 }
 # What a topology calls a device is not always what the device calls itself.
