@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "psutil>=7.0",
     "pyarrow>=21",
     "scikit-learn>=1.7",
+    "scipy>=1.15",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",

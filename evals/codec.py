@@ -81,6 +81,9 @@ class GeneratedImages(Images):
     def key(self, number: int) -> str:
         return self._lines[number]["file"] or f"{number:06d} (no file)"
 
+    def label(self, number: int) -> int:
+        return int(self._lines[number].get("label", -1))
+
     def read(self, number: int) -> bytes:
         name = self._lines[number]["file"]
         return (self._folder / name).read_bytes() if name else b""

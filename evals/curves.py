@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipelines.shard_files import write_atomically
 from evals.page import Html, element
 
 # Colours that differ for the colour-blind too (Okabe and Ito), each with its own dash.
@@ -58,6 +60,12 @@ def scatter(
     if len(points) > 1:
         axes.legend(frameon=False, fontsize=9)
     return _figure(figure, text, title)
+
+
+def save(figure: Html, path: epath.PathLike) -> None:
+    """Writes a plot of `lines` or `scatter` as an .svg file of its own."""
+    svg = figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")]
+    write_atomically(epath.Path(path), svg.encode())
 
 
 def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from evals import curves, page
+from data_pipelines.images import ImageError
+from evals import curves, longtail, page
 from evals.compression import TITLES
 from evals.page import Html
 from evals.results import Evaluation
@@ -101,13 +102,12 @@ def completions(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
         parts.append(page.table(f"{one.name}: {metric} of completed images", ("", *given), rows))
         parts.append(_notes(result))
         for column, name in result["grids"].items():
-            parts.append(
-                page.picture(
-                    one.beside(name),
-                    f"Originals, beginnings and completions of {one.name}, {column} given",
-                    f"{column} given: original, what was given, completions.",
-                )
-            )
+            told = f"Originals, beginnings and completions of {one.name}, {column} given"
+            caption = f"{column} given: original, what was given, completions."
+            try:
+                parts.append(page.picture(one.beside(name), told, caption))
+            except (ImageError, OSError) as error:
+                parts.append(page.notes([f"{name}: {error}"]))
     return page.joined(parts)
 
 
@@ -151,6 +151,31 @@ def _by_frame(name: str, found: Mapping[str, Any]) -> Html:
         }
         figures.append(curves.lines(series, f"{name}: {title} by frame", "frame", title))
     return page.side_by_side(figures)
+
+
+def long_tail(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+    """longtail.json: the difference of two models by class, against frequency."""
+    parts = []
+    for one in evaluations:
+        result = one.results["longtail"]
+        parts.append(longtail.plot(result))
+        names = ("spearman", "pearson", "pearson_log")
+        rows = [
+            (
+                f"{prefix}{name}".replace("_", " "),
+                result.get(prefix + name),
+                result.get(f"{prefix}{name}_p_value"),
+            )
+            for prefix in ("", "kernel_")
+            for name in names
+        ]
+        header = ("", "coefficient", "p")
+        parts.append(page.table(f"{one.name}: difference and frequency", header, rows))
+        columns = ("class", "frequency", "n", "a", "b", "difference")
+        classes = [[row[column] for column in columns] for row in result["classes"]]
+        parts.append(page.table(f"{one.name}: classes", columns, classes))
+        parts.append(_notes(result))
+    return page.joined(parts)
 
 
 def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
@@ -199,4 +224,5 @@ KINDS = {
     "compression": Kind("Compression", compression),
     "completion": Kind("Completions", completions),
     "video": Kind("Video", videos),
+    "longtail": Kind("The long tail", long_tail),
 }

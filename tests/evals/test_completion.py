@@ -13,6 +13,10 @@ from evals.documents import Documents
 from evals.features import Extractor
 from evals.half_size import on_active_region
 from evals.images import open_images
+from evals.report import report
+from evals.results import Evaluation
+from evals.sections import KINDS
+from jpeglm_jax.checkpoint import CheckpointError
 from jpeglm_jax.sampling import Filter
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
@@ -97,6 +101,24 @@ def test_the_table_has_the_papers_columns_and_the_floor(completed):
     assert "unconditional" in text and "floor" in text and "of 48 strictly valid" in text
     for place in found["grids"].values():
         assert Image.open(out / place).width > Image.open(out / place).height / 3
+
+
+def test_a_report_shows_the_table_and_the_grids(completed, tmp_path):
+    out, _ = completed
+    report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 2 and "floor: references through the codec" in page
+    (out / "unconditional" / "grid.png").rename(out / "unconditional" / "gone.png")
+    report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
+    (out / "unconditional" / "gone.png").rename(out / "unconditional" / "grid.png")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 1 and "unconditional/grid.png" in page
+
+
+def test_completions_of_other_settings_are_refused(model, photos, completed):
+    out, _ = completed
+    with pytest.raises(CheckpointError, match="seed is 5 here and 0 there"):
+        run(model, photos, out, seed=5)
 
 
 def test_a_second_run_draws_nothing_again(model, photos, completed, monkeypatch):

@@ -1,0 +1,163 @@
+"""Two models class by class: a correlation is found and tested, and what is left out is named."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from evals import correlation
+from evals.distances import frechet
+from evals.longtail import TableError, longtail, read_frequencies, table
+from evals.report import report
+from evals.results import Evaluation
+from evals.sections import KINDS
+from evals.statistics import Statistics
+from tests.evals.plugin import patches
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
+FREQUENCIES = {name: 10.0**place for place, name in enumerate(CLASSES)}
+
+
+def write(folder, seed, noise_of, manifest=False, count=14):
+    """Images of every class: its colour and so much noise; as real files, or as generated ones."""
+    lines = []
+    for label, name in enumerate(CLASSES):
+        for number in range(count):
+            rng = np.random.default_rng((seed, label, number))
+            colour = np.random.default_rng(label).uniform(80, 170, 3)
+            pixels = colour + rng.normal(0, 10, (4, 4, 3)) + rng.normal(0, noise_of(label), 3)
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            place = folder if manifest else folder / name
+            place.mkdir(parents=True, exist_ok=True)
+            file = f"{label}-{number}.png"
+            image.resize((16, 16), Image.Resampling.NEAREST).save(place / file)
+            lines.append(json.dumps({"file": file, "valid": True, "label": label}))
+    if manifest:
+        (folder / "manifest.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("longtail")
+    return {
+        # The more frequent a class, the worse a is at it; b is equally good at all.
+        "a": write(folder / "a", 1, lambda label: 6.0 * label, manifest=True),
+        "b": write(folder / "b", 2, lambda label: 6.0),
+        "references": write(folder / "real", 3, lambda label: 1.0),
+    }
+
+
+def test_a_model_that_loses_where_classes_are_frequent_is_found_out(folders, tmp_path):
+    found = longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches())
+    assert found == json.loads((tmp_path / "longtail.json").read_text())
+    assert found["metric"] == "frechet_distance" and found["n_classes"] == 6
+    assert found["spearman"] > 0.9 and found["spearman_p_value"] < 0.05
+    assert found["pearson_log"] > 0.7 and found["kernel_spearman"] > 0.9
+    other = longtail(
+        folders["b"],
+        folders["a"],
+        folders["references"],
+        FREQUENCIES,
+        tmp_path / "swapped",
+        extractor=patches(),
+    )
+    assert other["spearman"] == pytest.approx(-found["spearman"])
+    svg = (tmp_path / "longtail.svg").read_text()
+    assert svg.startswith("<svg") and svg.endswith("</svg>") and "Spearman" in svg
+    report([], [Evaluation.read(tmp_path, tuple(KINDS))], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "The long tail" in page and "spearman" in page and "<svg" in page
+    assert "cat" in table(found) and "spearman of frechet distance" in table(found)
+
+
+def test_a_class_has_the_distance_of_its_own_images(folders, tmp_path):
+    found = longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches())
+    extractor = patches()
+
+    def of(paths):
+        pixels = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+        return Statistics.of(
+            extractor.apply(np.stack([extractor.prepare(each) for each in pixels]))["colours"]
+        )
+
+    real = of(sorted((tmp_path / folders["references"] / "dog").glob("*.png")))
+    a = of([tmp_path / folders["a"] / f"3-{number}.png" for number in range(14)])
+    row = next(row for row in found["classes"] if row["class"] == "dog")
+    assert row["a"] == pytest.approx(frechet(a, real), rel=1e-4)
+    assert row["difference"] == row["a"] - row["b"]
+    assert (row["n"], row["n_references"], row["frequency"]) == (14, 14, 1000.0)
+
+
+def test_classes_without_enough_are_left_out_and_named(folders, tmp_path):
+    frequencies = {name: value for name, value in FREQUENCIES.items() if name != "eel"}
+    found = longtail(**folders, frequencies=frequencies, out=tmp_path, extractor=patches())
+    assert found["not_computed"] == {"eel": "the table has no frequency of it"}
+    assert any("1 classes are left out" in text for text in found["warnings"])
+    assert any("as few as 14 images for 48 dimensions" in text for text in found["warnings"])
+    with pytest.raises(ValueError, match="0 classes have what is needed.*14 images of a"):
+        longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches(), least=15)
+    with pytest.raises(ValueError, match="has no classes"):
+        longtail(
+            folders["a"],
+            folders["b"],
+            folders["references"] + "/ant",
+            FREQUENCIES,
+            tmp_path / "out",
+            extractor=patches(),
+        )
+
+
+def test_coefficients_are_scipys_and_small_tests_count_every_order():
+    rng = np.random.default_rng(0)
+    for n in (5, 40):
+        x = np.round(rng.normal(size=n), 1)  # with equal ones
+        y = x + rng.normal(size=n)
+        assert correlation.pearson(x, y).value == pytest.approx(stats.pearsonr(x, y).statistic)
+        assert correlation.spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
+    x, y = np.array([1.0, 2, 4, 7, 9]), np.array([2.0, 1, 5, 6, 9])
+    found = correlation.pearson(x, y)
+    every = [np.corrcoef(x, y[list(order)])[0, 1] for order in itertools.permutations(range(5))]
+    assert found.p_value == pytest.approx(np.mean(np.abs(every) >= abs(found.value) - 1e-9))
+
+
+def test_p_values_are_uniform_where_there_is_nothing_to_find():
+    rng = np.random.default_rng(1)
+    found = [
+        correlation.spearman(rng.normal(size=12), rng.normal(size=12)).p_value for _ in range(60)
+    ]
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+    strong = np.arange(12.0)
+    assert correlation.spearman(strong, strong**3).p_value < 0.001
+    assert np.isnan(correlation.spearman(strong, np.ones(12)).value)
+    with pytest.raises(ValueError, match="at least 4 pairs"):
+        correlation.pearson(strong[:3], strong[:3])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "holds no class"),
+        ("class,frequency\n", "holds no class"),
+        ("a,1\nb\n", "line 2 has 1 columns"),
+        ("a,1\nb,many\n", "line 2: found frequency 'many'"),
+        ("a,1\nb,-2\n", "expected 0 or more"),
+        ("a,1\nb,nan\n", "expected 0 or more"),
+        ("a,1\na,2\n", "'a' is there twice"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_line(tmp_path, text, sentence):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(TableError, match=re.escape(sentence)):
+        read_frequencies(tmp_path / "table.csv")
+
+
+def test_a_table_may_have_a_header_and_names_with_commas(tmp_path):
+    (tmp_path / "table.csv").write_text('class,results\n"crane, bird",10\n\ncat, 2.5\n')
+    assert read_frequencies(tmp_path / "table.csv") == {"crane, bird": 10.0, "cat": 2.5}
+    with pytest.raises(TableError, match="there is no file"):
+        read_frequencies(tmp_path / "none.csv")
