@@ -139,6 +139,10 @@ class Checkpoints:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Begins to save; returns as soon as the state may be changed. Saves no step twice.
 
