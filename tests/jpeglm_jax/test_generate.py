@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -140,6 +142,32 @@ def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monke
         assert line.pop("log_likelihood") == pytest.approx(other.pop("log_likelihood"), rel=1e-4)
         assert line == other
     assert stopped == whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_a_sentence_with_what_is_on_disk(workdir, tmp_path):
+    arguments = [f"--checkpoint={workdir}", f"--out={tmp_path}", "--num=100000"]
+    command = [sys.executable, "-m", "jpeglm_jax.generate", *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background may ignore it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    part = tmp_path / "manifest-00000-of-00001.jsonl"
+    while not (part.exists() and part.read_text().count("\n") > 10):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"what was drawn is in {tmp_path}, and the same command goes on with it" in errors
+    assert "Traceback" not in errors
+    lines = [json.loads(line) for line in part.read_text().splitlines()]
+    for line in lines:
+        assert not line["file"] or (tmp_path / line["file"]).is_file()
 
 
 def test_tasks_share_the_documents_and_the_last_one_gathers_them(model, tmp_path):
