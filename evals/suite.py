@@ -86,12 +86,9 @@ def main(arguments: Sequence[str]) -> None:
                 "what it is to be compared with is not known"
             )
         references = source
-    name = "inception" if values.weights else "digits"
-    if name == "digits" and references != "digits":
+    extractor = extractors.from_flags(values, references)
+    if extractor is None:
         raise ValueError("give --weights of the FID network; only digits can do without")
-    extractor = extractors.make(
-        name, weights=values.weights, dims=int(values.dims), preset=values.resize
-    )
     page = suite(
         values.checkpoint,
         references,
@@ -110,9 +107,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_string("references", None, "Real images; default those of a run on digits.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
-    flags.DEFINE_string("weights", None, "File or URL of the FID network's weights.")
-    flags.DEFINE_enum("dims", "2048", ["64", "192", "768", "2048"], "Of the FID network.")
-    flags.DEFINE_enum("resize", "clean", ["clean", "tf1", "torch"], "See evals.fid.")
+    extractors.define_flags()
     flags.DEFINE_integer("num", 1000, "Documents to draw.")
     flags.DEFINE_integer("num_held_out", 0, "Held-out documents to count bits of; 0: all.")
     flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
