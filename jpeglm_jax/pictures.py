@@ -13,6 +13,7 @@ from data_pipelines import movies, sheet
 from data_pipelines.representations.avc import AvcRepresentation
 from data_pipelines.representations.avc_mp4 import to_mp4
 from data_pipelines.representations.base import Representation
+from data_pipelines.representations.jpeg import JpegRepresentation
 from jpeglm_jax.prompts import Request
 
 GRID = "grid.png"
@@ -90,11 +91,13 @@ def _write_side_by_side(
 
 
 def _beginning(representation: Representation, given: np.ndarray) -> list[Image.Image]:
-    """What was given: of a clip its frames alone, not what the decoder puts after them."""
-    shown = sheet.pictures(representation, given)
-    if representation.medium == "image":
-        return shown
-    return shown[: representation.inspect(given).units]
+    """What was given, and nothing that a decoder makes of the end of the stream."""
+    if isinstance(representation, JpegRepresentation):
+        try:
+            return [representation.salvage(given).image]
+        except ValueError:  # not one MCU
+            return []
+    return sheet.pictures(representation, given)[: representation.inspect(given).units]
 
 
 def _document(
