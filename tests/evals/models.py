@@ -10,7 +10,7 @@ from jpeglm_jax.sharding import make_mesh
 from jpeglm_jax.step import Recipe, compile_init, model_config
 from tests.jpeglm_jax.conftest import tiny
 
-DIGITS = {"size": 16, "mode": "L", "quality": 10, "strip": "header"}
+DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}
 
 
 @functools.cache
