@@ -36,7 +36,7 @@ _BYTES = tokenizers.ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
-class AvcRepresentation(base.Representation):
+class AvcRepresentation(base.TokenizedRepresentation):
     """Clips as the bytes of H.264 streams.
 
     Attributes:
@@ -282,31 +282,6 @@ class AvcRepresentation(base.Representation):
             return np.zeros(1, bool)
         known = (ids >= 0) & (ids < self.vocab_size)
         return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
-
-    # The tokenizer's part
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
-
-    @property
-    def bos(self) -> int:
-        return self.tokenizer.bos
-
-    @property
-    def eos(self) -> int:
-        return self.tokenizer.eos
-
-    @property
-    def num_labels(self) -> int:
-        return self.tokenizer.num_labels
-
-    def label_token(self, label: int) -> int:
-        return self.tokenizer.label_token(label)
-
-    @property
-    def byte_lengths(self) -> np.ndarray:
-        return self.tokenizer.byte_lengths
 
     def to_config(self) -> dict[str, Any]:
         return {

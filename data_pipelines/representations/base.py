@@ -20,6 +20,7 @@ from PIL import features
 
 from data_pipelines import images
 from data_pipelines.sources.base import Kind
+from data_pipelines.tokenizer import BpeTokenizer, Tokenizer
 
 CONFIG_FILE = "representation.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -186,13 +187,49 @@ class Representation(abc.ABC):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes what `representations.load` needs: the config, and the SentencePiece model of BPE.
+        """Writes what `representations.load` needs.
 
         The folder may be anything that `etils.epath` reaches, and is made if missing.
         """
         path = epath.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         (path / CONFIG_FILE).write_text(json.dumps(self.to_config(), indent=2) + "\n")
-        model = getattr(getattr(self, "tokenizer", None), "model", None)
-        if model is not None:
-            (path / TOKENIZER_FILE).write_bytes(model)
+
+
+class TokenizedRepresentation(Representation):
+    """Media as codec bytes that a tokenizer makes tokens of: its ids are the documents'.
+
+    Attributes:
+      tokenizer: bytes -> tokens.
+    """
+
+    tokenizer: Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def bos(self) -> int:
+        return self.tokenizer.bos
+
+    @property
+    def eos(self) -> int:
+        return self.tokenizer.eos
+
+    @property
+    def num_labels(self) -> int:
+        return self.tokenizer.num_labels
+
+    def label_token(self, label: int) -> int:
+        return self.tokenizer.label_token(label)
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        return self.tokenizer.byte_lengths
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Writes the config, and the SentencePiece model of BPE."""
+        super().save(folder)
+        if isinstance(self.tokenizer, BpeTokenizer):
+            (epath.Path(folder) / TOKENIZER_FILE).write_bytes(self.tokenizer.model)

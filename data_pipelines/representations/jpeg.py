@@ -37,7 +37,7 @@ _BYTES = tokenizers.ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
-class JpegRepresentation(base.Representation):
+class JpegRepresentation(base.TokenizedRepresentation):
     """Images as the bytes of baseline JPEG files.
 
     Attributes:
@@ -290,31 +290,6 @@ class JpegRepresentation(base.Representation):
             )
         _check_size(size)
         return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
-
-    # The tokenizer's part
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
-
-    @property
-    def bos(self) -> int:
-        return self.tokenizer.bos
-
-    @property
-    def eos(self) -> int:
-        return self.tokenizer.eos
-
-    @property
-    def num_labels(self) -> int:
-        return self.tokenizer.num_labels
-
-    def label_token(self, label: int) -> int:
-        return self.tokenizer.label_token(label)
-
-    @property
-    def byte_lengths(self) -> np.ndarray:
-        return self.tokenizer.byte_lengths
 
     def to_config(self) -> dict[str, Any]:
         return {
