@@ -267,22 +267,6 @@ class AvcRepresentation(base.TokenizedRepresentation):
             most=self.frames,
         )
 
-    def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
-        """(bytes up to the first token that stands for none, what is wrong with that token)."""
-        try:
-            return self.tokenizer.decode(tokens), ""
-        except ValueError as error:
-            first = int(np.argmin(self._is_content(tokens)))
-            return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
-
-    def _is_content(self, tokens: np.ndarray) -> np.ndarray:
-        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            return np.zeros(1, bool)
-        known = (ids >= 0) & (ids < self.vocab_size)
-        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
-
     def to_config(self) -> dict[str, Any]:
         return {
             "name": self.name,

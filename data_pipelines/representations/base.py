@@ -228,6 +228,23 @@ class TokenizedRepresentation(Representation):
     def byte_lengths(self) -> np.ndarray:
         return self.tokenizer.byte_lengths
 
+    def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
+        """(bytes up to the first token that stands for none, what is wrong with that token)."""
+        try:
+            return self.tokenizer.decode(tokens), ""
+        except ValueError as error:
+            content = self._is_content(tokens)
+            first = int(np.argmin(content))
+            return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
+
+    def _is_content(self, tokens: np.ndarray) -> np.ndarray:
+        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            return np.zeros(1, bool)
+        known = (ids >= 0) & (ids < self.vocab_size)
+        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
+
     def save(self, folder: epath.PathLike) -> None:
         """Writes the config, and the SentencePiece model of BPE."""
         super().save(folder)

@@ -226,23 +226,6 @@ class JpegRepresentation(base.TokenizedRepresentation):
             for walk, (stream, error) in zip(walks, contents, strict=True)
         ]
 
-    def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
-        """(bytes up to the first token that stands for none, what is wrong with that token)."""
-        try:
-            return self.tokenizer.decode(tokens), ""
-        except ValueError as error:
-            content = self._is_content(tokens)
-            first = int(np.argmin(content))
-            return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
-
-    def _is_content(self, tokens: np.ndarray) -> np.ndarray:
-        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            return np.zeros(1, bool)
-        known = (ids >= 0) & (ids < self.vocab_size)
-        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
-
     def salvage(self, tokens: np.ndarray) -> Salvage:
         """Restores what can be shown of a damaged document, and tells what was filled in.
 
