@@ -12,19 +12,17 @@ import concurrent.futures
 import json
 import multiprocessing
 import pathlib
-import resource
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 from absl import app, flags
 
+from benchmarks.cost import Cost, now, overhead, since
 from data_pipelines import tokenizer
 from data_pipelines.preparation import launchers
 from data_pipelines.prepare import prepare
@@ -60,9 +58,9 @@ def main(_: Sequence[str]) -> None:
         "pyav": av.__version__,
         "bare": [cost._asdict() for cost in bare],
         "prepare": [cost._asdict() for cost in prepared],
-        "overhead": _overhead(bare, prepared, "seconds"),
+        "overhead": overhead(bare, prepared, "seconds"),
         # Nearly the same on a machine that is busy with other things.
-        "overhead_in_cpu_time": _overhead(bare, prepared, "cpu_seconds"),
+        "overhead_in_cpu_time": overhead(bare, prepared, "cpu_seconds"),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
@@ -106,47 +104,24 @@ def _repeated(videos: pathlib.Path, folder: pathlib.Path, number: int) -> list[s
     return paths
 
 
-class _Cost(NamedTuple):
-    """Of a pass: seconds on the clock, and of all cores together."""
-
-    seconds: float
-    cpu_seconds: float
-
-
-def _overhead(bare: list[_Cost], prepared: list[_Cost], kind: str) -> float:
-    """What preparation takes more, as a part of the bare work; the median of the passes."""
-    ratios = [getattr(p, kind) / getattr(b, kind) for p, b in zip(prepared, bare, strict=True)]
-    return statistics.median(ratios) - 1
-
-
-def _now() -> _Cost:
-    """Worker processes count once they have ended."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return _Cost(time.perf_counter(), sum(use.ru_utime + use.ru_stime for use in usage))
-
-
-def _since(start: _Cost) -> _Cost:
-    return _Cost(*(now - then for now, then in zip(_now(), start, strict=True)))
-
-
-def _time_prepare(folder: pathlib.Path, number: int) -> _Cost:
+def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
     """With everything that it does: workers started, source listed, manifest written."""
     out = folder / f"shards{number}"
-    began = _now()
+    began = now()
     prepare(source=f"folder:{folder / 'videos'}", representation=OPTIONS, out=out)
-    cost = _since(began)
+    cost = since(began)
     shutil.rmtree(out)
     return cost
 
 
-def _time_bare(paths: list[str]) -> _Cost:
+def _time_bare(paths: list[str]) -> Cost:
     # One part a core from the start: nobody waits for work to be handed out.
     parts = [paths[core :: launchers.num_cpus()] for core in range(launchers.num_cpus())]
-    began = _now()
+    began = now()
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
         list(pool.map(_encode_files, parts))
-    return _since(began)
+    return since(began)
 
 
 def _encode_files(paths: list[str]) -> int:

@@ -9,6 +9,7 @@ cache is filled anew, step by step.
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
 import json
@@ -132,7 +133,7 @@ class Codec:
             first, counted = first + self.stride, first + self.length
 
 
-class _Coder:
+class _Coder(abc.ABC):
     """One document, token after token."""
 
     def __init__(self, eos: int) -> None:
@@ -144,8 +145,9 @@ class _Coder:
         """A token that has been coded; after the end any, for nothing of it is kept."""
         return int(self.tokens[place]) if place < len(self.tokens) else 0
 
+    @abc.abstractmethod
     def code(self, starts_V: np.ndarray) -> None:
-        raise NotImplementedError
+        """Codes one token, given where each token's share of the probability starts."""
 
 
 class _Writer(_Coder):
