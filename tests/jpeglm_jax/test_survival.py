@@ -121,7 +121,9 @@ def test_a_disk_without_room_keeps_the_last_good_checkpoint_and_says_so(digit_sh
     arguments = command(digit_shards, tmp_path, log__tensorboard=False, compilation_cache="")
     said, complained, status = finish(start(arguments, preexec_fn=limit_file_size(20_000)))
     assert status == 1, said + complained
-    assert "Traceback" not in complained, complained
+    # Where several arrays failed at once, asyncio may log those that nobody waited for, with their
+    # tracebacks inside Orbax. A traceback through this project's code would be an error not caught.
+    assert 'train.py", line' not in complained, complained
     assert "the checkpoint of step 100" in complained and "File too large" in complained
     assert "The newest complete checkpoint is of step 50. Make room" in complained
     assert Checkpoints(tmp_path).latest() == 50
