@@ -23,7 +23,7 @@ import numpy as np
 from data_pipelines import tokenizer as tokenizers
 from data_pipelines import videos
 from data_pipelines.representations import avc_bitstream as bitstream
-from data_pipelines.representations import avc_decoder, avc_walk, base
+from data_pipelines.representations import avc_decoder, avc_machine, avc_walk, base
 from data_pipelines.representations.avc_decoder import Decoded
 from data_pipelines.representations.avc_format import STRIPS, AvcFormat, without_sei
 from data_pipelines.sources.base import Kind
@@ -265,6 +265,14 @@ class AvcRepresentation(base.TokenizedRepresentation):
             headers=self.strip == "none",
             least=self.least,
             most=self.frames,
+        )
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> avc_machine.AvcMachine:
+        """What may follow in a stream down to the slice headers; macroblocks are not walked."""
+        if size not in (None, self.size):
+            raise ValueError(f"found size {size}, expected {self.size}, which clips here have")
+        return avc_machine.machine(
+            self.format, headers=self.strip == "none", least=self.least, most=self.frames
         )
 
     def to_config(self) -> dict[str, Any]:

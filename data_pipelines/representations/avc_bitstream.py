@@ -67,16 +67,15 @@ def check_bytes(nal: bytes) -> None:
         raise SyntaxFault(
             f"{found.group().hex(' ')} inside a NAL unit, which emulation prevention rules out"
         )
-    if nal[-1] == 0:
-        raise SyntaxFault("a NAL unit ends in 00, without its stop bit")
+    if nal[-1] == 0 or nal.endswith(b"\x00\x00\x03"):
+        raise SyntaxFault(f"a NAL unit ends in {nal[-1]:02x} after zeros, without its stop bit")
 
 
 class Bits:
     """Reads the leading bits of a NAL's payload, emulation prevention undone."""
 
     def __init__(self, nal: bytes, limit: int = _HEADER_BYTES):
-        # A byte 03 is dropped after two zeros only, and counting starts over after it.
-        data = nal[1 : 1 + limit].replace(b"\x00\x00\x03", b"\x00\x00")
+        data = _unescaped(nal[1 : 1 + limit])
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
@@ -99,6 +98,11 @@ class Bits:
         """A signed Exp-Golomb code (9.1.1)."""
         code = self.ue()
         return (code + 1) // 2 if code % 2 else -code // 2
+
+
+def _unescaped(data: bytes) -> bytes:
+    """Emulation prevention undone: a byte 03 is dropped after two zeros, which then count anew."""
+    return data.replace(b"\x00\x00\x03", b"\x00\x00")
 
 
 class Sps(NamedTuple):
@@ -135,6 +139,7 @@ class SliceHeader(NamedTuple):
     idr_pic_id: int  # -1 outside an IDR picture
     num_ref_idx: int
     qp: int
+    deblocking: tuple[int, ...]  # disable_deblocking_filter_idc, then both offsets unless it is 1
 
 
 def parse_sps(nal: bytes) -> Sps:
@@ -205,12 +210,62 @@ def parse_slice(nal: bytes, sps: Sps, pps: Pps) -> SliceHeader:
     qp = pps.init_qp + bits.se()
     if not 0 <= qp <= 51:
         raise SyntaxFault(f"a slice QP of {qp}, expected 0 to 51")
-    if pps.deblocking_control:
-        _deblocking(bits)
+    deblocking = _deblocking(bits) if pps.deblocking_control else ()
     bits.u(1)  # something follows, the stop bit at least
     return SliceHeader(
-        nal_type, ref_idc, first_mb, slice_type, frame_num, idr_pic_id, num_ref_idx, qp
+        nal_type, ref_idc, first_mb, slice_type, frame_num, idr_pic_id, num_ref_idx, qp, deblocking
     )
+
+
+def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
+    """The bits of a header as x264 spells it: (value, count), from the NAL's first byte on.
+
+    x264 says that all slices of a picture are of one type (slice_type + 5), changes neither the
+    order nor the marking of references, and states their number where it is not the set's.
+    """
+    codes = [(header.ref_idc << 5 | header.nal_type, 8)]
+    codes += [_ue(header.first_mb), _ue(header.slice_type + 5), _ue(0)]
+    codes.append((header.frame_num, sps.frame_num_bits))
+    if header.nal_type == IDR:
+        codes.append(_ue(header.idr_pic_id))
+    if header.slice_type == P:
+        stated = header.num_ref_idx != pps.num_ref_idx
+        codes += [(1, 1), _ue(header.num_ref_idx - 1)] if stated else [(0, 1)]
+        codes.append((0, 1))
+    if header.ref_idc:
+        codes.append((0, 2) if header.nal_type == IDR else (0, 1))
+    codes.append(_se(header.qp - pps.init_qp))
+    if pps.deblocking_control:
+        codes += [_ue(header.deblocking[0]), *map(_se, header.deblocking[1:])]
+    value, count = 0, 0
+    for code, bits in codes:
+        value, count = value << bits | code, count + bits
+    return value, count
+
+
+def check_slice(nal: bytes, header: tuple[int, int]) -> None:
+    """A slice NAL begins with these bits of a header, and has data before its stop bit.
+
+    Raises SyntaxFault.
+    """
+    data = _unescaped(nal)
+    value, count = header
+    size = -(-count // 8)
+    if int.from_bytes(data[:size].ljust(size, b"\0"), "big") >> 8 * size - count != value:
+        raise SyntaxFault("a slice header that says the same in other bits than x264's")
+    stop = 8 * len(data) - (data[-1] & -data[-1]).bit_length()
+    if stop <= count:
+        raise SyntaxFault("a slice without data")
+
+
+def _ue(value: int) -> tuple[int, int]:
+    """An unsigned Exp-Golomb code (9.1): (value, bits)."""
+    return value + 1, 2 * (value + 1).bit_length() - 1
+
+
+def _se(value: int) -> tuple[int, int]:
+    """A signed one (9.1.1)."""
+    return _ue(2 * value - 1 if value > 0 else -2 * value)
 
 
 def _references(bits: Bits, pps: Pps) -> int:
@@ -239,10 +294,11 @@ def _marking(bits: Bits, nal_type: int) -> None:
                 bits.ue()
 
 
-def _deblocking(bits: Bits) -> None:
+def _deblocking(bits: Bits) -> tuple[int, ...]:
     if (disabled := bits.ue()) > 2:
         raise SyntaxFault(f"disable_deblocking_filter_idc {disabled}, expected 0 to 2")
-    if disabled != 1:
-        for _ in range(2):
-            if not -6 <= (offset := bits.se()) <= 6:
-                raise SyntaxFault(f"a deblocking offset of {offset}, expected -6 to 6")
+    offsets = () if disabled == 1 else (bits.se(), bits.se())
+    for offset in offsets:
+        if not -6 <= offset <= 6:
+            raise SyntaxFault(f"a deblocking offset of {offset}, expected -6 to 6")
+    return (disabled, *offsets)

@@ -27,6 +27,10 @@ STRIPS = ("none", "headers")
 MAX_SIDE = 4096
 _CODEC = "libx264"
 _PROBE_FRAMES = 4
+# nal_ref_idc by NAL type, of streams whose frames are all referred to; and the frames before that
+# a P slice refers to.
+REF_IDC = {bitstream.IDR: 3, bitstream.SLICE: 2}
+MAX_REFERENCES = 3
 
 # The paper's flags (arXiv 2408.08459, appendix), as x264 names them; cpu-independent is added: it
 # makes the bytes equal on processors with other vector units.
@@ -40,7 +44,7 @@ _FIXED = {
     "mixed-refs": "0",
     "fast-pskip": "0",
     "partitions": "none",
-    "ref": "3",
+    "ref": str(MAX_REFERENCES),
     "cpu-independent": "1",
 }
 # How x264's account spells what it spells in another way: (name, value).
@@ -59,6 +63,7 @@ class Constants(NamedTuple):
       sps_nal, pps_nal: the same, as NAL units.
       prefix: both with start codes, as they lie before every IDR picture.
       qps: QP of a slice, by slice type.
+      deblocking: what slice headers say of the deblocking filter, by slice type.
       core: x264's build, as its account names it.
     """
 
@@ -68,6 +73,7 @@ class Constants(NamedTuple):
     pps_nal: bytes
     prefix: bytes
     qps: dict[int, int]
+    deblocking: dict[int, tuple[int, ...]]
     core: str
 
 
@@ -222,8 +228,11 @@ def _constants(settings: AvcFormat, units: list[bytes], core: str) -> Constants:
     qps = {bitstream.I: intra, bitstream.P: settings.qp}
     if any(header.qp != qps[header.slice_type] for header in slices):
         raise bitstream.SyntaxFault(f"slices of QP {sorted({h.qp for h in slices})}, not {qps}")
+    deblocking = {header.slice_type: header.deblocking for header in slices}
+    if deblocking.keys() != qps.keys():
+        raise bitstream.SyntaxFault(f"slices of types {sorted(deblocking)}, expected both P and I")
     prefix = b"\x00\x00\x00\x01" + sps_nal + b"\x00\x00\x00\x01" + pps_nal
-    return Constants(sps, pps, sps_nal, pps_nal, prefix, qps, core)
+    return Constants(sps, pps, sps_nal, pps_nal, prefix, qps, deblocking, core)
 
 
 def _encode(

@@ -20,13 +20,12 @@ from data_pipelines.representations.avc_bitstream import (
     SliceHeader,
     SyntaxFault,
     check_bytes,
+    check_slice,
     nals,
     parse_slice,
+    slice_header,
 )
-from data_pipelines.representations.avc_format import AvcFormat
-
-_REF_IDC = {IDR: 3, SLICE: 2}  # x264's, of streams whose frames are all referred to
-_MAX_REFERENCES = 3
+from data_pipelines.representations.avc_format import MAX_REFERENCES, REF_IDC, AvcFormat
 
 
 class Walk(NamedTuple):
@@ -128,8 +127,8 @@ class _Walker:
             raise SyntaxFault(
                 f"a slice that begins at macroblock {header.first_mb}, expected {self._next_mb}"
             )
-        if header.ref_idc != _REF_IDC[header.nal_type]:
-            raise SyntaxFault(f"nal_ref_idc {header.ref_idc}, expected {_REF_IDC[header.nal_type]}")
+        if header.ref_idc != REF_IDC[header.nal_type]:
+            raise SyntaxFault(f"nal_ref_idc {header.ref_idc}, expected {REF_IDC[header.nal_type]}")
         if header.qp != self._constants.qps[header.slice_type]:
             raise SyntaxFault(
                 f"a slice QP of {header.qp}, expected {self._constants.qps[header.slice_type]}"
@@ -138,6 +137,10 @@ class _Walker:
             self._check_same_frame(nal, header)
         else:
             self._begin_frame(nal, header)
+        deblocking = self._constants.deblocking[header.slice_type]
+        if header.deblocking != deblocking:
+            raise SyntaxFault(f"deblocking {header.deblocking}, expected {deblocking}")
+        check_slice(data, slice_header(header, self._constants.sps, self._constants.pps))
         self._next_mb += self._step
         if self._next_mb >= self._settings.mbs:
             self._next_mb = 0
@@ -185,6 +188,6 @@ class _Walker:
             expected = self._since_idr % (1 << self._constants.sps.frame_num_bits)
         if header.frame_num != expected:
             raise SyntaxFault(f"frame_num {header.frame_num}, expected {expected}")
-        most = min(self._since_idr, _MAX_REFERENCES)
-        if header.slice_type == P and header.num_ref_idx > most:
-            raise SyntaxFault(f"{header.num_ref_idx} references where there are {most}")
+        references = min(self._since_idr, MAX_REFERENCES)
+        if header.slice_type == P and header.num_ref_idx != references:
+            raise SyntaxFault(f"{header.num_ref_idx} references where there are {references}")
