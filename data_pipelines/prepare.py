@@ -167,14 +167,14 @@ def _specs(work: Job, retry_rejected: bool) -> list[ShardSpec]:
 
 
 class _ProgressBar:
-    """Images (and their copies) dealt with: how many, how fast, how long still."""
+    """Images (and their copies) or videos dealt with: how many, how fast, how long still."""
 
     def __init__(self, work: Job, specs: Sequence[ShardSpec]):
         total = sum(_documents_to_make(work, spec) for spec in specs)
         often = sys.stderr.isatty()  # a log wants a line now and then
         self._bar = tqdm.tqdm(
             total=total,
-            unit="img",
+            unit=work.kind,
             desc="prepare",
             dynamic_ncols=True,
             mininterval=0.1 if often else _LOG_SECONDS,

@@ -38,8 +38,8 @@ def finish(job: Job) -> dict[str, Any] | None:
     rejects = _write_rejects(job)
     if not any(sidecar["documents"] for sidecar in sidecars.values()):
         raise shard_files.ShardError(
-            f"{job.folder}: not one of {rejects['count']} images became a document; the most "
-            f"common reasons: {rejects['reasons']}"
+            f"{job.folder}: not one of {rejects['count']} {job.kind}s became a "
+            f"document; the most common reasons: {rejects['reasons']}"
         )
     dropped, duplicate_facts = _drop_duplicates(job, sidecars)
     splits = {split: _split(job, split, sidecars, dropped) for split in job.num_shards}

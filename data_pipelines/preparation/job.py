@@ -16,10 +16,11 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import shard_files, shards
+from data_pipelines import representations, shard_files, shards
 from data_pipelines.preparation import listing, tokenizer_training
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import open_source
+from data_pipelines.sources.base import Kind
 
 JOB = "job.json"
 FORMAT = "prepare-job/1"
@@ -86,6 +87,11 @@ class Job:
     @property
     def num_shards(self) -> Mapping[str, int]:
         return self.facts["num_shards"]
+
+    @property
+    def kind(self) -> Kind:
+        """Of the files that are prepared."""
+        return representations.load(self.folder).kind
 
     def names(self) -> list[tuple[str, str]]:
         """(split, shard name) of every shard, in the order of documents."""
@@ -204,7 +210,7 @@ def require_same(job: Job, settings: Settings) -> None:
 def _num_labels(settings: Settings, label_names: list[str]) -> int:
     if not label_names:
         raise SettingsError(
-            f"a conditional model needs labels, and source {settings.source} has none: put images "
+            f"a conditional model needs labels, and source {settings.source} has none: put files "
             "into one subfolder a class, or turn `conditional` off"
         )
     return len(label_names)

@@ -140,11 +140,11 @@ class AvcFormat:
 
 def without_sei(stream: bytes) -> bytes:
     """The stream less its SEI messages: x264's version and options, which no decoder reads."""
-    kept = []
-    for nal in bitstream.nals(stream):
-        if stream[nal.payload] & 31 != bitstream.SEI:
-            kept.append(stream[nal.start : nal.end])
-    return b"".join(kept)
+    return b"".join(
+        stream[nal.start : nal.end]
+        for nal in bitstream.nals(stream)
+        if nal.payload == nal.end or stream[nal.payload] & 31 != bitstream.SEI
+    )
 
 
 @functools.lru_cache(maxsize=64)

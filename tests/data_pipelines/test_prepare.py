@@ -576,7 +576,7 @@ def test_the_command_line_prepares_and_tells_what_it_made(photos, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "is complete" in done.stdout and "0 rejected" in done.stdout
-    assert "img/s" in done.stderr
+    assert "image/s" in done.stderr
     assert representations.load(tmp_path / "out").num_labels == 2
 
 

@@ -94,6 +94,13 @@ def test_tokens_that_are_no_bytes_are_named_and_passed_over(representation, stre
     assert not representation.inspect(tokens.astype(float)).valid
 
 
+def test_an_empty_nal_unit_is_no_obstacle(representation, stream):
+    """What a model may write at the very end: a start code and nothing behind it."""
+    tokens = representation.from_bytes(stream + b"\0\0\1")
+    assert tokens.astype(np.uint8).tobytes() == representation._strip(stream) + b"\0\0\1"
+    assert "empty NAL unit" in representation.inspect(tokens).error
+
+
 def test_any_bytes_are_shown_or_refused_the_same_way_every_time(representation, stream):
     """Flips, cuts and noise: a verdict each, frames of one shape, twice the same."""
     rng = np.random.default_rng(0)
