@@ -1,4 +1,4 @@
-"""Example: python -m benchmarks.avc_prepare --videos=../shared/data/video
+"""Example: python -m benchmarks.avc_prepare --videos=VIDEOS
 
 Clips at the paper's setting: bytes a clip, tokens a clip at 1,024 BPE entries, and what
 preparation costs beside its bare work on the same files in the same run: decode, scale and encode

@@ -1,4 +1,4 @@
-"""Example: python -m benchmarks.prepare --images=../shared/data/photos/clothing
+"""Example: python -m benchmarks.prepare --images=PHOTOS
 
 What preparation costs beside its bare work, on the same files, in the same run: decode, resize
 and encode with Pillow alone on all cores, against `data_pipelines.prepare` with its listing,

@@ -98,6 +98,7 @@ def base() -> ConfigDict:
                 every=2000,
                 num=16,
                 batch_size=64,
+                prefix_ratio=0.0,  # part of a held-out document that is given; 0: its label alone
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,

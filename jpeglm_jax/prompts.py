@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from data_pipelines.joined_shards import JoinedShards
 from data_pipelines.preparation.process import clip_key
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import Shards
@@ -137,6 +140,21 @@ def of_beginnings(
         key, reason = result.set_aside[0] if result.set_aside else ("", "there is nothing")
         raise SourceError(f"nothing can be completed: {key} {reason}".strip())
     return result
+
+
+def of_run(sample: ConfigDict, heldout: JoinedShards, length: int) -> list[Request]:
+    """What a run shows of itself: `sample.num` documents, a label each, or `sample.prefix_ratio`
+    of as many held-out ones given.
+
+    Raises ValueError: see `of_beginnings`.
+    """
+    representation = heldout.representation
+    if not sample.prefix_ratio:
+        return of_labels(representation, every_label(representation, sample.num))
+    media = itertools.chain.from_iterable(map(stored, heldout.parts))
+    return of_beginnings(
+        representation, media, sample.prefix_ratio, most=sample.num, length=length
+    ).requests
 
 
 def _beginning(

@@ -25,7 +25,7 @@ from data_pipelines.input import Loader
 from data_pipelines.joined_shards import JoinedShards, stages
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.shard_files import ShardError
-from jpeglm_jax import checkpoint, distributed, flops, optimizer, sharding, words
+from jpeglm_jax import checkpoint, distributed, flops, optimizer, prompts, sharding, words
 from jpeglm_jax.checkpoint import Checkpoints, SaveError
 from jpeglm_jax.data import (
     check_representation,
@@ -42,7 +42,6 @@ from jpeglm_jax.interruption import Interrupted
 from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
 from jpeglm_jax.pages import restart_with_large_pages
 from jpeglm_jax.profiler import Profiler
-from jpeglm_jax.prompts import every_label, of_labels
 from jpeglm_jax.sampling import Filter
 from jpeglm_jax.step import (
     BATCH_AXES,
@@ -168,11 +167,11 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
         bos=representation.bos,
     )
 
+    requests = prompts.of_run(config.sample, heldout, config.row_length)
+
     def sample() -> None:
-        labels = every_label(representation, config.sample.num)
-        prompts = [request.prompt for request in of_labels(representation, labels)]
         drawn = []
-        for document in engine(averaged(state), prompts):
+        for document in engine(averaged(state), [request.prompt for request in requests]):
             guards.check("sample")
             drawn.append(document)
         drawn.sort(key=lambda document: document.number)

@@ -16,7 +16,6 @@ FPS = 4
 FRAMES = 8
 SIZE = 32  # pixels, square
 DIGIT = 16  # side of the digit in it
-GRID = DIGIT  # pixels: clips begin with the digit at a multiple, whole in one macroblock
 _CLIPS = 20_000
 _SPEEDS = (2.0, 5.0)  # pixels a frame
 
@@ -69,7 +68,7 @@ def render(clip: int) -> np.ndarray:
     glyph = Image.fromarray(digits()[0][digit]).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
     pace = _SPEEDS[0] + speed * (_SPEEDS[1] - _SPEEDS[0])
     velocity = pace * np.array([np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)])
-    start = np.rint(np.array([left, top]) * (SIZE - DIGIT) / GRID) * GRID
+    start = np.array([left, top]) * (SIZE - DIGIT)
     frames = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
     for place in range(FRAMES):
         x, y = np.rint(_bounced(start + place * velocity)).astype(int)

@@ -11,8 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipelines.joined_shards import JoinedShards
 from data_pipelines.shard_files import ShardError
 from data_pipelines.shards import Shards
 from data_pipelines.sources import open_source
@@ -251,6 +253,19 @@ def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
     for key, tokens in found.tokens.items():
         number = next(n for n in range(len(shards)) if shards.key(n) == key)
         np.testing.assert_array_equal(tokens, shards.read([number])[0])
+
+
+def test_a_run_shows_a_label_each_or_goes_on_from_held_out_documents(model, digit_shards):
+    heldout = JoinedShards([digit_shards], "heldout")
+    sample = ConfigDict({"num": 12, "prefix_ratio": 0.0})
+    assert [request.label for request in prompts.of_run(sample, heldout, 80)] == [*range(10), 0, 1]
+    sample.prefix_ratio = 0.5
+    found = prompts.of_run(sample, heldout, 80)
+    assert len({request.source for request in found}) == 12
+    for number, request in enumerate(found):
+        tokens = heldout.parts[0].read([number])[0]
+        given = model.representation.prompt(tokens, 0.5)
+        np.testing.assert_array_equal(request.prompt, [model.representation.bos, *given])
 
 
 def test_guidance_needs_labels_of_which_some_were_left_out(model):
