@@ -44,8 +44,10 @@ def main() -> None:
     sharding.split_cpu(num_cpus())
     device = jax.devices()[0]
     name = "cpu" if device.platform == "cpu" else device.device_kind.lower().replace(" ", "-")
-    results: dict[str, Any] = {
-        "command": f"python -m benchmarks.constraint --models={args.models} --rounds={args.rounds}",
+    path = RESULTS / f"constraint_{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results |= {
+        "command": f"python -m benchmarks.constraint --rounds={args.rounds}",
         "machine": f"{device.device_kind}, {platform.machine()}, {num_cpus()} cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}",
         "rows": ROWS,
@@ -53,7 +55,7 @@ def main() -> None:
     for model in args.models.split(","):
         results[model] = measure(PRESETS[model], args.rounds)
     text = json.dumps(results, indent=2)
-    (RESULTS / f"constraint_{name}.json").write_text(text + "\n")
+    path.write_text(text + "\n")
     print(text)
 
 

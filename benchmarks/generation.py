@@ -246,15 +246,17 @@ def main() -> None:
             models[name] = compare(Path(folder), name, args, gpu)
     cores = len(os.sched_getaffinity(0))
     device = next((m["device"] for m in models.values() if "device" in m), "cpu")
+    name = device.replace(" ", "_").lower()
+    path = ROOT / "benchmarks" / "results" / f"generation_{name}.json"
+    kept = json.loads(path.read_text())["models"] if path.exists() else {}
     result = {
-        "command": f"python -m benchmarks.generation --models={args.models}",
+        "command": "python -m benchmarks.generation",
         "machine": device if gpu else f"{platform.machine()}, {cores} cores",
-        "models": models,
+        "models": kept | models,  # a model at a time takes minutes
     }
     text = json.dumps(result, indent=2)
     if not args.length:
-        name = device.replace(" ", "_").lower()
-        (ROOT / "benchmarks" / "results" / f"generation_{name}.json").write_text(text + "\n")
+        path.write_text(text + "\n")
     print(text)
 
 
