@@ -93,6 +93,7 @@ def paper(c: ConfigDict) -> None:
     given and 5 generated.
     """
     c.steps, c.batch_size, c.row_length = 20_000, 128, 32_768
+    c.mesh.update(sequence=2)  # two chips a row: 128 rows on a pod of 256
     c.data.update(heldout=0.0005)
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=4, batch_size=4, top_p=0.9, top_k=50)

@@ -265,6 +265,29 @@ def _widen_backward(saved: Any, g_BxSxF: jax.Array) -> tuple[jax.Array, jax.Arra
 widen.defvjp(_widen_forward, _widen_backward)
 
 
+@jax.custom_vjp
+def narrow(hidden_BxSxF: jax.Array, weight_FxD: jax.Array) -> jax.Array:
+    """`hidden @ weight`: [B, S, D].
+
+    Both gradients are done before either is used: then `hidden` is not kept beside its gradient.
+    """
+    return jnp.einsum("bsf,fd->bsd", hidden_BxSxF, weight_FxD)
+
+
+def _narrow_forward(hidden_BxSxF: jax.Array, weight_FxD: jax.Array) -> tuple[jax.Array, Any]:
+    return narrow(hidden_BxSxF, weight_FxD), (hidden_BxSxF, weight_FxD)
+
+
+def _narrow_backward(saved: Any, g_BxSxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    hidden_BxSxF, weight_FxD = saved
+    d_weight_FxD = jnp.einsum("bsd,bsf->df", g_BxSxD, hidden_BxSxF).T
+    g_BxSxD, d_weight_FxD = jax.lax.optimization_barrier((g_BxSxD, d_weight_FxD))
+    return jnp.einsum("bsd,fd->bsf", g_BxSxD, weight_FxD), d_weight_FxD
+
+
+narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020) of all layers; parameters [L, ...]."""
 
@@ -282,7 +305,7 @@ class FeedForward(nnx.Module):
         up = widen(x_BxSxD, self.up[...].astype(dtype))
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
         hidden = constrain(swiglu(gate, up), "batch", "length", "act_ffn")
-        return jnp.einsum("bsf,fd->bsd", hidden, self.down[...].astype(dtype))
+        return narrow(hidden, self.down[...].astype(dtype))
 
 
 class Block(nnx.Module):
@@ -314,6 +337,29 @@ class Block(nnx.Module):
         return x_Bx1xD + self.ffn(self.ffn_norm(x_Bx1xD)), cache
 
 
+@jax.custom_vjp
+def look_up(table_VxD: jax.Array, tokens_BxS: jax.Array) -> jax.Array:
+    """Rows of a table: [B, S, D].
+
+    The table's gradient is a product with the tokens' one-hot vectors. Left to itself JAX adds up
+    row by row, where a codec's few tokens meet in the same rows.
+    """
+    return table_VxD[tokens_BxS]
+
+
+def _look_up_forward(table_VxD: jax.Array, tokens_BxS: jax.Array) -> tuple[jax.Array, Any]:
+    return look_up(table_VxD, tokens_BxS), (tokens_BxS, table_VxD.shape[0])
+
+
+def _look_up_backward(saved: Any, g_BxSxD: jax.Array) -> tuple[jax.Array, None]:
+    tokens_BxS, rows = saved
+    one_hot_BxSxV = (tokens_BxS[..., None] == jnp.arange(rows)).astype(g_BxSxD.dtype)
+    return jnp.einsum("bsv,bsd->vd", one_hot_BxSxV, g_BxSxD), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 class Llama(nnx.Module):
     """The whole model.
 
@@ -334,7 +380,7 @@ class Llama(nnx.Module):
 
     def embed_tokens(self, tokens_BxS: jax.Array) -> jax.Array:
         """int [B, S] -> [B, S, D] in the compute type."""
-        x_BxSxD = self.embed[...].astype(self.config.dtype)[tokens_BxS]
+        x_BxSxD = look_up(self.embed[...].astype(self.config.dtype), tokens_BxS)
         return constrain(x_BxSxD, "batch", "length", "act_embed")
 
     def logits(self, x_BxSxD: jax.Array) -> jax.Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import json
 import pickle
 import shutil
 import subprocess
@@ -27,6 +29,7 @@ PAPER = (
     "-psy 0 -mixed-refs 0 -fast-pskip 0 -partitions none -refs 3 -bsf:v h264_mp4toannexb"
 )
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 SMALL = dict(size=(64, 48), fps=4, frames=6)
 SETTINGS = [
     dict(),
@@ -293,6 +296,39 @@ def test_an_mp4_holds_the_same_slices(tmp_path):
     assert np.array_equal(frames_of(path), representation.decode(tokens))
     with pytest.raises(ValueError, match="no picture"):
         to_mp4(b"", representation.rate)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_browser_plays_the_mp4(tmp_path):
+    """The first frame's pixels, drawn from the playing element, are those of our decoder."""
+    representation = make("avc", strip="headers")
+    tokens = representation.encode(moving(cut=8))
+    mp4 = base64.b64encode(to_mp4(representation.to_bytes(tokens), representation.rate)).decode()
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"""<body><p>waiting</p><video muted src="data:video/mp4;base64,{mp4}"></video><script>
+        const video = document.querySelector("video"), said = document.querySelector("p");
+        video.onerror = () => said.textContent = "error: " + video.error.message;
+        video.onloadeddata = () => {{
+          const canvas = document.createElement("canvas");
+          [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+          canvas.getContext("2d").drawImage(video, 0, 0);
+          const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          const grey = Array.from({{length: 64}}, (_, n) => data[4 * (n * 576 + 100)]);
+          said.textContent = JSON.stringify([canvas.width, canvas.height, video.duration, grey]);
+        }};
+        </script></body>"""
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--allow-file-access-from-files", "--timeout=20000", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    said = shown.partition("<p>")[2].partition("</p>")[0]
+    if "error" in said and "DEMUXER_ERROR_NO_SUPPORTED_STREAMS" in said:
+        pytest.skip("this Chromium was built without H.264")
+    width, height, duration, red = json.loads(said)
+    assert (width, height, duration) == (256, 144, 5)
+    ours = representation.decode(tokens)[0, ..., 0].reshape(-1)[np.arange(64) * 576 + 100]
+    assert np.abs(ours.astype(int) - red).mean() < 6
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command line")
