@@ -205,7 +205,7 @@ def _drops_labels(model: TrainedModel) -> bool:
     return bool(model.config.data.label_dropout)
 
 
-def _completions(model: TrainedModel, values: Any) -> Originals:
+def _completions(model: TrainedModel, values: Any, allowed: Constraint | None) -> Originals:
     label = -1 if values.label is None else _known(model.representation, values.label)
     ratio = values.prefix_ratio
     if values.prefix_frames is not None:
@@ -219,6 +219,8 @@ def _completions(model: TrainedModel, values: Any) -> Originals:
         most=values.max_prompts,
         length=model.config.row_length,
     )
+    if allowed is not None:
+        found = prompts.ending_in_time(found, allowed, model.config.row_length)
     for key, reason in found.set_aside:
         print(f"set aside: {key}: {reason}")
     return found
@@ -273,9 +275,10 @@ def main(arguments: Sequence[str]) -> None:
     model = checkpoint.load(values.checkpoint, values.step)
     names = [field.name for field in dataclasses.fields(Filter)]
     choose = chosen_filter(model, {name: values[name].value for name in names})
+    allowed = chosen_constraint(model, values.size) if values.constrain else None
     originals: dict[str, np.ndarray] = {}
     if values.prompts:
-        found = _completions(model, values)
+        found = _completions(model, values, allowed)
         requests, originals = found.requests, found.tokens
     else:
         labels = chosen_labels(model, values.num, values.label)
@@ -288,7 +291,7 @@ def main(arguments: Sequence[str]) -> None:
             choose,
             seed=values.seed,
             batch_size=min(values.batch_size, len(requests)),
-            constraint=chosen_constraint(model, values.size) if values.constrain else None,
+            constraint=allowed,
             originals=originals,
             task=values.task,
             num_tasks=values.num_tasks,

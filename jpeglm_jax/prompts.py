@@ -15,6 +15,7 @@ from data_pipelines.preparation.process import clip_key
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import Shards
 from data_pipelines.sources import Source, SourceError
+from jpeglm_jax.constraint import Constraint
 
 _WINDOW = 64  # documents that are read from shards together
 
@@ -140,6 +141,30 @@ def of_beginnings(
         key, reason = result.set_aside[0] if result.set_aside else ("", "there is nothing")
         raise SourceError(f"nothing can be completed: {key} {reason}".strip())
     return result
+
+
+def ending_in_time(found: Originals, constraint: Constraint, length: int) -> Originals:
+    """The same, less the media after whose beginning no valid document ends in `length` places.
+
+    Raises ValueError: a beginning that no valid document has; not one medium is left.
+    """
+    prompts = [request.prompt for request in found.requests]
+    needed = np.asarray(constraint.needed(constraint.start(prompts)))
+    places = np.array([len(prompt) for prompt in prompts]) + needed
+    late = {
+        request.source: f"the shortest valid document after its beginning takes {taken} of "
+        f"{length} places"
+        for request, taken in zip(found.requests, places.tolist(), strict=True)
+        if taken > length
+    }
+    if len(late) == len(found.tokens):
+        key, reason = next(iter(late.items()))
+        raise ValueError(f"nothing can be completed: {key}: {reason}; sample without --constrain")
+    return Originals(
+        [request for request in found.requests if request.source not in late],
+        {key: tokens for key, tokens in found.tokens.items() if key not in late},
+        [*found.set_aside, *late.items()],
+    )
 
 
 def of_run(sample: ConfigDict, heldout: JoinedShards, length: int) -> list[Request]:

@@ -21,6 +21,7 @@ from data_pipelines.sources import open_source
 from evals import digits
 from jpeglm_jax import checkpoint, prompts
 from jpeglm_jax import generate as generate_module
+from jpeglm_jax.constraint import constraint
 from jpeglm_jax.manifest import JobError
 from jpeglm_jax.sampling import Filter
 from jpeglm_jax.train import train
@@ -253,6 +254,21 @@ def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
     for key, tokens in found.tokens.items():
         number = next(n for n in range(len(shards)) if shards.key(n) == key)
         np.testing.assert_array_equal(tokens, shards.read([number])[0])
+
+
+def test_a_beginning_that_leaves_no_room_for_a_valid_end_is_set_aside(model, digit_shards):
+    stored = prompts.stored(Shards(digit_shards, "heldout"))
+    found = prompts.of_beginnings(model.representation, stored, 0.5, num=2, most=20, length=80)
+    allowed = constraint(model.representation)
+    lengths = [len(request.prompt) for request in found.requests]
+    needed = allowed.needed(allowed.start([request.prompt for request in found.requests]))
+    room = int(np.median(lengths + needed))
+    kept = prompts.ending_in_time(found, allowed, room)
+    assert 0 < len(kept.set_aside) < 20 and len(kept.requests) == 2 * len(kept.tokens)
+    assert len(kept.tokens) + len(kept.set_aside) == 20
+    assert f"of {room} places" in kept.set_aside[0][1]
+    with pytest.raises(ValueError, match="nothing can be completed: .* takes .* of 9 places"):
+        prompts.ending_in_time(found, allowed, 9)
 
 
 def test_a_run_shows_a_label_each_or_goes_on_from_held_out_documents(model, digit_shards):
