@@ -256,7 +256,8 @@ def table(result: Mapping[str, Any]) -> str:
         cells = [f"{values[name]:.4f}" for values in columns.values()]
         lines.append(f"{name:28}" + "".join(f"  {cell:>35}" for cell in cells))
     lines.append(f"{result['n_generated']} generated, {result['n_references']} references")
-    lines.append(", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result["codec"].items()))
+    counts = {name: n for name, n in result["codec"].items() if n is not None}
+    lines.append(", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
     if "continuations" in result:
         psnr = result["continuations"]["psnr_db"]
         lines.append("PSNR by frame, dB: " + " ".join(f"{value:.1f}" for value in psnr))

@@ -104,9 +104,12 @@ def make_mesh(
         grid = np.asarray(devices).reshape(dims)  # pretended devices have no topology
     elif slices > 1:
         inner = (dims[0] // slices, *dims[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(dims, devices=devices)
+        # Two of a ring of 16 are an axis too.
+        grid = mesh_utils.create_device_mesh(dims, devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
