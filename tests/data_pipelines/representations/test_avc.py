@@ -300,7 +300,7 @@ def test_an_mp4_holds_the_same_slices(tmp_path):
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_a_browser_plays_the_mp4(tmp_path):
-    """The first frame's pixels, drawn from the playing element, are those of our decoder."""
+    """A frame's pixels, drawn from the playing element, are those of our decoder."""
     representation = make("avc", strip="headers")
     tokens = representation.encode(moving(cut=8))
     mp4 = base64.b64encode(to_mp4(representation.to_bytes(tokens), representation.rate)).decode()
@@ -309,14 +309,16 @@ def test_a_browser_plays_the_mp4(tmp_path):
         f"""<body><p>waiting</p><video muted src="data:video/mp4;base64,{mp4}"></video><script>
         const video = document.querySelector("video"), said = document.querySelector("p");
         video.onerror = () => said.textContent = "error: " + video.error.message;
-        video.onloadeddata = () => {{
+        const draw = () => {{
           const canvas = document.createElement("canvas");
           [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
           canvas.getContext("2d").drawImage(video, 0, 0);
           const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-          const grey = Array.from({{length: 64}}, (_, n) => data[4 * (n * 576 + 100)]);
-          said.textContent = JSON.stringify([canvas.width, canvas.height, video.duration, grey]);
+          const red = Array.from({{length: 64}}, (_, n) => data[4 * (n * 576 + 100)]);
+          said.textContent = JSON.stringify([canvas.width, canvas.height, video.duration, red]);
         }};
+        video.requestVideoFrameCallback(draw);
+        video.play();
         </script></body>"""
     )
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
@@ -327,8 +329,8 @@ def test_a_browser_plays_the_mp4(tmp_path):
         pytest.skip("this Chromium was built without H.264")
     width, height, duration, red = json.loads(said)
     assert (width, height, duration) == (256, 144, 5)
-    ours = representation.decode(tokens)[0, ..., 0].reshape(-1)[np.arange(64) * 576 + 100]
-    assert np.abs(ours.astype(int) - red).mean() < 6
+    frames = representation.decode(tokens)[..., 0].reshape(15, -1)[:, np.arange(64) * 576 + 100]
+    assert np.abs(frames.astype(int) - red).mean(axis=1).min() < 6
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command line")
