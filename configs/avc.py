@@ -45,6 +45,10 @@ def tiny(c: ConfigDict) -> None:
     """Trains on clips of handwritten digits that move and bounce: no download, no accelerator.
 
     python -m jpeglm_jax.train --config=configs/avc.py
+
+    Hardware: two CPU cores. Time: 9 minutes 5 seconds. Result: 572 bits a held-out clip where the
+    stream takes 1,353; of held-out clips continued from half of their frames 94 % decode without a
+    complaint (docs/experiments.md, 2026-11-24).
     """
     c.steps, c.batch_size, c.row_length = 2000, 16, 208
     c.representation.update(size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers")
@@ -90,7 +94,7 @@ def paper(c: ConfigDict) -> None:
     6.5 billion parameters, 1,024 BPE tokens, 2 million clips of 15 frames, 42 billion tokens an
     epoch, of which it takes two. The paper gives the learning rate for JPEG-LM; batch, schedule
     and decay are Llama-2's, which it does not report. Result: the paper's is qualitative, 10 frames
-    given and 5 generated.
+    given and 5 generated. Hardware: a pod of 256 TPU v5e (docs/parallelism.md) or better.
     """
     c.steps, c.batch_size, c.row_length = 20_000, 128, 32_768
     c.mesh.update(sequence=2)  # two chips a row: 128 rows on a pod of 256
