@@ -18,14 +18,15 @@ from typing import Any
 from etils import epath
 
 from data_pipelines import shard_files
-from data_pipelines.sources.base import Item, Source
+from data_pipelines.sources.base import Item, Kind, Source
 
 FOLDER = "listing"
 REJECTS = "rejects"
-# Large enough to read well from a bucket (about 80 MB of 256x256 images), small enough that a
-# killed worker loses minutes.
-_DOCUMENTS_A_SHARD = 16_384
-_SMALL_SHARD, _SMALL_SHARDS = 256, 16
+# Files of a shard: so many that it is read well from a bucket (80 MB of 256x256 images, 25 MB of
+# clips or more), so few that a killed worker loses minutes. A video takes as long as many images.
+_FILES_A_SHARD: dict[Kind, int] = {"image": 16_384, "video": 1024}
+_SMALL_SHARD: dict[Kind, int] = {"image": 256, "video": 4}
+_SMALL_SHARDS = 16
 _BUFFER = 64 << 20
 
 
@@ -54,7 +55,7 @@ def write(
     ) as scratch:
         spool = os.path.join(scratch, "spool")
         counts = _spool(source, spool, heldout)
-        chosen = num_shards or choose_num_shards(counts["train"] * (1 + copies))
+        chosen = num_shards or choose_num_shards(counts["train"] * (1 + copies), source.kind)
         num = {"train": chosen}
         if counts["heldout"]:
             num["heldout"] = max(1, round(chosen * heldout))
@@ -101,10 +102,12 @@ def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
     return [shard_files.Reject(**line) for line in lines]
 
 
-def choose_num_shards(documents: int) -> int:
-    """Of about 16,384 documents, but for small sets up to 16, so that every core has work."""
-    small = min(_SMALL_SHARDS, documents // _SMALL_SHARD)
-    return max(1, small, math.ceil(documents / _DOCUMENTS_A_SHARD))
+def choose_num_shards(files: int, kind: Kind) -> int:
+    """Of about 16,384 images (copies counted) or 1,024 videos, but of small sets up to 16, so that
+    every core has work.
+    """
+    small = min(_SMALL_SHARDS, files // _SMALL_SHARD[kind])
+    return max(1, small, math.ceil(files / _FILES_A_SHARD[kind]))
 
 
 def _spool(source: Source, path: str, heldout: float) -> dict[str, int]:
