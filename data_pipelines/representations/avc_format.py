@@ -27,6 +27,7 @@ STRIPS = ("none", "headers")
 MAX_SIDE = 4096
 _CODEC = "libx264"
 _PROBE_FRAMES = 4
+_FIRST_SLICE = re.compile(rb"\x00?\x00\x00\x01[\x01\x05\x21\x25\x41\x45\x61\x65]", re.DOTALL)
 # nal_ref_idc by NAL type, of streams whose frames are all referred to; and the frames before that
 # a P slice refers to.
 REF_IDC = {bitstream.IDR: 3, bitstream.SLICE: 2}
@@ -135,7 +136,10 @@ class AvcFormat:
         stream, complaints = _encode(self, self.options, frames)
         if complaints:
             raise EncoderError(f"libx264 complains: {'; '.join(complaints)}")
-        return without_sei(stream)
+        # x264 writes its SEI message once, before the first slice: what follows is left as it is.
+        first = _FIRST_SLICE.search(stream)
+        cut = first.start() if first else len(stream)
+        return without_sei(stream[:cut]) + stream[cut:]
 
 
 def without_sei(stream: bytes) -> bytes:
