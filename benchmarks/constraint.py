@@ -47,13 +47,13 @@ def main() -> None:
     path = RESULTS / f"constraint_{name}.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     results |= {
-        "command": f"python -m benchmarks.constraint --rounds={args.rounds}",
+        "command": "python -m benchmarks.constraint",
         "machine": f"{device.device_kind}, {platform.machine()}, {num_cpus()} cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}",
         "rows": ROWS,
     }
     for model in args.models.split(","):
-        results[model] = measure(PRESETS[model], args.rounds)
+        results[model] = {"rounds": args.rounds} | measure(PRESETS[model], args.rounds)
     text = json.dumps(results, indent=2)
     path.write_text(text + "\n")
     print(text)

@@ -7,9 +7,9 @@ instead, --num of each:
 
   python -m jpeglm_jax.generate --checkpoint=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
-With --constrain every file is strictly valid, whatever the model wants. A job that was stopped goes
-on when the same command is given again. Sampling flags that are left out are the run's own
-(config.sample).
+With --constrain every image is strictly valid, and of a clip all but its macroblocks. A job that
+was stopped goes on when the same command is given again. Sampling flags that are left out are the
+run's own (config.sample).
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def _define_flags() -> None:
     flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that is given.")
     flags.DEFINE_integer("prefix_frames", None, "Frames of each clip that are given, instead.")
     flags.DEFINE_integer("max_prompts", 0, "Media to complete, the first ones; 0: all.")
-    flags.DEFINE_bool("constrain", False, "Draw nothing but strictly valid documents.")
+    flags.DEFINE_bool("constrain", False, "Draw only what is valid; of clips, to slice headers.")
     flags.DEFINE_string("size", None, "With --constrain, WIDTHxHEIGHT where each has its own.")
     flags.DEFINE_integer("batch_size", 64, "Documents drawn together.")
     flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")

@@ -269,7 +269,8 @@ widen.defvjp(_widen_forward, _widen_backward)
 def narrow(hidden_BxSxF: jax.Array, weight_FxD: jax.Array) -> jax.Array:
     """`hidden @ weight`: [B, S, D].
 
-    Both gradients are done before either is used: then `hidden` is not kept beside its gradient.
+    The gradient of the weight is done before that of `hidden` is begun: then `hidden` is not kept
+    beside its gradient.
     """
     return jnp.einsum("bsf,fd->bsd", hidden_BxSxF, weight_FxD)
 

@@ -136,6 +136,8 @@ class Representation(abc.ABC):
     def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
         """What may follow in the bytes of a valid document, for sampling that allows nothing else.
 
+        It may leave parts free; the representation's own docstring says which.
+
         Args:
           size: (width, height) of the media, where the representation does not fix it.
 

@@ -3,6 +3,7 @@
 import av
 import numpy as np
 import pytest
+from machines import ends_right, names, states
 
 from data_pipelines.representations import make
 from data_pipelines.representations.base import NEVER
@@ -13,10 +14,6 @@ SETTINGS = [
     dict(size=(64, 48), frames=24, min_frames=2, slice_mbs=5, strip="headers", qp=12),
 ]
 BYTES = np.arange(256, dtype=np.int32)
-
-
-def names(settings):
-    return "-".join(str(value) for value in settings.values())
 
 
 def clip(representation, seed):
@@ -62,21 +59,6 @@ def mutations(streams, count, seed):
             if not data:
                 break
         yield bytes(data) if data else bytes(streams[number % len(streams)])
-
-
-def states(machine, count):
-    return type(machine.start())(*(np.full(count, value) for value in machine.start()))
-
-
-def ends_right(machine, streams):
-    """Whether the machine takes each stream and is then at its end."""
-    state = states(machine, len(streams))
-    for place in range(max(map(len, streams))):
-        there = np.array([place < len(stream) for stream in streams])
-        byte = np.array([stream[place] if place < len(stream) else 0 for stream in streams])
-        after = machine.step(state, byte.astype(np.int32))
-        state = type(state)(*(np.where(there, a, b) for a, b in zip(after, state, strict=True)))
-    return machine.shortest(state) == 0
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=names)
