@@ -17,14 +17,15 @@ class SplashBlocks:
     Attributes:
       q, kv: forwards; kv_compute: the part of kv that is computed at once.
       q_dkv, kv_dkv, kv_dkv_compute: the same backwards. The fused backward kernel writes the
-        queries' gradient once for every kv_dkv keys, to be summed: large blocks save much.
+        queries' gradient once for every kv_dkv keys, to be summed, so small blocks cost memory;
+        but what a block holds above the diagonal is computed in vain, so large ones cost time.
     """
 
     q: int = 512
     kv: int = 1024
     kv_compute: int = 512
     q_dkv: int = 1024
-    kv_dkv: int = 6144
+    kv_dkv: int = 2048
     kv_dkv_compute: int = 512
 
 
@@ -76,7 +77,7 @@ CHIPS = {
         1.75e9,
         448e9,
         ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
-        SplashBlocks(1024, 2048, 1024, 1024, 6144, 512),
+        SplashBlocks(1024, 2048, 1024, 1024, 2048, 512),
     ),
 }
 # What a topology calls a device is not always what the device calls itself.

@@ -24,13 +24,15 @@ from data_pipelines import command, representations
 from jpeglm_jax import chips, flops, sharding, topologies
 from jpeglm_jax.attention import choose
 from jpeglm_jax.hlo import Program
+from jpeglm_jax.model import ModelConfig
 from jpeglm_jax.step import BATCH_KEYS, Recipe, check_mesh, compile_train_step, model_config
 
 GIB = 2**30
 HOW = (
-    "cycles the compiler expects of XLA's operations, loops in full, over the clock; attention's "
-    "operations at the chip's peak; collectives at the bandwidth of the chip's links, those that "
-    "run beside computation only where they are longer than it"
+    "cycles the compiler expects of XLA's operations, loops in full, over the clock; operations of "
+    "the attention kernel, blocks on the diagonal in full, at the chip's peak; collectives at the "
+    "bandwidth of the chip's links, those that run beside computation only where they are longer "
+    "than it"
 )
 
 
@@ -165,14 +167,9 @@ def seconds(
 ) -> dict[str, float]:
     """An estimate of a step's time in seconds, and what it is made of; see HOW."""
     assert chip.clock_hz and chip.link_bytes  # of every TPU of the table
-    model = recipe.model
-    # Causal products of queries and keys, and of what comes out and values: 2 x L x H x K x S^2.
-    forwards = 2 * model.layers * model.heads * model.head_dim * config.row_length**2
-    forwards *= config.batch_size / devices
-    again = 1 if model.recomputes_attention else 0
     parts = dict(
         xla=cycles / chip.clock_hz,
-        attention=forwards * (1 + again + 2.5) / chip.peak_flops,  # backwards: 5 products, not 2
+        attention=kernel_flops(recipe.model, config, chip, devices) / chip.peak_flops,
     )
     # Every byte of a sum crosses the links twice.
     rates = {
@@ -184,6 +181,21 @@ def seconds(
     parts["collectives_alone"] = sum(rates[kind] * (moved[kind] - beside[kind]) for kind in rates)
     busy = max(parts["xla"] + parts["attention"], parts["collectives_beside"])
     return dict(total=busy + parts["collectives_alone"], **parts)
+
+
+def kernel_flops(model: ModelConfig, config: ConfigDict, chip: chips.Chip, devices: int) -> float:
+    """Operations of the TPU attention kernel, which the cycles leave out, on the busiest device."""
+    if choose(model.attention, "tpu") != "splash":
+        return 0.0  # plain forms are XLA's own operations
+    from jpeglm_jax.kernels import splash  # takes a second
+
+    length, parts = config.row_length, config.mesh.sequence
+    forwards = splash.share_computed(length, parts, chip.splash.q, chip.splash.kv)
+    backwards = splash.share_computed(length, parts, chip.splash.q_dkv, chip.splash.kv_dkv)
+    # Products of [queries, head] and [head, keys]: two forwards, five backwards.
+    products = 2 * forwards * (2 if model.recomputes_attention else 1) + 5 * backwards
+    rows = config.batch_size * parts / devices
+    return products * rows * 2 * model.layers * model.heads * model.head_dim * length**2
 
 
 def words(report: dict[str, Any]) -> str:

@@ -42,6 +42,19 @@ def block_sizes(q_length: int, kv_length: int, most: SplashBlocks) -> splash_att
     )
 
 
+def share_computed(length: int, parts: int, most_q: int, most_kv: int) -> float:
+    """Pairs of query and key that the kernel multiplies, over all pairs of a row.
+
+    Blocks on the diagonal are computed in full, so it is above a half. With the row split into
+    `parts` it is that of the last part, whose queries see most. For the largest blocks allowed, as
+    in `SplashBlocks`.
+    """
+    block_q, block_kv = _divisor(length // parts, most_q), _divisor(length, most_kv)
+    first = length - length // parts
+    seen = [-(-end // block_kv) for end in range(first + block_q, length + 1, block_q)]
+    return sum(seen) * block_q * block_kv / length**2
+
+
 def attention(
     q_BxSxHxK: jax.Array,
     k_BxSxGxK: jax.Array,

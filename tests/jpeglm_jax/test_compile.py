@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from jpeglm_jax import chips, topologies
 from jpeglm_jax.compile import abstract_batch, compile_step, make_recipe, words
 from jpeglm_jax.hlo import Program, num_bytes
+from jpeglm_jax.kernels.splash import share_computed
 from jpeglm_jax.topologies import TopologyError
 from tests.jpeglm_jax.conftest import tiny
 
@@ -119,6 +121,16 @@ def test_a_topology_that_cannot_be_is_refused(topology, sentence):
 def test_without_the_compiler_it_is_said_how_to_get_it():
     with pytest.raises(TopologyError, match=r"pip install 'jax\[tpu\]==\d"):
         topologies.describe("v5e:16x16")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize(("block_q", "block_kv"), [(128, 128), (128, 512), (256, 1024)])
+def test_blocks_on_the_diagonal_count_in_full(parts, block_q, block_kv):
+    length = 2048
+    sees = np.tri(length, dtype=bool)[-length // parts :]  # of the last part
+    blocks = sees.reshape(-1, block_q, length // block_kv, block_kv).any(axis=(1, 3))
+    expected = blocks.sum() * block_q * block_kv / length**2
+    assert share_computed(length, parts, block_q, block_kv) == expected
 
 
 def test_every_tpu_of_the_table_can_be_estimated():
