@@ -24,6 +24,11 @@ _FORMATS = (
     "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "flv",
     "asf", "ogg", "gif", "yuv4mpegpipe", "nut", "ivf", "mxf", "rm", "dv", "apng", "obu",
 )
+# Titles that are no UTF-8 are no reason to refuse a video. PyAV takes them from version 19 on, and
+# before when told to.
+_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "backslashreplace"}
+)
 # fmt: on
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
 MAX_SECONDS = 12 * 3600
@@ -204,9 +209,7 @@ class _Reader:
     def _open(self) -> Any:
         options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": ""}
         try:
-            return av.open(
-                io.BytesIO(self._data), options=options, metadata_errors="backslashreplace"
-            )
+            return av.open(io.BytesIO(self._data), options=options, **_METADATA)
         except av.FFmpegError as error:
             raise VideoError(
                 f"found {len(self._data)} bytes that are no video known here, or without their "

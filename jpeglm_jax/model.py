@@ -16,9 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jpeglm_jax import chips
 from jpeglm_jax.attention import OUTPUT as attention_output
 from jpeglm_jax.attention import attention, cached_attention
 from jpeglm_jax.sharding import constrain
@@ -101,11 +104,23 @@ class ModelConfig:
         return self.remat not in KEEP_ATTENTION
 
 
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws of the standard normal distribution, float32, at 65,536 values up to 4.3.
+
+    Random bits look each draw up among the quantiles: nothing is rounded, so that the draws are the
+    same whatever the sharding and the compiler. `jax.random.normal` differs in its last bit where
+    another shape is compiled to other instructions.
+    """
+    places = (np.arange(2**16) + 0.5) / 2**16
+    quantiles = jnp.asarray(scipy.special.ndtri(places), jnp.float32)
+    return quantiles[jax.random.bits(key, shape, jnp.uint16)]
+
+
 def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float
 ) -> nnx.Param:
     """A float32 parameter of normal draws that knows the logical axis of each dimension."""
-    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+    return nnx.Param(stddev * normal(rngs.params(), shape), axes=axes)
 
 
 class RMSNorm(nnx.Module):
@@ -122,18 +137,53 @@ class RMSNorm(nnx.Module):
 
 
 def rope_tables(positions_BxS: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, ...]:
-    """Cosines and sines of the rotary angles, float32 [B, S, 1, K/2] each (Su et al. 2021)."""
+    """Cosines and sines of the rotary angles (Su et al. 2021), float32 [B, S, 1, K] each.
+
+    Both stand twice, for the two halves of a head; the sines of the first half are negative.
+    """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions_BxS.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def rotate(x_BxSxHxK: jax.Array, tables: tuple[jax.Array, ...]) -> jax.Array:
-    """Turns the pairs (i, i + K/2), the pairing of `transformers`' Llama, by the angles."""
-    cos, sin = tables
-    left, right = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+def _swap_halves(x: jax.Array) -> jax.Array:
+    """[..., K] with the two halves of K exchanged, float32."""
+    half = x.shape[-1] // 2
+    if chips.target()[0] != "tpu":
+        return jnp.roll(x.astype(jnp.float32), half, axis=-1)
+    # A TPU's compiler would cut the halves out as arrays of their own, each padded to twice its
+    # size. A product with a permutation gives the same numbers inside the operation around it.
+    swap_KxK = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=0)
+    return jnp.matmul(x, swap_KxK, precision="highest", preferred_element_type=jnp.float32)
+
+
+def _turn(x_BxSxHxK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    turned = x_BxSxHxK.astype(jnp.float32) * cos + _swap_halves(x_BxSxHxK) * sin
     return turned.astype(x_BxSxHxK.dtype)
+
+
+@jax.custom_vjp
+def rotate(x_BxSxHxK: jax.Array, tables: tuple[jax.Array, ...]) -> jax.Array:
+    """Turns the pairs (i, i + K/2), the pairing of `transformers`' Llama, by the angles.
+
+    The input is written out in its own type: left to itself XLA fuses the conversion with the
+    product before and writes float32, twice the bytes. The gradient is turned back, which is
+    spared the halves, padded to whole vectors, that JAX would split it into.
+    """
+    return _turn(jax.lax.optimization_barrier(x_BxSxHxK), *tables)
+
+
+def _rotate_forward(x_BxSxHxK: jax.Array, tables: Any) -> tuple[jax.Array, Any]:
+    return rotate(x_BxSxHxK, tables), tables
+
+
+def _rotate_backward(tables: Any, g_BxSxHxK: jax.Array) -> tuple[jax.Array, None]:
+    cos, sin = tables
+    return _turn(g_BxSxHxK, cos, -sin), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 class Attention(nnx.Module):

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jpeglm_jax.model import REMAT_POLICIES, Llama, ModelConfig, widen
+from jpeglm_jax import chips
+from jpeglm_jax.model import (
+    REMAT_POLICIES,
+    Llama,
+    ModelConfig,
+    normal,
+    rope_tables,
+    rotate,
+    widen,
+)
 from jpeglm_jax.step import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "llama"
@@ -156,6 +165,35 @@ def test_the_gradients_of_a_widening_product_are_those_of_the_product(dtype):
         np.testing.assert_allclose(
             ours.astype("float32"), theirs.astype("float32"), rtol=tolerance, atol=tolerance
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # each has its way to exchange halves
+def test_a_rotation_turns_pairs_and_its_gradient_turns_back(platform, dtype, monkeypatch):
+    monkeypatch.setattr(chips, "target", lambda: (platform, "a chip"))
+    random = np.random.default_rng(0)
+    x, g = (jnp.asarray(random.normal(size=(2, 5, 3, 8)), dtype) for _ in range(2))
+    positions = random.integers(0, 1000, (2, 5))
+    angle = positions[:, :, None, None] * 1e4 ** (-np.arange(4) / 4)
+
+    def turned(x, angle):
+        pairs = np.asarray(x, np.complex128)
+        pairs = (pairs[..., :4] + 1j * pairs[..., 4:]) * np.exp(1j * angle)
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    tables = rope_tables(jnp.asarray(positions), 8, 1e4)
+    out, backward = jax.vjp(lambda x: rotate(x, tables), x)
+    assert out.dtype == backward(g)[0].dtype == dtype
+    tolerance = 2e-4 if dtype == "float32" else 2e-2  # of angles up to a thousand, in float32
+    np.testing.assert_allclose(out.astype("float64"), turned(x, angle), atol=tolerance)
+    np.testing.assert_allclose(backward(g)[0].astype("float64"), turned(g, -angle), atol=tolerance)
+
+
+def test_initial_weights_are_normal():
+    draws = np.asarray(normal(jax.random.key(0), (1000, 1000)), np.float64)
+    moments = [np.mean(draws**power) for power in (1, 2, 3, 4)]
+    np.testing.assert_allclose(moments, [0, 1, 0, 3], atol=0.02)
+    assert np.abs(draws).max() < 4.4
 
 
 def test_a_bfloat16_model_keeps_float32_weights_and_logits():
