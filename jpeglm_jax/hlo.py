@@ -89,7 +89,9 @@ class Program:
             return int(said.group(1))
         condition = self.computations[loop.named("condition")[0]]
         bounds = [
-            o.rest for o in condition if o.kind == "constant" and o.result.startswith("s32[]")
+            o.rest
+            for o in condition
+            if o.kind == "constant" and o.result.startswith(("s32[]", "u32[]"))
         ]
         below = any(o.kind == "compare" and "direction=LT" in o.rest for o in condition)
         if len(bounds) != 1 or not below:

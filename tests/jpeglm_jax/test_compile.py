@@ -49,8 +49,9 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 """
 
 
-def test_loops_count_in_full():
-    assert Program(SCHEDULED).cycles() == 5 + 32 * 120
+@pytest.mark.parametrize("counter", ["s32", "u32"])  # of a scan, of a product cut into windows
+def test_loops_count_in_full(counter):
+    assert Program(SCHEDULED.replace("s32[]", f"{counter}[]")).cycles() == 5 + 32 * 120
 
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
