@@ -4,7 +4,8 @@
   cifar10     32x32 photos on one GPU, about a quarter of an hour
   imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
   7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
-  7b_v5p128   the same on 64 chips: four parts, so that a chip holds one row at a time
+  7b_v5e256, 7b_v5p128, 7b_v6e256
+              the same with what the memory of these pods lets a layer keep
 
 Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
@@ -199,13 +200,34 @@ def paper(c: ConfigDict) -> None:
     c.sample.update(every=5000, num=16, top_p=0.9, top_k=50)
 
 
+def paper_v5e256(c: ConfigDict) -> None:
+    """The paper's model on a v5e-256: a row a chip, what fits beside it kept of each layer.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16
+
+    and for the others like it: what is kept was chosen by that command, see docs/parallelism.md.
+    """
+    paper(c)
+    c.model.remat = "save_attention"
+
+
 def paper_v5p128(c: ConfigDict) -> None:
-    """The paper's model on a v5p-128, 64 chips; see docs/parallelism.md for what it needs.
+    """The paper's model on a v5p-128: 64 chips, which take the batch in four parts.
 
     python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4
     """
     paper(c)
     c.optimizer.accumulate = 4
+    c.model.remat = "minimal_with_attention"
+
+
+def paper_v6e256(c: ConfigDict) -> None:
+    """The paper's model on a v6e-256: a row a chip.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16
+    """
+    paper(c)
+    c.model.remat = "save_qkv_attention"
 
 
 PRESETS = {
@@ -213,5 +235,7 @@ PRESETS = {
     "cifar10": cifar10,
     "imagenet64": imagenet64,
     "7b": paper,
+    "7b_v5e256": paper_v5e256,
     "7b_v5p128": paper_v5p128,
+    "7b_v6e256": paper_v6e256,
 }

@@ -2,6 +2,8 @@
 
 A row holds several documents. A token sees the tokens before it in its own document and nothing
 else; padding has segment 0 and sees only padding, which the loss never reads.
+
+On a mesh that splits rows, all arrays hold them in the order of `sharding.balanced`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ OUTPUT = "attention"
 
 def document_mask(segments_BxS: jax.Array) -> jax.Array:
     """segments, int [B, S] -> bool [B, S, S]: may the query (axis 1) see the key (axis 2)?"""
-    length = segments_BxS.shape[1]
-    causal_SxS = jnp.tril(jnp.ones((length, length), bool))
+    places_S = sharding.balanced(jnp.arange(segments_BxS.shape[1]), axis=0)
+    causal_SxS = places_S[:, None] >= places_S
     same_BxSxS = segments_BxS[:, :, None] == segments_BxS[:, None, :]
     return same_BxSxS & causal_SxS[None]
 

@@ -450,6 +450,8 @@ class Llama(nnx.Module):
     ) -> jax.Array:
         """Logits of the next token.
 
+        On a mesh that splits rows, all arrays hold them in the order of `sharding.balanced`.
+
         Args:
           tokens_BxS: int32 [batch, length].
           segments_BxS: int32, the document of each token; 0 is padding.

@@ -22,8 +22,9 @@ def _divisor(length: int, at_most: int) -> int:
     fits = [n for n in range(LANES, min(length, at_most) + 1, LANES) if length % n == 0]
     if not fits:
         raise ValueError(
-            f"splash attention needs rows that are a multiple of {LANES} places on each device, "
-            f"found {length}; change row_length (or mesh.sequence), or set model.attention=chunked"
+            f"splash attention needs rows (under mesh.sequence: pieces of rows, two a device) of a "
+            f"multiple of {LANES} places, found {length}; change row_length or mesh.sequence, or "
+            "set model.attention=chunked"
         )
     return fits[-1]
 
@@ -46,12 +47,14 @@ def share_computed(length: int, parts: int, most_q: int, most_kv: int) -> float:
     """Pairs of query and key that the kernel multiplies, over all pairs of a row.
 
     Blocks on the diagonal are computed in full, so it is above a half. With the row split into
-    `parts` it is that of the last part, whose queries see most. For the largest blocks allowed, as
-    in `SplashBlocks`.
+    `parts` it is that of the first, as of any other. For the largest blocks allowed, as in
+    `SplashBlocks`.
     """
-    block_q, block_kv = _divisor(length // parts, most_q), _divisor(length, most_kv)
-    first = length - length // parts
-    seen = [-(-end // block_kv) for end in range(first + block_q, length + 1, block_q)]
+    piece = length // parts if parts == 1 else length // parts // 2
+    block_q, block_kv = _divisor(piece, most_q), _divisor(length, most_kv)
+    first, last = range(0, piece, block_q), range(length - piece, length, block_q)
+    starts = first if parts == 1 else [*first, *last]
+    seen = [-(-(start + block_q) // block_kv) for start in starts]
     return sum(seen) * block_q * block_kv / length**2
 
 
@@ -66,7 +69,8 @@ def attention(
 ) -> jax.Array:
     """See `jpeglm_jax.attention.attention`.
 
-    Under sequence parallelism each device computes its own queries against the keys of the row.
+    Under sequence parallelism each device computes its own queries, two pieces of the row, against
+    the keys of the row in their own order.
 
     Args:
       name: what the output and its log-normaliser are called for a remat policy.
@@ -78,12 +82,13 @@ def attention(
     length, heads, head_dim = q_BxSxHxK.shape[1:]
     parts, head_parts = sharding.parts("length"), sharding.parts("act_heads")
     known = chips.chip(chips.target()[1])
-    blocks = block_sizes(length // parts, length, known.splash if known else SplashBlocks())
+    piece = length // sharding.pieces()
+    blocks = block_sizes(piece, length, known.splash if known else SplashBlocks())
+    mask = splash_attention.CausalMask((length, length))
+    mask.q_sequence = sharding.balanced(mask.q_sequence, axis=0)
     # Made anew in every trace: its arrays are constants of the program that is being traced.
     kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask(
-            [splash_attention.CausalMask((length, length))] * (heads // head_parts)
-        ),
+        splash_attention.MultiHeadMask([mask] * (heads // head_parts)),
         block_sizes=blocks,
         head_shards=1,
         q_seq_shards=parts,
@@ -92,6 +97,7 @@ def attention(
     )
 
     def local(kernel, q, k, v, q_segments, kv_segments):
+        k, v, kv_segments = (sharding.row_order(x) for x in (k, v, kv_segments))
         segments = splash_attention.SegmentIds(q_segments, kv_segments)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         out = jax.vmap(kernel, in_axes=(0, 0, 0, 0))(q * head_dim**-0.5, k, v, segments)

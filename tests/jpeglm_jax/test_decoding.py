@@ -12,6 +12,7 @@ from jpeglm_jax.step import Recipe, compile_init, compiled
 from tests.jpeglm_jax.conftest import tiny
 
 EIGHT = {"replica": 2, "fsdp": 2, "tensor": 2}
+SPLIT = {"fsdp": 2, "sequence": 4}
 PLAIN = {}
 EVERYTHING = {"kv_heads": 2, "tied": True, "qk_norm": True}
 ROWS, LENGTH = 8, 30
@@ -60,8 +61,8 @@ def cached(recipe, mesh, params, tokens, given):
 
 @pytest.mark.parametrize(
     ("changes", "sizes"),
-    [(PLAIN, {}), (EVERYTHING, {}), (EVERYTHING, EIGHT)],
-    ids=["plain", "grouped, tied and normed", "the same on eight devices"],
+    [(PLAIN, {}), (EVERYTHING, {}), (EVERYTHING, EIGHT), (EVERYTHING, SPLIT)],
+    ids=["plain", "grouped, tied and normed", "the same on eight devices", "where rows are split"],
 )
 def test_cached_logits_are_those_of_the_whole_row_at_every_place(changes, sizes):
     recipe = recipe_of(**changes)

@@ -91,6 +91,17 @@ def test_a_mesh_changes_neither_losses_nor_initial_weights(alone, steps, sizes):
     np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("split", [1, 2, 4])
+def test_every_part_of_a_row_has_as_much_to_attend_to(split):
+    places = np.arange(48)[None]
+    with jax.set_mesh(make_mesh({"sequence": split}, devices=jax.devices()[:split])):
+        held = sharding.balanced(places)
+        np.testing.assert_array_equal(sharding.row_order(held), places)
+        np.testing.assert_array_equal(sharding.balanced(jnp.asarray(places)), held)
+    work = (held + 1).reshape(split, -1).sum(axis=1)
+    assert sorted(held[0]) == list(range(48)) and len(set(work)) == 1
+
+
 def test_replicas_in_slices_of_their_own_change_nothing(alone, steps):
     numbers, _, _ = run(tiny(steps), {"replica": 2, "fsdp": 4}, slices=2)
     np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
@@ -160,6 +171,7 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, sentence):
         ({"fsdp": 8}, {"batch_size": 12}, "batch_size"),
         ({"tensor": 8}, {}, "model.heads = 4 is split 8 ways over tensor"),
         ({"sequence": 8}, {"row_length": 81}, "row_length = 81"),
+        ({"sequence": 8}, {"row_length": 88}, "cannot be cut into 16 pieces, two for each of mesh"),
         ({"fsdp": 8}, {"model.width": 36}, "model.width = 36"),
         ({"fsdp": 2}, {"optimizer.accumulate": 3, "mesh.fsdp": 1}, "accumulate"),
     ],
