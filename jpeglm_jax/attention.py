@@ -2,8 +2,6 @@
 
 A row holds several documents. A token sees the tokens before it in its own document and nothing
 else; padding has segment 0 and sees only padding, which the loss never reads.
-
-On a mesh that splits rows, all arrays hold them in the order of `sharding.balanced`.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ OUTPUT = "attention"
 
 def document_mask(segments_BxS: jax.Array) -> jax.Array:
     """segments, int [B, S] -> bool [B, S, S]: may the query (axis 1) see the key (axis 2)?"""
-    places_S = sharding.balanced(jnp.arange(segments_BxS.shape[1]), axis=0)
-    causal_SxS = places_S[:, None] >= places_S
+    length = segments_BxS.shape[1]
+    causal_SxS = jnp.tril(jnp.ones((length, length), bool))
     same_BxSxS = segments_BxS[:, :, None] == segments_BxS[:, None, :]
     return same_BxSxS & causal_SxS[None]
 
@@ -93,40 +91,37 @@ def attention(
     heads, groups = q_BxSxHxK.shape[2], k_BxSxGxK.shape[2]
     if heads % groups:
         raise ValueError(f"{groups} key-value heads do not divide {heads} heads")
-    qkv = q_BxSxHxK, k_BxSxGxK, v_BxSxGxK
+    arrays = q_BxSxHxK, k_BxSxGxK, v_BxSxGxK, segments_BxS
     # Kernels are imported where they are used: Pallas takes a second, which a CPU need not pay.
     if name == "splash":
         from jpeglm_jax.kernels import splash
 
-        return splash.attention(*qkv, segments_BxS, name=OUTPUT, interpret=interpret)
+        # It names what it keeps for the backward pass itself: more than its output.
+        return _on_each_device(
+            functools.partial(splash.attention, name=OUTPUT, interpret=interpret), *arrays
+        )
     if name == "triton":
         from jpeglm_jax.kernels import triton
 
-        local = functools.partial(triton.attention, interpret=interpret)
-        out = _whole_rows(name, local, *qkv, segments_BxS)
+        out = _on_each_device(functools.partial(triton.attention, interpret=interpret), *arrays)
     elif name == "cudnn":
         from jpeglm_jax.kernels import cudnn
 
-        out = _whole_rows(name, cudnn.attention, *qkv, segments_BxS)
+        out = _on_each_device(cudnn.attention, *arrays)
     elif name == "chunked":
         from jpeglm_jax.kernels import chunked
 
-        out = chunked.attention(*qkv, segments_BxS, _xla)
+        out = chunked.attention(*arrays, _xla)
     else:
-        out = _xla(*qkv, document_mask(segments_BxS))
+        out = _xla(*arrays[:3], document_mask(segments_BxS))
     return checkpoint_name(out, OUTPUT)
 
 
-def _whole_rows(name: str, local: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Runs a kernel that knows one device on every device's rows and heads."""
-    if sharding.parts("length") > 1:
-        raise ValueError(
-            f"model.attention is {name}, which takes whole rows, but mesh.sequence is "
-            f"{sharding.parts('length')}; set mesh.sequence=1 or model.attention=chunked"
-        )
+def _on_each_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Runs a kernel, which knows one device, on every device's rows and heads."""
     heads = sharding.spec("batch", None, "act_heads", None)
     return sharding.on_each_device(
-        local, in_specs=(heads, heads, heads, sharding.spec("batch", None)), out_specs=heads
+        kernel, in_specs=(heads, heads, heads, sharding.spec("batch", None)), out_specs=heads
     )(*arrays)
 
 

@@ -184,18 +184,18 @@ def seconds(
 
 
 def kernel_flops(model: ModelConfig, config: ConfigDict, chip: chips.Chip, devices: int) -> float:
-    """Operations of the TPU attention kernel, which the cycles leave out, on the busiest device."""
+    """Operations of the TPU attention kernel, which the cycles leave out, on each device."""
     if choose(model.attention, "tpu") != "splash":
         return 0.0  # plain forms are XLA's own operations
     from jpeglm_jax.kernels import splash  # takes a second
 
-    length, parts = config.row_length, config.mesh.sequence
-    forwards = splash.share_computed(length, parts, chip.splash.q, chip.splash.kv)
-    backwards = splash.share_computed(length, parts, chip.splash.q_dkv, chip.splash.kv_dkv)
+    length, blocks = config.row_length, chip.splash
+    forwards = splash.share_computed(length, blocks.q, blocks.kv)
+    backwards = splash.share_computed(length, blocks.q_dkv, blocks.kv_dkv)
     # Products of [queries, head] and [head, keys]: two forwards, five backwards.
     products = 2 * forwards * (2 if model.recomputes_attention else 1) + 5 * backwards
-    rows = config.batch_size * parts / devices
-    return products * rows * 2 * model.layers * model.heads * model.head_dim * length**2
+    pairs = config.batch_size / devices * model.layers * model.heads * length**2
+    return products * pairs * 2 * model.head_dim
 
 
 def words(report: dict[str, Any]) -> str:

@@ -125,19 +125,17 @@ def prefill(
       The cache with places 0 to P - 1 of these rows filled in.
     """
     model, graph = _modules(recipe, weights)
-    length = tokens_RxP.shape[1]
-    tokens_RxP = jnp.pad(tokens_RxP, ((0, 0), (0, -length % sharding.pieces())))
-    positions = jnp.broadcast_to(jnp.arange(tokens_RxP.shape[1]), tokens_RxP.shape)
-    tokens_RxP, positions = sharding.balanced(tokens_RxP), sharding.balanced(positions)
+    rows, length = tokens_RxP.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     tables = rope_tables(positions, recipe.model.head_dim, recipe.model.rope_theta)
-    segments = jnp.ones_like(tokens_RxP)
+    segments = jnp.ones((rows, length), jnp.int32)
     x_RxPxD = model.embed_tokens(tokens_RxP)
     filled = []
     for layer, old in zip(weights["layers"], cache, strict=True):
         x_RxPxD, new = nnx.merge(graph, layer)(x_RxPxD, segments, tables)
         keys, values = (
-            c.at[rows_R, :, :length].set(part[:, :, :length].astype(c.dtype), mode="drop")
-            for c, part in zip(old, (sharding.row_order(x, axis=2) for x in new), strict=True)
+            c.at[rows_R, :, :length].set(part.astype(c.dtype), mode="drop")
+            for c, part in zip(old, new, strict=True)
         )
         filled.append((keys, values))
     return tuple(filled)

@@ -244,12 +244,10 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, LayerCache]:
         """What attention adds to the stream; and keys and values, [B, G, S, K]."""
         q, k, v = self.project(x_BxSxD, tables)
-        q = constrain(q, "batch", "length", "act_heads", None)
-        # Under sequence parallelism each device needs the keys and values of the whole row.
-        k = constrain(k, "batch", None, "act_heads", None)
-        v = constrain(v, "batch", None, "act_heads", None)
+        q, k, v = (constrain(a, "batch", None, "act_heads", None) for a in (q, k, v))
         q, k, v = (checkpoint_name(a, "qkv") for a in (q, k, v))
         out = attention(q, k, v, segments_BxS, implementation=self.config.attention)
+        out = constrain(out, "batch", "length", "heads", None)
         return self.output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
@@ -449,8 +447,6 @@ class Llama(nnx.Module):
         self, tokens_BxS: jax.Array, segments_BxS: jax.Array, positions_BxS: jax.Array
     ) -> jax.Array:
         """Logits of the next token.
-
-        On a mesh that splits rows, all arrays hold them in the order of `sharding.balanced`.
 
         Args:
           tokens_BxS: int32 [batch, length].

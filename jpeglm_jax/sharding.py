@@ -5,8 +5,7 @@ Four axes, from the slowest links to the fastest:
   replica   copies of the whole state, gradients summed between them; spans the slices of a
             multi-slice job, so that only this sum crosses the data-centre network (DCN)
   fsdp      the batch is split, and weights and optimiser moments too (gathered when used)
-  sequence  long rows are split along the tokens; keys and values are gathered for attention, and
-            a device holds two pieces of a row: see `balanced`
+  sequence  long rows are split along the tokens, and for attention along the heads instead
   tensor    heads and feed-forward columns are split
 """
 
@@ -18,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -31,7 +29,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
     "length": "sequence",
     "act_embed": None,
-    "act_heads": "tensor",
+    # Inside attention rows are whole (Jacobs et al. 2023, "DeepSpeed Ulysses"): every device has as
+    # much to do, which parts of a row, whose last token sees most, would not.
+    "act_heads": ("tensor", "sequence"),
     "act_ffn": "tensor",
     # Weights. "embed" is the width of the residual stream, the dimension every matrix has.
     "layers": None,
@@ -182,56 +182,14 @@ def on_each_device(
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def parts(logical: str) -> int:
-    """Number of parts that a logical axis is split into on the current mesh; without one, 1."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else axis_size(mesh, logical)
-
-
-def pieces() -> int:
-    """Number of pieces that `balanced` rearranges on the current mesh; it has to divide rows."""
-    split = parts("length")
-    return 1 if split == 1 else 2 * split
-
-
-def _order(pieces: int) -> list[int]:
-    """Which piece of a row lies where: device i of n holds pieces i and 2n - 1 - i.
-
-    A token attends to what is before it, so the first piece has the least to do and the last the
-    most; two that mirror each other always have the same.
-    """
-    return [piece for i in range((pieces + 1) // 2) for piece in (i, pieces - 1 - i)][:pieces]
-
-
-def _rearranged(x: Any, order: Sequence[int], axis: int) -> Any:
-    if len(order) == 1:
-        return x
-    library = np if isinstance(x, np.ndarray) else jnp
-    cut = library.split(x, len(order), axis=axis)
-    return library.concatenate([cut[piece] for piece in order], axis=axis)
-
-
-def balanced(x: Any, axis: int = 1) -> Any:
-    """Rows in the order in which the current mesh holds them, so that all have as much to do.
-
-    Where rows are not split that is their own order. `row_order` takes it back.
-
-    Args:
-      x: an array of NumPy or JAX whose `axis`, the places of a row, `pieces()` divides.
-    """
-    return _rearranged(x, _order(pieces()), axis)
-
-
-def row_order(x: Any, axis: int = 1) -> Any:
-    """What `balanced` has made of rows, in their own order again."""
-    return _rearranged(x, np.argsort(_order(pieces())).tolist(), axis)
-
-
 def axis_size(mesh: Mesh | AbstractMesh, logical: str) -> int:
     """Number of parts that a logical axis is split into."""
+    return math.prod(mesh.shape[name] for name in _mesh_axes(logical))
+
+
+def _mesh_axes(logical: str) -> tuple[str, ...]:
     axes = RULES[logical]
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return math.prod(mesh.shape[name] for name in names)
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
@@ -244,7 +202,8 @@ def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
     for name, (logical, size) in sizes.items():
         parts = axis_size(mesh, logical)
         if size % parts:
-            wrong.append(f"{name} = {size} is split {parts} ways over {RULES[logical]}")
+            over = " and ".join(_mesh_axes(logical))
+            wrong.append(f"{name} = {size} is split {parts} ways over {over}")
     if wrong:
         raise MeshError("the mesh does not divide the run: " + "; ".join(wrong))
 

@@ -77,8 +77,8 @@ def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         mesh,
         {
             "model.width": ("embed", model.width),
-            "model.heads": ("heads", model.heads),
-            "model.kv_heads": ("kv_heads", model.kv_heads),
+            "model.heads": ("act_heads", model.heads),
+            "model.kv_heads": ("act_heads", model.kv_heads),
             "model.ffn": ("ffn", model.ffn),
             "row_length": ("length", config.row_length),
             "batch_size / optimizer.accumulate": (
@@ -87,12 +87,6 @@ def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
             ),
         },
     )
-    pieces = 2 * mesh.shape["sequence"]
-    if mesh.shape["sequence"] > 1 and config.row_length % pieces:
-        raise sharding.MeshError(
-            f"row_length = {config.row_length} cannot be cut into {pieces} pieces, two for each of "
-            f"mesh.sequence = {mesh.shape['sequence']} devices"
-        )
     if config.batch_size % config.optimizer.accumulate:
         raise sharding.MeshError(
             f"batch_size = {config.batch_size} cannot be split into optimizer.accumulate = "
@@ -167,7 +161,6 @@ class Recipe:
           nll: negative log-likelihood in nats; z: squared log-normaliser (the z-loss);
           tokens: places that count; documents: ends of documents among them; bytes: codec bytes.
         """
-        batch = {key: sharding.balanced(x) for key, x in batch.items()}
         logits = nnx.merge(self.graph, params)(
             batch["tokens"], batch["segments"], batch["positions"]
         )

@@ -12,7 +12,7 @@ from jpeglm_jax.step import Recipe, compile_init, compiled
 from tests.jpeglm_jax.conftest import tiny
 
 EIGHT = {"replica": 2, "fsdp": 2, "tensor": 2}
-SPLIT = {"fsdp": 2, "sequence": 4}
+SPLIT = {"fsdp": 4, "sequence": 2}
 PLAIN = {}
 EVERYTHING = {"kv_heads": 2, "tied": True, "qk_norm": True}
 ROWS, LENGTH = 8, 30
