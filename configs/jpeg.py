@@ -5,7 +5,7 @@
   imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
   7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
   7b_v5e256, 7b_v5p128, 7b_v6e256
-              the same with what the memory of these pods lets a layer keep
+              the same, keeping as much of each layer as the memory of these pods allows
 
 Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
@@ -201,11 +201,12 @@ def paper(c: ConfigDict) -> None:
 
 
 def paper_v5e256(c: ConfigDict) -> None:
-    """The paper's model on a v5e-256: a row a chip, what fits beside it kept of each layer.
+    """The paper's model on a v5e-256: a row a chip, and as much of each layer kept as fits.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16 \
+        --vocab_size=320
 
-    and for the others like it: what is kept was chosen by that command, see docs/parallelism.md.
+    What is kept was chosen by that command and its like, see docs/parallelism.md.
     """
     paper(c)
     c.model.remat = "save_attention"
@@ -214,7 +215,8 @@ def paper_v5e256(c: ConfigDict) -> None:
 def paper_v5p128(c: ConfigDict) -> None:
     """The paper's model on a v5p-128: 64 chips, which take the batch in four parts.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4 \
+        --vocab_size=320
     """
     paper(c)
     c.optimizer.accumulate = 4
@@ -224,7 +226,8 @@ def paper_v5p128(c: ConfigDict) -> None:
 def paper_v6e256(c: ConfigDict) -> None:
     """The paper's model on a v6e-256: a row a chip.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16 \
+        --vocab_size=320
     """
     paper(c)
     c.model.remat = "save_qkv_attention"

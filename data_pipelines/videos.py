@@ -24,12 +24,12 @@ _FORMATS = (
     "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "flv",
     "asf", "ogg", "gif", "yuv4mpegpipe", "nut", "ivf", "mxf", "rm", "dv", "apng", "obu",
 )
+# fmt: on
 # Titles that are no UTF-8 are no reason to refuse a video. PyAV takes them from version 19 on, and
 # before when told to.
 _METADATA: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "backslashreplace"}
 )
-# fmt: on
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
 MAX_SECONDS = 12 * 3600
 _MAX_RATE = 1000  # decoded frames a second of what the file says it lasts

@@ -83,8 +83,8 @@ def attention(
       float [batch, length, heads, head_dim], the dtype of q.
 
     Raises:
-      ValueError: an implementation that is unknown, or cannot take this platform, these shapes or
-        this mesh; groups that do not divide the heads.
+      ValueError: an implementation that is unknown, or cannot take this platform or these
+        shapes; groups that do not divide the heads.
     """
     platform = chips.target()[0]
     name = implementation if interpret else choose(implementation, platform)

@@ -17,8 +17,8 @@ class SplashBlocks:
     Attributes:
       q, kv: forwards; kv_compute: the part of kv that is computed at once.
       q_dkv, kv_dkv, kv_dkv_compute: the same backwards. The fused backward kernel writes the
-        queries' gradient once for every kv_dkv keys, to be summed, so small blocks cost memory;
-        but what a block holds above the diagonal is computed in vain, so large ones cost time.
+        queries' gradient once for every kv_dkv keys, to be summed, so small blocks cost memory
+        and the sum; but what a block holds above the diagonal is computed in vain.
     """
 
     q: int = 512

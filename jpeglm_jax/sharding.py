@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "fsdp", "sequence", "tensor")
 
@@ -182,7 +182,7 @@ def on_each_device(
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def axis_size(mesh: Mesh | AbstractMesh, logical: str) -> int:
+def axis_size(mesh: Mesh, logical: str) -> int:
     """Number of parts that a logical axis is split into."""
     return math.prod(mesh.shape[name] for name in _mesh_axes(logical))
 
@@ -196,14 +196,14 @@ def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
     """Refuses, by name and before anything is allocated, a split that does not divide.
 
     Args:
-      sizes: name of the setting -> (logical axis, size), e.g. `{"model.heads": ("heads", 32)}`.
+      sizes: name of the setting -> (logical axis, size), e.g. `{"model.heads": ("act_heads", 32)}`.
     """
     wrong = []
     for name, (logical, size) in sizes.items():
         parts = axis_size(mesh, logical)
         if size % parts:
-            over = " and ".join(_mesh_axes(logical))
-            wrong.append(f"{name} = {size} is split {parts} ways over {over}")
+            over = " x ".join(f"mesh.{axis}" for axis in _mesh_axes(logical))
+            wrong.append(f"{name} = {size} is split {parts} ways, {over}, which has to divide it")
     if wrong:
         raise MeshError("the mesh does not divide the run: " + "; ".join(wrong))
 

@@ -42,8 +42,11 @@ def block_sizes(length: int, most: SplashBlocks) -> splash_attention.BlockSizes:
 def share_computed(length: int, most_q: int, most_kv: int) -> float:
     """Pairs of query and key that the kernel multiplies, over all pairs of a row.
 
-    Blocks on the diagonal are computed in full, so it is above a half. For the largest blocks
-    allowed, as in `SplashBlocks`.
+    Blocks on the diagonal are computed in full, so it is above a half.
+
+    Args:
+      length: places of a row.
+      most_q, most_kv: the largest blocks allowed, see `SplashBlocks`.
     """
     block_q, block_kv = _divisor(length, most_q), _divisor(length, most_kv)
     seen = [-(-end // block_kv) for end in range(block_q, length + 1, block_q)]

@@ -1,5 +1,7 @@
 """The same run on any mesh; meshes that cannot be are refused by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,18 @@ def test_a_mesh_changes_neither_losses_nor_initial_weights(alone, steps, sizes):
     np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
 
 
+def test_a_row_that_is_split_is_never_gathered_with_its_whole_width():
+    config = tiny(**{"model.remat": "full"})
+    mesh, recipe = make_mesh({"fsdp": 2, "sequence": 4}), recipe_of(config)
+    step, batch = compile_train_step(recipe, mesh), next(batches(config))
+    with jax.set_mesh(mesh):
+        text = step.jitted.lower(recipe.abstract_state(), batch).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    assert gathered and " all-to-all(" in text
+    for shape in gathered:
+        assert not {config.row_length, config.model.width} <= set(map(int, shape.split(",")))
+
+
 def test_replicas_in_slices_of_their_own_change_nothing(alone, steps):
     numbers, _, _ = run(tiny(steps), {"replica": 2, "fsdp": 4}, slices=2)
     np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
@@ -158,7 +172,7 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, sentence):
     ("sizes", "change", "name"),
     [
         ({"fsdp": 8}, {"batch_size": 12}, "batch_size"),
-        ({"tensor": 8}, {}, "model.heads = 4 is split 8 ways over tensor and sequence"),
+        ({"tensor": 8}, {}, "model.heads = 4 is split 8 ways, mesh.tensor x mesh.sequence"),
         ({"tensor": 4, "sequence": 2}, {}, "model.kv_heads = 4 is split 8 ways"),
         ({"fsdp": 2, "sequence": 4}, {"row_length": 81}, "row_length = 81"),
         ({"fsdp": 8}, {"model.width": 36}, "model.width = 36"),

@@ -135,13 +135,22 @@ def test_a_disk_without_room_keeps_the_last_good_checkpoint_and_says_so(digit_sh
 # Many times over
 
 
-BUSY = {"steps": 1500, "checkpoint__every": 20, "evaluate__every": 50, "log__every": 1}
+BUSY = {"steps": 6000, "checkpoint__every": 20, "evaluate__every": 50, "log__every": 1}
 BUSY |= {"sample__every": 100, "sample__num": 8, "sample__batch_size": 8}
 
 
 def busy(shards, workdir):
     """Trains, evaluates, samples and saves in turns; compiles once for all its starts."""
     return command(shards, workdir, **BUSY)
+
+
+def pause(workdir, seconds):
+    """Sleeps, but not until the run has come to its end."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if any(line["step"] > BUSY["steps"] - 500 for line in lines(workdir)):
+            break
+        time.sleep(0.1)
 
 
 def disturb(process, workdir, chance, number):
@@ -157,9 +166,9 @@ def disturb(process, workdir, chance, number):
     if chance.random() < 0.7:
         begun = max([0, *(line["step"] for line in lines(workdir))])
         wait_for_step(process, workdir, min(begun + chance.randint(1, 60), BUSY["steps"] - 100))
-        time.sleep(chance.uniform(0, 1))
+        pause(workdir, chance.uniform(0, 1))
     else:
-        time.sleep(chance.uniform(0, 10))
+        pause(workdir, chance.uniform(0, 10))
     process.send_signal(number)
     return finish(process)[2]
 
