@@ -77,7 +77,7 @@ CHIPS = {
         1.75e9,
         448e9,
         ASYNC_GATHERS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
-        SplashBlocks(1024, 2048, 1024, 1024, 2048, 512),
+        SplashBlocks(q=1024, kv=2048, kv_compute=1024),
     ),
 }
 # What a topology calls a device is not always what the device calls itself.

@@ -29,8 +29,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
     "length": "sequence",
     "act_embed": None,
-    # Inside attention rows are whole (Jacobs et al. 2023, "DeepSpeed Ulysses"): every device has as
-    # much to do, which parts of a row, whose last token sees most, would not.
+    # Inside attention rows are whole and heads are split (Jacobs et al. 2023, "DeepSpeed Ulysses"):
+    # of parts of a row the last would have the most to do, for its tokens see the most.
     "act_heads": ("tensor", "sequence"),
     "act_ffn": "tensor",
     # Weights. "embed" is the width of the residual stream, the dimension every matrix has.
