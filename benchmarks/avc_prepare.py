@@ -23,10 +23,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.cost import Cost, now, overhead, since
-from data_pipelines import tokenizer
 from data_pipelines.preparation import launchers
 from data_pipelines.prepare import prepare
-from data_pipelines.shards import Shards
+from data_pipelines.representations import tokenizer
+from data_pipelines.shards.reader import Shards
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "avc_prepare.json"
 OPTIONS = dict(name="avc", min_frames=1)

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import representations
-from evals import extractors, metrics
-from evals.features import Extractor, extract
-from evals.images import FittedImages, Images, open_images
+from evals import metrics
+from evals.distances.statistics import Statistics
+from evals.features import extractors
+from evals.features.features import Extractor, extract
+from evals.inputs.images import FittedImages, Images, open_images
 from evals.metrics import Side
-from evals.statistics import Statistics
-from jpeglm_jax import sharding
+from jpeglm_jax.parallel import sharding
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -24,12 +24,12 @@ from configs import jpeg
 from data_pipelines import representations
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import Representation
-from jpeglm_jax import engine as engines
-from jpeglm_jax import sharding
-from jpeglm_jax.constraint import Constraint, constraint
-from jpeglm_jax.engine import Engine
-from jpeglm_jax.sampling import Filter
-from jpeglm_jax.step import Recipe, compile_init, model_config
+from jpeglm_jax.generation import engine as engines
+from jpeglm_jax.generation.constraint import Constraint, constraint
+from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training.step import Recipe, compile_init, model_config
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 64

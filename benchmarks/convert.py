@@ -29,10 +29,10 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from data_pipelines.tokenizer import train_bpe
+from data_pipelines.representations.tokenizer import train_bpe
 from jpeglm_jax.convert import SHARD_BYTES, num_parameters
 from jpeglm_jax.huggingface import config, safetensors, weights
-from jpeglm_jax.model import ModelConfig
+from jpeglm_jax.model.llama import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "convert.json"

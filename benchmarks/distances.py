@@ -41,8 +41,8 @@ def made(n: int, d: int, seed: int) -> np.ndarray:
 
 
 def ours(n: int, d: int) -> dict[str, float]:
-    from evals.distances import frechet, frechet_of_features
-    from evals.statistics import Statistics
+    from evals.distances.frechet import frechet, frechet_of_features
+    from evals.distances.statistics import Statistics
 
     x, y = made(n, d, 1), made(n, d, 2)
     seconds: dict[str, float] = {}
@@ -75,7 +75,7 @@ def usual(n: int, d: int) -> dict[str, float]:
 
 
 def others(n: int, d: int) -> dict[str, float]:
-    from evals import kernels, neighbours
+    from evals.distances import kernels, neighbours
 
     x, y = made(n, d, 1), made(n, d, 2)
     seconds: dict[str, float] = {}

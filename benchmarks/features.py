@@ -39,11 +39,11 @@ CORES = len(os.sched_getaffinity(0))
 
 def drawn_extractor() -> Any:
     """The FID network with drawn weights, on as many devices as there are cores."""
-    from jpeglm_jax import sharding
+    from jpeglm_jax.parallel import sharding
 
     sharding.split_cpu(CORES)
-    from evals import extractors, inception
-    from evals.weights import Weights
+    from evals.features import extractors, inception
+    from evals.features.weights import Weights
 
     sys.path.insert(0, str(ROOT / "tests" / "golden" / "inception"))
     weights = __import__("weights")
@@ -75,8 +75,8 @@ def theirs(images: int) -> float:
 
 def whole(images: int) -> float:
     """From files to features on disk; the first batch, which compiles, is not timed."""
-    from evals import features
-    from evals.images import open_images
+    from evals.features import features
+    from evals.inputs.images import open_images
 
     extractor = drawn_extractor()
     with tempfile.TemporaryDirectory() as folder:

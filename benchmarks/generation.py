@@ -90,7 +90,7 @@ def make_up(folder: Path, name: str) -> None:
     from data_pipelines import representations
     from jpeglm_jax.convert import from_hf
     from jpeglm_jax.huggingface import config, safetensors, weights
-    from jpeglm_jax.model import ModelConfig
+    from jpeglm_jax.model.llama import ModelConfig
 
     shape, length = MODELS[name]
     model = ModelConfig(vocab_size=VOCAB, **shape)
@@ -119,9 +119,10 @@ def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> 
     import jax
     import numpy as np
 
-    from jpeglm_jax import checkpoint, sharding
-    from jpeglm_jax.engine import Engine
-    from jpeglm_jax.sampling import Filter
+    from jpeglm_jax.generation.engine import Engine
+    from jpeglm_jax.generation.sampling import Filter
+    from jpeglm_jax.parallel import sharding
+    from jpeglm_jax.training import checkpoint
 
     sharding.split_cpu(devices)
     checkpoint.quiet_libraries()

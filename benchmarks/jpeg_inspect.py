@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from data_pipelines.images import open_image
-from data_pipelines.representations.jpeg import JpegRepresentation
-from data_pipelines.representations.jpeg_coefficients import is_canonical
+from data_pipelines.media.images import open_image
+from data_pipelines.representations.jpeg.coefficients import is_canonical
+from data_pipelines.representations.jpeg.representation import JpegRepresentation
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"

@@ -7,7 +7,7 @@ as shards; rows have 12,288 places, batches 32 rows. All contestants read the sa
 the page cache, in a random order, and give batches of tokens, targets, segments and positions
 (ours: and weights). Tokens are those of documents, not padding. The contestants:
 
-  loader             data_pipelines.input over the global plan
+  loader             data_pipelines.loading.loader over the global plan
   grain_windows      Grain's best-fit packer with 1,024 bins, fed by the same batched reads
   grain_records      the same packer over Grain's ArrayRecord source, as its documentation has it
 
@@ -34,9 +34,11 @@ import grain
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import packing, representations, shard_files, shards
-from data_pipelines.input import Loader
-from data_pipelines.shard_files import Document
+from data_pipelines import representations
+from data_pipelines.loading.loader import Loader
+from data_pipelines.packing import plan as packing
+from data_pipelines.shards import files, reader
+from data_pipelines.shards.files import Document
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 20_000, "Documents in the shards.")
 _SHARDS = flags.DEFINE_integer("shards", 8, "Files.")
@@ -58,8 +60,8 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
     representation.save(folder)
     parts = []
     for index, numbers in enumerate(np.array_split(np.arange(documents), count)):
-        name = shard_files.stem("train", index, count)
-        sidecar = shard_files.write_shard(
+        name = files.stem("train", index, count)
+        sidecar = files.write_shard(
             folder,
             name,
             (
@@ -86,17 +88,17 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
         "sha256": index_facts["sha256"],
     }
     manifest = {
-        "format": shards.FORMAT,
+        "format": reader.FORMAT,
         "label_names": [],
         "representation": {"fingerprint": representation.fingerprint},
         "splits": {"train": split},
     }
-    (folder / shards.MANIFEST).write_text(json.dumps(manifest))
+    (folder / reader.MANIFEST).write_text(json.dumps(manifest))
 
 
 def loader_batches(folder: pathlib.Path, repeat: int) -> Iterator[int]:
     """One epoch of ours; yields the tokens of each batch."""
-    documents = shards.Shards(folder)
+    documents = reader.Shards(folder)
     plan = packing.plan(documents.lengths + 1, row_length=ROW, seed=repeat)
     loader = Loader(
         documents, plan, batch_size=_BATCH_SIZE.value, threads=_THREADS.value, read_ahead=4
@@ -125,7 +127,7 @@ class Windows:
     """256 documents of a random order at a time, read as the loader reads them."""
 
     def __init__(self, folder: pathlib.Path, seed: int):
-        self._documents = shards.Shards(folder)
+        self._documents = reader.Shards(folder)
         self._order = np.random.default_rng(seed).permutation(len(self._documents))
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import packing
+from data_pipelines.packing import plan as packing
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 23_000_000, "Documents of the largest set.")
 _OUT = flags.DEFINE_string("out", "benchmarks/results/packing.json", "File for the results.")

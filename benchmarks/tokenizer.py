@@ -24,7 +24,7 @@ import numpy as np
 import sentencepiece
 from PIL import Image
 
-from data_pipelines.tokenizer import BpeTokenizer, ByteTokenizer, train_bpe
+from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer, train_bpe
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jpeglm_jax.pages import restart_with_large_pages
+from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "train_cpu.json"
@@ -63,15 +63,15 @@ def ours() -> float:
     import numpy as np
 
     from configs import jpeg
-    from jpeglm_jax import sharding
-    from jpeglm_jax.step import (
+    from jpeglm_jax.parallel import sharding
+    from jpeglm_jax.train import cpu_devices
+    from jpeglm_jax.training.step import (
         Recipe,
         batch_shardings,
         compile_init,
         compile_train_step,
         model_config,
     )
-    from jpeglm_jax.train import cpu_devices
 
     config = jpeg.get_config()
     sharding.split_cpu(cpu_devices(config))

@@ -37,10 +37,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import jpeg
-from jpeglm_jax import flops, sharding
-from jpeglm_jax.attention import IMPLEMENTATIONS, attention
 from jpeglm_jax.compile import abstract_batch
-from jpeglm_jax.step import (
+from jpeglm_jax.model import flops
+from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training.step import (
     Recipe,
     batch_shardings,
     compile_init,

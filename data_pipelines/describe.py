@@ -16,9 +16,12 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from data_pipelines import command, packing, shards, sheet
-from data_pipelines.shard_files import ShardError
-from data_pipelines.shards import Shards
+from data_pipelines.packing import plan
+from data_pipelines.representations import contact_sheet as sheet
+from data_pipelines.shards import reader
+from data_pipelines.shards.files import ShardError
+from data_pipelines.shards.reader import Shards
+from data_pipelines.utils import command
 
 _BARS = 12
 _BAR_WIDTH = 40
@@ -36,7 +39,7 @@ def describe(folder: epath.PathLike, row_length: int = 0) -> str:
     Raises:
       FileNotFoundError, ShardError: see `Shards`.
     """
-    manifest = shards.read_manifest(folder)
+    manifest = reader.read_manifest(folder)
     representation = manifest["representation"]
     options = ", ".join(f"{k}={v}" for k, v in representation["config"].items() if k != "name")
     lines = [
@@ -82,7 +85,7 @@ def write_document(documents: Shards, key: str, copy: int, out: epath.PathLike) 
 
 def verify(folder: epath.PathLike) -> Iterator[tuple[str, str]]:
     """Hashes every file of every split: yields (file name, '' or what is wrong)."""
-    for split in shards.read_manifest(folder)["splits"]:
+    for split in reader.read_manifest(folder)["splits"]:
         yield from Shards(folder, split).verify()
 
 
@@ -120,7 +123,7 @@ def _fill(lengths: np.ndarray, row_length: int) -> list[str]:
     places = lengths + np.uint32(1)  # the framing takes one
     shortest = 2 ** math.ceil(math.log2(int(places.max())))
     chosen = [row_length] if row_length else [shortest, 4 * shortest]
-    return [f"  rows of {row:,}: {packing.plan(places, row_length=row).stats}" for row in chosen]
+    return [f"  rows of {row:,}: {plan.plan(places, row_length=row).stats}" for row in chosen]
 
 
 def _labels(documents: Shards) -> list[str]:

@@ -18,13 +18,16 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines import command, representations, shard_files, shards
-from data_pipelines.augment import Augment
+from data_pipelines import representations
+from data_pipelines.media.augment import Augment
 from data_pipelines.preparation import finish, job, launchers, tokenizer_training
 from data_pipelines.preparation.job import Job, Settings, SettingsError
 from data_pipelines.preparation.process import ShardSpec
 from data_pipelines.representations.base import Representation
-from data_pipelines.shard_files import ShardError
+from data_pipelines.shards import files as shard_files
+from data_pipelines.shards import reader
+from data_pipelines.shards.files import ShardError
+from data_pipelines.utils import command
 
 SETUP_TIMEOUT = 3600.0
 _LOG_SECONDS = 30.0
@@ -103,7 +106,7 @@ def prepare(
         work = job.wait_for(folder, settings, setup_timeout)
     if _is_complete(work, retry_rejected):
         return folder
-    (folder / shards.MANIFEST).unlink(missing_ok=True)  # of rejects that are now tried again
+    (folder / reader.MANIFEST).unlink(missing_ok=True)  # of rejects that are now tried again
     specs = launchers.of_task(_specs(work, retry_rejected), task, num_tasks)
     if launcher == "pool":
         with _ProgressBar(work, specs) as progress:
@@ -145,7 +148,7 @@ def _augment_options(copies: int, options: Mapping[str, Any]) -> dict[str, Any]:
 def _is_complete(work: Job, retry_rejected: bool) -> bool:
     """Whether the manifest is this job's and its shards are there: one listing of the folder."""
     try:
-        manifest = shards.read_manifest(work.folder)
+        manifest = reader.read_manifest(work.folder)
     except (FileNotFoundError, ShardError):
         return False
     present = {path.name for path in work.folder.iterdir()}
@@ -230,7 +233,7 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
 
 def _summary(folder: epath.Path) -> str:
     try:
-        manifest = shards.read_manifest(folder)
+        manifest = reader.read_manifest(folder)
     except FileNotFoundError:
         return f"{folder}: this task is done; the task that makes the last shard completes it"
     lines = [f"{folder} is complete"]

@@ -21,18 +21,20 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
-from evals import extractors, half_size, metrics, prompting
+from data_pipelines.utils import command
 from evals import likelihood as bits
-from evals.documents import Documents
+from evals import metrics, prompting
 from evals.evaluation import evaluate
-from evals.features import Extractor
-from evals.images import open_images
-from jpeglm_jax import checkpoint, sharding
-from jpeglm_jax.checkpoint import TrainedModel
+from evals.features import extractors, half_size
+from evals.features.features import Extractor
+from evals.inputs.documents import Documents
+from evals.inputs.images import open_images
 from jpeglm_jax.generate import chosen_filter, generate
-from jpeglm_jax.sampling import Filter
+from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import TrainedModel
 
 UNCONDITIONAL = "unconditional"
 _SAMPLING = [field.name for field in dataclasses.fields(Filter)]

@@ -20,19 +20,21 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.representations import jpeg_coefficients
 from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg import JpegRepresentation
-from data_pipelines.tokenizer import ByteTokenizer
-from evals import coding, jpegxl
+from data_pipelines.representations.jpeg import coefficients
+from data_pipelines.representations.jpeg.representation import JpegRepresentation
+from data_pipelines.representations.tokenizer import ByteTokenizer
+from data_pipelines.utils import command
 from evals import likelihood as bits
-from evals.documents import Documents
+from evals.codelength import archive as coding
+from evals.codelength import jpegxl
+from evals.codelength.scoring import Scorer
+from evals.inputs.documents import Documents
 from evals.likelihood import Scored
-from evals.scoring import Scorer
-from jpeglm_jax import checkpoint, sharding
-from jpeglm_jax.checkpoint import TrainedModel
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import TrainedModel
 
 ARCHIVE = "archive.jlma"
 
@@ -153,7 +155,7 @@ def _stored(
 
 def _without_restarts(representation: JpegRepresentation, file: bytes) -> tuple[float, float]:
     """Bytes of the (stream, file) of the same coefficients without restart markers."""
-    plain = jpeg_coefficients.with_restart_interval(file, representation.format, 0)
+    plain = coefficients.with_restart_interval(file, representation.format, 0)
     bare = dataclasses.replace(representation, restart_interval=0, tokenizer=ByteTokenizer())
     return float(bare.from_bytes(plain).size), float(len(plain))
 

@@ -16,8 +16,8 @@ from etils import epath
 from PIL import Image
 from sklearn import datasets, svm
 
-from data_pipelines import command
-from data_pipelines.images import ImageError, open_image
+from data_pipelines.media.images import ImageError, open_image
+from data_pipelines.utils import command
 
 _SIDE = 8
 _FITTED = 1500  # of the 1,797; the classifier is judged on the rest

@@ -14,14 +14,16 @@ import jax
 from etils import epath
 
 from data_pipelines.representations.base import Representation
-from data_pipelines.shard_files import write_atomically
-from evals import features, images, metrics
-from evals.codec import MANIFEST, GeneratedImages
-from evals.features import Extractor, FeatureSet
-from evals.images import FittedImages, Images
+from data_pipelines.shards.files import write_atomically
+from evals import metrics
+from evals.distances.statistics import FeatureError, Statistics
+from evals.features import features
+from evals.features.features import Extractor, FeatureSet
+from evals.inputs import images
+from evals.inputs.codec import MANIFEST, GeneratedImages
+from evals.inputs.images import FittedImages, Images
 from evals.metrics import Side
-from evals.statistics import FeatureError, Statistics
-from jpeglm_jax import checkpoint
+from jpeglm_jax.training import checkpoint
 
 STEPS = ("features", "stats", "metrics")
 

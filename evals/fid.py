@@ -15,14 +15,18 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from data_pipelines import command, representations
+from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE, Representation
-from evals import extractors, metrics
-from evals.codec import MANIFEST
+from data_pipelines.utils import command
+from evals import metrics
 from evals.evaluation import STEPS, evaluate
-from jpeglm_jax import checkpoint, prompts, sharding
+from evals.features import extractors
+from evals.inputs.codec import MANIFEST
 from jpeglm_jax.generate import chosen_labels, generate
-from jpeglm_jax.sampling import Filter
+from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
 
 
 def sample(

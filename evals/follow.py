@@ -20,16 +20,18 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.shard_files import write_atomically
-from evals import extractors, fid
+from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils import command
+from evals import fid
 from evals import likelihood as bits
-from evals.documents import Documents
 from evals.evaluation import evaluate
-from evals.features import Extractor
-from jpeglm_jax import checkpoint, sharding
-from jpeglm_jax.checkpoint import Checkpoints
+from evals.features import extractors
+from evals.features.features import Extractor
+from evals.inputs.documents import Documents
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import Checkpoints
 
 FOLDER = "evaluations"
 _POLL = 10.0  # seconds between two looks

@@ -21,14 +21,15 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import Representation
-from data_pipelines.shard_files import write_atomically
-from evals.documents import Document, Documents
-from evals.scoring import Scorer
-from jpeglm_jax import checkpoint, sharding
-from jpeglm_jax.checkpoint import TrainedModel
+from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils import command
+from evals.codelength.scoring import Scorer
+from evals.inputs.documents import Document, Documents
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import TrainedModel
 
 GIVEN = ("auto", "label", "none", "marginal")
 

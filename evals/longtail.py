@@ -20,18 +20,23 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from data_pipelines import command, representations
+from data_pipelines import representations
 from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import CONFIG_FILE
-from evals import correlation, curves, extractors, features, kernels, metrics
-from evals.codec import MANIFEST, GeneratedImages
-from evals.distances import frechet
-from evals.features import Extractor
-from evals.images import FittedImages, Images, open_images
+from data_pipelines.utils import command
+from evals import metrics
+from evals.distances import correlation, kernels
+from evals.distances.frechet import frechet
+from evals.distances.statistics import Statistics
+from evals.features import extractors, features
+from evals.features.features import Extractor
+from evals.inputs.codec import MANIFEST, GeneratedImages
+from evals.inputs.images import FittedImages, Images, open_images
 from evals.likelihood import write_json
-from evals.page import Html
-from evals.statistics import Statistics
-from jpeglm_jax import checkpoint, sharding
+from evals.reporting import curves
+from evals.reporting.page import Html
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
 
 FREQUENCY = "frequency of the class"
 

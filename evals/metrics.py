@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals import distances, kernels, neighbours
-from evals.distances import Estimate
-from evals.features import FeatureSet
-from evals.statistics import FeatureError, Statistics, disjoint
+from evals.distances import frechet as distances
+from evals.distances import kernels, neighbours
+from evals.distances.frechet import Estimate
+from evals.distances.statistics import FeatureError, Statistics, disjoint
+from evals.features.features import FeatureSet
 
 NEIGHBOURS = 10_000  # images of either set that precision and its kin are computed from, at most
 

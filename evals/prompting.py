@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_pipelines import sheet
+from data_pipelines.representations import contact_sheet
 from data_pipelines.representations.base import Representation
 from evals import likelihood as bits
-from evals.documents import Document, Documents
-from jpeglm_jax.checkpoint import TrainedModel
-from jpeglm_jax.prompts import Request
+from evals.inputs.documents import Document, Documents
+from jpeglm_jax.generation.prompts import Request
+from jpeglm_jax.training.checkpoint import TrainedModel
 
 _SHOWN = 8  # originals in a grid
 
@@ -111,10 +111,10 @@ def grid(
     """
     tiles = []
     for number, each in enumerate(originals[:_SHOWN]):
-        tiles.append(sheet.pictures(model.representation, each.document.tokens))
-        tiles.append(sheet.pictures(model.representation, each.prompts[column]))
+        tiles.append(contact_sheet.pictures(model.representation, each.document.tokens))
+        tiles.append(contact_sheet.pictures(model.representation, each.prompts[column]))
         tiles += [_drawn(model, folder, number) for folder in folders]
-    sheet.save(sheet.sheet_of(tiles, 2 + len(folders)), path)
+    contact_sheet.save(contact_sheet.sheet_of(tiles, 2 + len(folders)), path)
 
 
 def _drawn(model: TrainedModel, folder: epath.Path, number: int) -> list[Image.Image]:
@@ -125,4 +125,4 @@ def _drawn(model: TrainedModel, folder: epath.Path, number: int) -> list[Image.I
         tokens = model.representation.from_bytes(path.read_bytes())
     except ValueError:  # its header is damaged
         return []
-    return sheet.pictures(model.representation, tokens)
+    return contact_sheet.pictures(model.representation, tokens)

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
-from data_pipelines.images import ImageError
-from data_pipelines.shard_files import write_atomically
-from evals import curves, page
-from evals.page import Html
-from evals.results import Evaluation, ReportError, Run
+from data_pipelines.media.images import ImageError
+from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils import command
+from evals.reporting import curves, page
+from evals.reporting.page import Html
+from evals.reporting.results import Evaluation, ReportError, Run
 from evals.sections import KINDS
 
 # What is drawn of a training run, in this order: a title, and the names of its curves.

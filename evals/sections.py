@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from data_pipelines.images import ImageError
-from evals import curves, longtail, page
+from data_pipelines.media.images import ImageError
+from evals import longtail
 from evals.compression import TITLES
-from evals.page import Html
-from evals.results import Evaluation
+from evals.reporting import curves, page
+from evals.reporting.page import Html
+from evals.reporting.results import Evaluation
 
 # What is no number of the evaluation itself.
 _FIGURES = {

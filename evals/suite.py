@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
-from evals import compression, extractors, fid, likelihood, report
-from evals.documents import Documents
+from data_pipelines.utils import command
+from evals import compression, fid, likelihood, report
 from evals.evaluation import evaluate
-from evals.features import Extractor
-from evals.results import Evaluation, Run
+from evals.features import extractors
+from evals.features.features import Extractor
+from evals.inputs.documents import Documents
+from evals.reporting.results import Evaluation, Run
 from evals.sections import KINDS
-from jpeglm_jax import checkpoint, sharding
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
 
 PAGE = "report.html"
 

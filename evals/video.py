@@ -22,18 +22,21 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines import command, representations
+from data_pipelines import representations
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.representations.avc import AvcRepresentation
+from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.sources import open_source
-from evals import distances, extractors, quality, video_features
-from evals.clips import Clip, Clips, GeneratedClips, RealClips
-from evals.features import Extractor
+from data_pipelines.utils import command
+from evals.distances import frechet, quality
+from evals.distances.statistics import FeatureError, Statistics
+from evals.features import extractors, video_features
+from evals.features.features import Extractor
+from evals.features.video_features import ClipExtractor
+from evals.inputs.clips import Clip, Clips, GeneratedClips, RealClips
 from evals.likelihood import write_json
-from evals.statistics import FeatureError, Statistics
-from evals.video_features import ClipExtractor
-from jpeglm_jax import checkpoint, sharding
-from jpeglm_jax.pictures import SIDE_BY_SIDE
+from jpeglm_jax.generation.pictures import SIDE_BY_SIDE
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
 
 _BATCH = 32  # frames looked at together
 _VIDEOS = "videos"
@@ -160,12 +163,12 @@ def _names(per_frame: Extractor, whole: ClipExtractor | None) -> tuple[str, str]
 def _distances(a: ClipFeatures, b: ClipFeatures, names: tuple[str, str]) -> dict[str, float | None]:
     """Of clips with a standard error over the clips; frames of a clip are not independent."""
     clips, frames = names
-    found = distances.frechet_of_features(a.clips, Statistics.of(b.clips))
+    found = frechet.frechet_of_features(a.clips, Statistics.of(b.clips))
     error = found.standard_error
     return {
         clips: found.value,
         f"{clips}_standard_error": error if np.isfinite(error) else None,
-        frames: distances.frechet(Statistics.of(a.frames), Statistics.of(b.frames)),
+        frames: frechet.frechet(Statistics.of(a.frames), Statistics.of(b.frames)),
     }
 
 

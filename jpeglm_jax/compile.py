@@ -20,12 +20,21 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import command, representations
-from jpeglm_jax import chips, flops, sharding, topologies
-from jpeglm_jax.attention import choose
-from jpeglm_jax.hlo import Program
-from jpeglm_jax.model import ModelConfig
-from jpeglm_jax.step import BATCH_KEYS, Recipe, check_mesh, compile_train_step, model_config
+from data_pipelines import representations
+from data_pipelines.utils import command
+from jpeglm_jax.hardware import chips, topologies
+from jpeglm_jax.hardware.hlo import Program
+from jpeglm_jax.model import flops
+from jpeglm_jax.model.attention import choose
+from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training.step import (
+    BATCH_KEYS,
+    Recipe,
+    check_mesh,
+    compile_train_step,
+    model_config,
+)
 
 GIB = 2**30
 HOW = (
@@ -187,7 +196,7 @@ def kernel_flops(model: ModelConfig, config: ConfigDict, chip: chips.Chip, devic
     """Operations of the TPU attention kernel, which the cycles leave out, on each device."""
     if choose(model.attention, "tpu") != "splash":
         return 0.0  # plain forms are XLA's own operations
-    from jpeglm_jax.kernels import splash  # takes a second
+    from jpeglm_jax.model.kernels import splash
 
     length, blocks = config.row_length, chip.splash
     forwards = splash.share_computed(length, blocks.q, blocks.kv)

@@ -29,13 +29,13 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE as REPRESENTATION_FILE
 from data_pipelines.representations.base import TOKENIZER_FILE, Representation
-from jpeglm_jax import checkpoint, streaming
 from jpeglm_jax.huggingface import ConversionError, card, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
 from jpeglm_jax.huggingface import tokenizer as hf_tokenizer
 from jpeglm_jax.huggingface.weights import Weight
-from jpeglm_jax.model import ModelConfig
-from jpeglm_jax.streaming import Streamed
+from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.training import checkpoint, streamed_checkpoint
+from jpeglm_jax.training.streamed_checkpoint import Streamed
 
 SHARD_BYTES = 4_000_000_000  # the largest file of an exported model
 _READ_BYTES = 1 << 29  # of a parameter, read together; a chunk that spans layers is read once then
@@ -96,7 +96,9 @@ def from_hf(
             bar.update()
             return tensors[name].read()[: shape[0]].astype(np.float32)
 
-        streaming.save(dst, weights.tree(model, lambda weight: streamed(weight, read)), meta)
+        streamed_checkpoint.save(
+            dst, weights.tree(model, lambda weight: streamed(weight, read)), meta
+        )
     return {
         "parameters": num_parameters(model),
         "dtype": dtype,
@@ -210,7 +212,7 @@ def to_hf(
     shards = safetensors.plan(names, dtype, shard_bytes)
     shapes = weights.tree(model, lambda weight: jax.ShapeDtypeStruct(weight.shape, np.float32))
     item = "ema" if run.averaged else "params"
-    stores = streaming.open_arrays(src, run.step, item, shapes)
+    stores = streamed_checkpoint.open_arrays(src, run.step, item, shapes)
 
     dst.mkdir(parents=True, exist_ok=True)
     with _progress(model) as bar:

@@ -23,20 +23,22 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines import command
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.representations.avc import AvcRepresentation
+from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.representations.base import Representation
-from data_pipelines.shard_files import ShardError, write_atomically
-from data_pipelines.shards import Shards
+from data_pipelines.shards.files import ShardError, write_atomically
+from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
-from jpeglm_jax import checkpoint, constraint, pictures, prompts, sharding
-from jpeglm_jax.checkpoint import TrainedModel
-from jpeglm_jax.constraint import Constraint
-from jpeglm_jax.engine import Engine
-from jpeglm_jax.manifest import Manifest
-from jpeglm_jax.prompts import Medium, Originals, Request
-from jpeglm_jax.sampling import Filter, Sample
+from data_pipelines.utils import command
+from jpeglm_jax.generation import constraint, pictures, prompts
+from jpeglm_jax.generation.constraint import Constraint
+from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.manifest import Manifest
+from jpeglm_jax.generation.prompts import Medium, Originals, Request
+from jpeglm_jax.generation.sampling import Filter, Sample
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import TrainedModel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,30 +20,35 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import command, shard_files, sheet
-from data_pipelines.input import Loader
-from data_pipelines.joined_shards import JoinedShards, stages
+from data_pipelines.loading.joined_shards import JoinedShards, stages
+from data_pipelines.loading.loader import Loader
 from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.shard_files import ShardError
-from jpeglm_jax import checkpoint, distributed, flops, optimizer, prompts, sharding, words
-from jpeglm_jax.checkpoint import Checkpoints, SaveError
-from jpeglm_jax.data import (
+from data_pipelines.representations import contact_sheet
+from data_pipelines.shards import files
+from data_pipelines.shards.files import ShardError
+from data_pipelines.utils import command
+from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.hardware.large_pages import restart_with_large_pages
+from jpeglm_jax.model import flops
+from jpeglm_jax.parallel import distributed, sharding
+from jpeglm_jax.parallel.distributed import MainProcessError
+from jpeglm_jax.supervision.guards import Guards, guarded
+from jpeglm_jax.supervision.preemption import Interrupted
+from jpeglm_jax.training import checkpoint, messages, optimizer
+from jpeglm_jax.training.checkpoint import Checkpoints, SaveError
+from jpeglm_jax.training.data import (
     check_representation,
     held_out_documents,
     make_loader,
     prepare_here,
     shard_folders,
 )
-from jpeglm_jax.diagnosis import NotFinite, not_finite
-from jpeglm_jax.distributed import MainProcessError
-from jpeglm_jax.engine import Engine
-from jpeglm_jax.guards import Guards, guarded
-from jpeglm_jax.interruption import Interrupted
-from jpeglm_jax.metrics import Console, Meter, MetricsLog, likelihood
-from jpeglm_jax.pages import restart_with_large_pages
-from jpeglm_jax.profiler import Profiler
-from jpeglm_jax.sampling import Filter
-from jpeglm_jax.step import (
+from jpeglm_jax.training.metrics import Console, Meter, MetricsLog, likelihood
+from jpeglm_jax.training.nonfinite import NotFinite, not_finite
+from jpeglm_jax.training.profiler import Profiler
+from jpeglm_jax.training.step import (
     BATCH_AXES,
     Recipe,
     TrainState,
@@ -137,10 +142,10 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     if main:
         representation.save(workdir)
         text = config.to_json_best_effort(indent=2) + "\n"
-        shard_files.write_atomically(workdir / "config.json", text.encode())
-    for line in words.set_aside(documents):
+        files.write_atomically(workdir / "config.json", text.encode())
+    for line in messages.set_aside(documents):
         console.say(line)
-    console.say(words.opening(config, recipe, mesh, loader, eval_loader, start))
+    console.say(messages.opening(config, recipe, mesh, loader, eval_loader, start))
     profiler = Profiler(profile, workdir)
 
     def report(at: int, values: dict[str, float]) -> dict[str, float]:
@@ -177,9 +182,9 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
         drawn.sort(key=lambda document: document.number)
         samples = [document.tokens for document in drawn]
         if log:
-            picture = sheet.sheet_of_documents(representation, samples)
+            picture = contact_sheet.sheet_of_documents(representation, samples)
             (workdir / "samples").mkdir(exist_ok=True)
-            sheet.save(picture, workdir / "samples" / f"step_{at:08d}.png")
+            contact_sheet.save(picture, workdir / "samples" / f"step_{at:08d}.png")
             log.image(at, "samples", np.asarray(picture))
         valid = [representation.inspect(tokens).valid for tokens in samples]
         report(at, {"samples_valid": sum(valid) / len(valid)})
@@ -251,14 +256,14 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
             if at > start:
                 save()
                 checkpoints.wait()
-            console.say(words.interrupted(at, workdir))
+            console.say(messages.interrupted(at, workdir))
             raise
         except (OSError, ShardError) as error:
             if checkpoint.no_room(error):
                 raise checkpoints.failure(error) from error
             raise
     if main:
-        print(words.closing(workdir, config, last), flush=True)
+        print(messages.closing(workdir, config, last), flush=True)
     return last
 
 

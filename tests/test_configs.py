@@ -8,10 +8,11 @@ import pytest
 
 from configs import avc, jpeg
 from data_pipelines import representations
-from data_pipelines.augment import Augment
-from jpeglm_jax import flops, optimizer
-from jpeglm_jax.sharding import make_mesh
-from jpeglm_jax.step import BATCH_KEYS, Recipe, check_mesh, model_config
+from data_pipelines.media.augment import Augment
+from jpeglm_jax.model import flops
+from jpeglm_jax.parallel.sharding import make_mesh
+from jpeglm_jax.training import optimizer
+from jpeglm_jax.training.step import BATCH_KEYS, Recipe, check_mesh, model_config
 
 
 def recipe_of(config, vocab_size=320):

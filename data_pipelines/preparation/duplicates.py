@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_pipelines import shard_files
+from data_pipelines.shards import files
 
 # Hashes are compared in slices of the hash space that hold about this many images: some 300 MB,
 # however many images there are in all.
@@ -65,7 +65,7 @@ def _groups(
     """Groups of images with equal content, for contents in one slice of the hash space."""
     hashes, places = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint32)]
     for shard, name in enumerate(names):
-        content = shard_files.TableReader(shard_files.table_path(folder, name)).column("content")
+        content = files.TableReader(files.table_path(folder, name)).column("content")
         rows = np.flatnonzero(content[:, 0].astype(np.int64) * slices // 256 == number)
         hashes.append(np.ascontiguousarray(content[rows]).view(np.uint64))
         places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.uint32))
@@ -90,7 +90,7 @@ def _keys(
     column, opened = None, -1
     for shard, row in sorted(places):
         if column is None or shard != opened:
-            path = shard_files.table_path(folder, names[shard])
-            column, opened = shard_files.TableReader(path).keys(), shard
+            path = files.table_path(folder, names[shard])
+            column, opened = files.TableReader(path).keys(), shard
         keys[shard, row] = column[row]
     return keys

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import shard_files, shards
 from data_pipelines.preparation import duplicates, listing
 from data_pipelines.preparation.job import Job
+from data_pipelines.shards import files, reader
 
 REJECTS = "rejects.jsonl"
 DUPLICATES = "duplicates.jsonl"
@@ -37,19 +37,19 @@ def finish(job: Job) -> dict[str, Any] | None:
         return None
     rejects = _write_rejects(job)
     if not any(sidecar["documents"] for sidecar in sidecars.values()):
-        raise shard_files.ShardError(
+        raise files.ShardError(
             f"{job.folder}: not one of {rejects['count']} {job.kind}s became a "
             f"document; the most common reasons: {rejects['reasons']}"
         )
     dropped, duplicate_facts = _drop_duplicates(job, sidecars)
     splits = {split: _split(job, split, sidecars, dropped) for split in job.num_shards}
     manifest = {
-        "format": shards.FORMAT,
+        "format": reader.FORMAT,
         "job": job.id,
         "representation": job.facts["representation"],
         "settings": job.settings,
         "encoder": job.facts["encoder"],
-        "writer_options": shard_files.WRITER_OPTIONS,
+        "writer_options": files.WRITER_OPTIONS,
         "label_names": job.facts["label_names"],
         "items": job.facts["items"],
         "skipped": job.facts["skipped"],
@@ -57,9 +57,9 @@ def finish(job: Job) -> dict[str, Any] | None:
         "duplicates": duplicate_facts,
         "splits": splits,
     }
-    shard_files.write_atomically(job.folder / shards.MANIFEST, shard_files.to_json(manifest))
+    files.write_atomically(job.folder / reader.MANIFEST, files.to_json(manifest))
     # Another task may be finishing too: only what is certainly abandoned goes.
-    shard_files.remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
+    files.remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
     return manifest
 
 
@@ -80,11 +80,11 @@ def _sidecars(job: Job) -> dict[str, Any] | None:
     """Of every shard, by name; None as soon as one is found to be missing."""
     names = [name for _, name in job.names()]
     present = {path.name for path in job.folder.iterdir()}  # one request to a bucket, not many
-    if not present.issuperset(shard_files.sidecar_path("", name).name for name in names):
+    if not present.issuperset(files.sidecar_path("", name).name for name in names):
         return None
     sidecars = {}
     for name in names:
-        sidecar = shard_files.read_sidecar(job.folder, name)
+        sidecar = files.read_sidecar(job.folder, name)
         if sidecar is None or sidecar["job"] != job.id:
             return None
         sidecars[name] = sidecar
@@ -95,10 +95,10 @@ def _write_rejects(job: Job) -> dict[str, Any]:
     """Joins the rejects of the listing and of every shard into one table."""
     rejects = listing.read_rejects(job.folder)
     for _, name in job.names():
-        rejects += shard_files.read_rejects(job.folder, name)
+        rejects += files.read_rejects(job.folder, name)
     rejects.sort()
-    data = shard_files.rejects_to_bytes(rejects)
-    shard_files.write_atomically(job.folder / REJECTS, data)
+    data = files.rejects_to_bytes(rejects)
+    files.write_atomically(job.folder / REJECTS, data)
     return {
         "file": REJECTS,
         "count": len(rejects),
@@ -115,8 +115,8 @@ def _drop_duplicates(
         return {}, {"dropped": False, "count": 0}
     names = [name for _, name in job.names()]
     found = duplicates.find(job.folder, names, sum(s["images"] for s in sidecars.values()))
-    data = b"".join(shard_files.to_json(line, indent=None) for line in found.lines)
-    shard_files.write_atomically(job.folder / DUPLICATES, data)
+    data = b"".join(files.to_json(line, indent=None) for line in found.lines)
+    files.write_atomically(job.folder / DUPLICATES, data)
     return found.images, {
         "dropped": True,
         "count": len(found.lines),
@@ -134,7 +134,7 @@ def _split(
     buffer = io.BytesIO()
     np.savez(buffer, **index)  # type: ignore[arg-type]
     index_file = f"{split}.index.npz"
-    shard_files.write_atomically(job.folder / index_file, buffer.getvalue())
+    files.write_atomically(job.folder / index_file, buffer.getvalue())
     index_hash = hashlib.sha256(buffer.getvalue()).hexdigest()
     parts = [{key: sidecars[name][key] for key in _KEPT} for name in names]
     hashes = [part[file]["sha256"] for part in parts for file in ("records", "table")]
@@ -156,7 +156,7 @@ def _index(
     lengths, labels, left_out = [], [], []
     start = num_images = 0
     for name in names:
-        table = shard_files.TableReader(shard_files.table_path(job.folder, name))
+        table = files.TableReader(files.table_path(job.folder, name))
         images = table.column("images")
         keep = ~np.isin(images, dropped.get(name, np.zeros(0, np.uint32)))
         lengths.append(table.column("lengths")[keep])

@@ -16,9 +16,10 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import representations, shard_files, shards
+from data_pipelines import representations
 from data_pipelines.preparation import listing, tokenizer_training
 from data_pipelines.representations.base import Representation
+from data_pipelines.shards import files, reader
 from data_pipelines.sources import open_source
 from data_pipelines.sources.base import Kind
 
@@ -96,7 +97,7 @@ class Job:
     def names(self) -> list[tuple[str, str]]:
         """(split, shard name) of every shard, in the order of documents."""
         return [
-            (split, shard_files.stem(split, index, count))
+            (split, files.stem(split, index, count))
             for split, count in self.num_shards.items()
             for index in range(count)
         ]
@@ -120,7 +121,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         require_same(job, settings)
         return job
     folder.mkdir(parents=True, exist_ok=True)
-    shard_files.remove_unfinished(folder)
+    files.remove_unfinished(folder)
     source = open_source(settings.source, make().kind)
     label_names = list(source.label_names)
     options = {"num_labels": _num_labels(settings, label_names)} if settings.conditional else {}
@@ -155,7 +156,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         "encoder": representation.encoder_versions,
         **listed.facts,
     }
-    shard_files.write_atomically(folder / JOB, shard_files.to_json(facts))
+    files.write_atomically(folder / JOB, files.to_json(facts))
     made = read_job(folder)
     assert made is not None
     return made
@@ -187,7 +188,7 @@ def read_job(folder: epath.PathLike) -> Job | None:
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r} where {FORMAT!r} is due")
     except (ValueError, KeyError, TypeError) as error:
-        raise shard_files.ShardError(
+        raise files.ShardError(
             f"{path}: is damaged or of another version ({error}); delete the folder and prepare "
             "it again"
         ) from error
@@ -202,7 +203,7 @@ def require_same(job: Job, settings: Settings) -> None:
     flat_ours, flat_theirs = _flatten(ours, nested), _flatten(theirs, nested)
     raise SettingsError(
         f"{job.folder} holds shards made with other settings; they differ in "
-        f"{shards.differences(flat_ours, flat_theirs, 'in the folder', 'asked for')}. Choose "
+        f"{reader.differences(flat_ours, flat_theirs, 'in the folder', 'asked for')}. Choose "
         "another folder, or delete this one"
     )
 

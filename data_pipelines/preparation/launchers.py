@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from data_pipelines.preparation.process import Progress, ShardSpec, process_shard
-from data_pipelines.shard_files import ShardError
+from data_pipelines.shards.files import ShardError
 
 
 def num_cpus() -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import shard_files
+from data_pipelines.shards import files as shard_files
 from data_pipelines.sources.base import Item, Kind, Source
 
 FOLDER = "listing"

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import images, representations, shard_files
-from data_pipelines.augment import Augment
+from data_pipelines import representations
+from data_pipelines.media import images
+from data_pipelines.media.augment import Augment
 from data_pipelines.preparation import listing
 from data_pipelines.preparation.job import Job, read_job
 from data_pipelines.preparation.read_ahead import Read, read_ahead
 from data_pipelines.representations.base import Representation
-from data_pipelines.shard_files import Document, Reject
+from data_pipelines.shards import files
+from data_pipelines.shards.files import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
 
 Progress = Callable[[int, int], None]
@@ -48,7 +50,7 @@ class ShardSpec:
 
     @property
     def name(self) -> str:
-        return shard_files.stem(self.split, self.index, self.count)
+        return files.stem(self.split, self.index, self.count)
 
 
 def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
       ShardError: the disk is full, or the folder's own files are damaged.
     """
     work = _open_job(spec.folder, spec.job)
-    sidecar = shard_files.read_sidecar(spec.folder, spec.name)
+    sidecar = files.read_sidecar(spec.folder, spec.name)
     if sidecar is not None and sidecar.get("job") == spec.job:
         if not (spec.retry_rejected and sidecar["rejects"]):
             return sidecar
@@ -78,7 +80,7 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     make = _documents if work.representation.kind == "image" else _clips
     documents = make(work, items, copies, earlier, rejects, _Counter(progress))
     facts = {"job": spec.job, "split": spec.split, "index": spec.index, "name": spec.name}
-    return shard_files.write_shard(spec.folder, spec.name, documents, rejects, facts)
+    return files.write_shard(spec.folder, spec.name, documents, rejects, facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +108,19 @@ class _Work:
 def _open_job(folder: str, job_id: str) -> _Work:
     job = read_job(folder)
     if job is None or job.id != job_id:
-        raise shard_files.ShardError(
+        raise files.ShardError(
             f"{folder} was set up anew since this work was handed out; start the command again"
         )
     representation = representations.load(folder)
     expected = job.facts["representation"]["fingerprint"]
     if representation.fingerprint != expected:
-        raise shard_files.ShardError(
+        raise files.ShardError(
             f"{folder}: the stored representation has fingerprint {representation.fingerprint}, "
             f"the job was set up with {expected}; restore its representation files"
         )
     versions = representation.encoder_versions
     if versions != job.facts["encoder"]:
-        raise shard_files.ShardError(
+        raise files.ShardError(
             f"{folder} was set up with {job.facts['encoder']}, here is {versions}: another encoder "
             "may give other bytes; install the same versions, or prepare into another folder"
         )
@@ -132,17 +134,17 @@ class _Earlier:
     """A finished shard whose documents a retry takes over as they are."""
 
     records: dict[tuple[str, int], int]
-    table: shard_files.Table | None = None
+    table: files.Table | None = None
     reader: Any = None
     rejected: frozenset[str] = frozenset()  # keys
 
     @classmethod
     def load(cls, spec: ShardSpec) -> _Earlier:
-        table = shard_files.TableReader(shard_files.table_path(spec.folder, spec.name)).load()
-        reader = shard_files.open_records(shard_files.record_path(spec.folder, spec.name))
+        table = files.TableReader(files.table_path(spec.folder, spec.name)).load()
+        reader = files.open_records(files.record_path(spec.folder, spec.name))
         places = zip(table.images.tolist(), table.copies.tolist(), strict=True)
         records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(places)}
-        rejects = shard_files.read_rejects(spec.folder, spec.name)
+        rejects = files.read_rejects(spec.folder, spec.name)
         return cls(records, table, reader, frozenset(reject.key for reject in rejects))
 
     def has(self, item: Item, copies: int) -> bool:
@@ -248,7 +250,7 @@ def _content(data: bytes, number: int = 0) -> bytes:
     hashed = hashlib.sha256(data)
     if number:
         hashed.update(b"#%d" % number)
-    return hashed.digest()[: shard_files.CONTENT_HASH_BYTES]
+    return hashed.digest()[: files.CONTENT_HASH_BYTES]
 
 
 def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter) -> Iterator[Item]:

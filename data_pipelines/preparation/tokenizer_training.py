@@ -8,8 +8,8 @@ import heapq
 import os
 from collections.abc import Iterator
 
-from data_pipelines import tokenizer
 from data_pipelines.preparation import listing
+from data_pipelines.representations import tokenizer
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Item, Source
 

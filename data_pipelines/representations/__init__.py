@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import tokenizer as tokenizers
+from data_pipelines.representations import tokenizer as tokenizers
 from data_pipelines.representations.base import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -25,8 +25,8 @@ __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 
 # Imported when asked for: a codec's library is needed by its own representation only.
 _CLASSES = {
-    "avc": ("data_pipelines.representations.avc", "AvcRepresentation"),
-    "jpeg": ("data_pipelines.representations.jpeg", "JpegRepresentation"),
+    "avc": ("data_pipelines.representations.avc.representation", "AvcRepresentation"),
+    "jpeg": ("data_pipelines.representations.jpeg.representation", "JpegRepresentation"),
 }
 
 

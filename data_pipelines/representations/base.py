@@ -18,9 +18,9 @@ import PIL
 from etils import epath
 from PIL import features
 
-from data_pipelines import images
+from data_pipelines.media import images
+from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
 from data_pipelines.sources.base import Kind
-from data_pipelines.tokenizer import BpeTokenizer, Tokenizer
 
 CONFIG_FILE = "representation.json"
 TOKENIZER_FILE = "tokenizer.model"

@@ -1,7 +1,7 @@
 """Which file names are taken for media.
 
 For images, every suffix that the installed Pillow decodes itself; for videos, those of the
-containers that `data_pipelines.videos` opens.
+containers that `data_pipelines.media.videos` opens.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import json
 from etils import epath
 
 from data_pipelines.representations.base import Representation
-from data_pipelines.tokenizer import BpeTokenizer, ByteTokenizer
-from jpeglm_jax.model import ModelConfig
+from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer
+from jpeglm_jax.model.llama import ModelConfig
 
 CARD_FILE = "README.md"
 

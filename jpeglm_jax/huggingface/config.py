@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from jpeglm_jax.huggingface import ConversionError
-from jpeglm_jax.model import ModelConfig
+from jpeglm_jax.model.llama import ModelConfig
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"

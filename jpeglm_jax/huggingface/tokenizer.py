@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 from etils import epath
 
-from data_pipelines.tokenizer import BpeTokenizer, Tokenizer
+from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
 FAST_FILE = "tokenizer.json"

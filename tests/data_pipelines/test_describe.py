@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipelines import describe
 from data_pipelines.prepare import prepare
-from data_pipelines.shards import Shards
+from data_pipelines.shards.reader import Shards
 
 ROOT = pathlib.Path(__file__).parents[2]
 

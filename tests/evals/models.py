@@ -5,9 +5,9 @@ import functools
 import jax
 
 from data_pipelines import representations
-from jpeglm_jax.checkpoint import TrainedModel
-from jpeglm_jax.sharding import make_mesh
-from jpeglm_jax.step import Recipe, compile_init, model_config
+from jpeglm_jax.parallel.sharding import make_mesh
+from jpeglm_jax.training.checkpoint import TrainedModel
+from jpeglm_jax.training.step import Recipe, compile_init, model_config
 from tests.jpeglm_jax.conftest import tiny
 
 DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}

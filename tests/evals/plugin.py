@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from evals.features import Extractor
+from evals.features.features import Extractor
 
 SIDE = 4
 

@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from data_pipelines import representations
-from evals import half_size
 from evals.completion import completion, table
-from evals.documents import Documents
-from evals.features import Extractor
-from evals.half_size import on_active_region
-from evals.images import open_images
+from evals.features import half_size
+from evals.features.features import Extractor
+from evals.features.half_size import on_active_region
+from evals.inputs.documents import Documents
+from evals.inputs.images import open_images
 from evals.report import report
-from evals.results import Evaluation
+from evals.reporting.results import Evaluation
 from evals.sections import KINDS
-from jpeglm_jax.checkpoint import CheckpointError
-from jpeglm_jax.sampling import Filter
+from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.training.checkpoint import CheckpointError
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
 from tests.evals.test_evaluation import write_photos

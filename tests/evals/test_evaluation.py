@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from data_pipelines import representations
-from evals import evaluation, extractors, metrics
-from evals.codec import GeneratedError, GeneratedImages
-from evals.distances import frechet
+from evals import evaluation, metrics
+from evals.distances.frechet import frechet
+from evals.distances.statistics import FeatureError, Statistics
 from evals.evaluation import evaluate
-from evals.statistics import FeatureError, Statistics
+from evals.features import extractors
+from evals.inputs.codec import GeneratedError, GeneratedImages
+from tests.evals.inputs.test_images import photo
 from tests.evals.plugin import patches
 from tests.evals.reference import PARTIAL, PHOTOS
-from tests.evals.test_images import photo
 
 ROOT = pathlib.Path(__file__).parents[2]
 JPEG = representations.make("jpeg", size=32, quality=25)

@@ -3,8 +3,9 @@
 import json
 import os
 
-from evals import extractors, fid
+from evals import fid
 from evals.evaluation import evaluate
+from evals.features import extractors
 
 
 def test_a_run_is_sampled_once_and_every_document_counts(digits_run, tmp_path):

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from evals import extractors, follow
-from evals.results import Run
-from jpeglm_jax.checkpoint import CheckpointError
+from evals import follow
+from evals.features import extractors
+from evals.reporting.results import Run
 from jpeglm_jax.train import train
+from jpeglm_jax.training.checkpoint import CheckpointError
 from tests.jpeglm_jax.conftest import tiny
 
 

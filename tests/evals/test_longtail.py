@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from evals import correlation
-from evals.distances import frechet
+from evals.distances import correlation
+from evals.distances.frechet import frechet
+from evals.distances.statistics import Statistics
 from evals.longtail import TableError, longtail, read_frequencies, table
 from evals.report import report
-from evals.results import Evaluation
+from evals.reporting.results import Evaluation
 from evals.sections import KINDS
-from evals.statistics import Statistics
 from tests.evals.plugin import patches
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")

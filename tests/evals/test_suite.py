@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from evals import extractors
+from evals.features import extractors
 from evals.suite import suite
 
 

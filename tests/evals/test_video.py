@@ -8,13 +8,14 @@ import pytest
 
 from data_pipelines import representations
 from data_pipelines.sources import Item, Source
-from evals import quality, video
-from evals.clips import GeneratedClips, RealClips
-from evals.codec import GeneratedError
-from evals.results import Evaluation
+from evals import video
+from evals.distances import quality
+from evals.distances.statistics import FeatureError
+from evals.features.video_features import ClipExtractor
+from evals.inputs.clips import GeneratedClips, RealClips
+from evals.inputs.codec import GeneratedError
+from evals.reporting.results import Evaluation
 from evals.sections import KINDS, videos
-from evals.statistics import FeatureError
-from evals.video_features import ClipExtractor
 from tests.evals.plugin import patches
 
 

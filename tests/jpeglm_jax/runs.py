@@ -11,8 +11,8 @@ import time
 import jax
 import numpy as np
 
-from jpeglm_jax import checkpoint
-from jpeglm_jax.checkpoint import Checkpoints
+from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMINGS = ("tokens_per_second", "mfu", "goodput")

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jpeglm_jax import chips, topologies
 from jpeglm_jax.compile import abstract_batch, compile_step, make_recipe, words
-from jpeglm_jax.hlo import Program, num_bytes
-from jpeglm_jax.kernels.splash import share_computed
-from jpeglm_jax.topologies import TopologyError
+from jpeglm_jax.hardware import chips, topologies
+from jpeglm_jax.hardware.hlo import Program, num_bytes
+from jpeglm_jax.hardware.topologies import TopologyError
+from jpeglm_jax.model.kernels.splash import share_computed
 from tests.jpeglm_jax.conftest import tiny
 
 # A loop of 32 whose body holds one fusion, one gather spread over two fusions, one sum.

@@ -31,7 +31,7 @@ def characters(data: bytes) -> str:
 
 
 def make_models() -> None:
-    from data_pipelines import tokenizer
+    from data_pipelines.representations import tokenizer
 
     corpus = _jpeg_documents(200)
     uniform = _random_bytes(30_000)

@@ -1,0 +1,1 @@
+"""From shards and a plan to batches on a mesh."""

@@ -1,0 +1,1 @@
+"""Opening, resizing and warping images and videos."""

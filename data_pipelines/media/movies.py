@@ -1,0 +1,84 @@
+"""Frames as files that play anywhere: MP4 for browsers, GIF for everything else."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from PIL import Image
+
+from data_pipelines.media import libav
+
+_SMALLEST_SIDE = 128  # smaller clips are enlarged by a whole factor, so that they can be seen
+_GAP = 4  # white pixels between clips that stand side by side
+_CRF = 12  # of x264: no loss that shows beside that of the clips themselves
+
+
+def side_by_side(clips: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
+    """Clips as one that shows them next to each other; a shorter one ends in white.
+
+    Args:
+      clips: images of one size, at least one of them in all.
+
+    Returns:
+      As many frames as the longest has, in mode RGB, of even width and height.
+
+    Raises:
+      ValueError: there is no frame.
+    """
+    sizes = [frame.size for clip in clips for frame in clip]
+    if not sizes:
+        raise ValueError("there is no frame to show")
+    width, height = sizes[0]
+    factor = max(1, math.ceil(_SMALLEST_SIDE / max(width, height)))
+    width, height = width * factor, height * factor
+    whole = (len(clips) * (width + _GAP) - _GAP, height)
+    result = []
+    for time in range(max(map(len, clips))):
+        page = Image.new("RGB", (whole[0] + whole[0] % 2, whole[1] + whole[1] % 2), "white")
+        for place, clip in enumerate(clips):
+            if time < len(clip):
+                frame = clip[time].resize((width, height), Image.Resampling.NEAREST)
+                page.paste(frame, (place * (width + _GAP), 0))
+        result.append(page)
+    return result
+
+
+def mp4(frames: Sequence[Image.Image], fps: tuple[int, int]) -> bytes:
+    """Encodes frames as an MP4 file (H.264, yuv420p).
+
+    Args:
+      frames: in mode RGB, of one even width and height.
+      fps: (numerator, denominator) frames a second.
+    """
+    file = io.BytesIO()
+    with libav.messages(), av.open(file, "w", format="mp4") as target:
+        stream = target.add_stream("libx264", rate=Fraction(*fps))
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(_CRF)}
+        for frame in frames:
+            pixels = np.ascontiguousarray(np.asarray(frame))
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        target.mux(stream.encode())
+    return file.getvalue()
+
+
+def gif(frames: Sequence[Image.Image], fps: tuple[int, int]) -> bytes:
+    """Encodes frames as a GIF file that repeats for ever, in steps of hundredths of a second."""
+    buffer = io.BytesIO()
+    first, *others = (frame.quantize(256) for frame in frames)
+    milliseconds = 10 * max(2, round(100 * fps[1] / fps[0]))  # players slow down anything faster
+    first.save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=others,
+        duration=milliseconds,
+        loop=0,
+    )
+    return buffer.getvalue()

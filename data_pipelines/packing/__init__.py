@@ -1,0 +1,1 @@
+"""Which documents lie in which row, from lengths alone."""

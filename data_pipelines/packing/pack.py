@@ -1,0 +1,131 @@
+"""Whole documents in rows, with few places left empty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.packing import bins
+from data_pipelines.packing.base import DOCUMENTS, PIECES, ROWS, EpochPlan, Rows, Stats
+from data_pipelines.packing.permutation import hash64, permute
+
+
+class PackPlan(EpochPlan):
+    """Whole documents in rows.
+
+    The epoch's rows are fixed multisets of lengths (`bins.Templates`). Each epoch permutes the
+    rows, the documents among the slots that they fit, and the pieces within each row.
+    """
+
+    def __init__(self, lengths: np.ndarray, row_length: int, seed: int, too_long: str):
+        super().__init__(lengths, row_length, seed, {"mode": "pack", "too_long": too_long})
+        excess = lengths > row_length
+        dropped = int(excess.sum()) if too_long == "drop" else 0
+        if dropped == lengths.size:
+            raise ValueError(
+                f"All {dropped:,} documents are longer than a row of {row_length:,} places (the "
+                f"shortest takes {lengths.min():,}). Make rows longer, or cut documents."
+            )
+        # Documents by length, equal ones by number; dropped ones at the end and out of reach.
+        self._by_length = _stable_order(lengths)
+        histogram = _histogram(lengths, row_length, dropped)
+        templates = bins.pack_histogram(histogram, row_length)
+        self._lay_out(templates, histogram)
+        places = int(histogram @ np.arange(row_length + 1))
+        self.rows_per_epoch = templates.rows
+        self.stats = Stats(
+            documents=lengths.size,
+            dropped=dropped,
+            shortened=int(excess.sum()) - dropped,
+            split=0,
+            rows=templates.rows,
+            places=places,
+            padding=templates.rows * row_length - places,
+        )
+
+    def _lay_out(self, templates: bins.Templates, histogram: np.ndarray) -> None:
+        """Numbers the slots of all rows: each group of lengths has slots 0, 1, ... of its own."""
+        self._row_ends = np.cumsum(templates.copies)
+        self._sizes = templates.sizes
+        self._first_slot = np.cumsum(templates.sizes) - templates.sizes
+        group_of_length = _exchangeable(templates, histogram)
+        self._slot_group = group_of_length[templates.lengths]
+        self._slot_rank = _rank_in_group(
+            self._slot_group, np.repeat(templates.copies, templates.sizes)
+        )
+        present = np.flatnonzero(histogram)
+        self._group_sizes = np.bincount(
+            group_of_length[present], weights=histogram[present]
+        ).astype(np.int64)
+        self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
+
+    def _rows(self, epoch: np.ndarray, place: np.ndarray) -> Rows:
+        row = permute(place, self.rows_per_epoch, hash64(self._seed, ROWS, epoch))
+        template = np.searchsorted(self._row_ends, row, side="right")
+        sizes = self._sizes[template]
+        # How many rows of the same template come after this one: another number for each copy.
+        copy = self._row_ends[template] - 1 - row
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        owner = np.repeat(np.arange(row.size), sizes)
+        slot = np.arange(offsets[-1]) + (self._first_slot[template] - offsets[:-1])[owner]
+        piece_epoch = epoch[owner]
+
+        group = self._slot_group[slot]
+        rank = permute(
+            self._slot_rank[slot] + copy[owner],
+            self._group_sizes[group],
+            hash64(self._seed, DOCUMENTS, piece_epoch, group),
+        )
+        document = self._by_length[self._group_starts[group] + rank].astype(np.int64)
+        shuffled = np.lexsort((hash64(self._seed, PIECES, piece_epoch, document), owner))
+        document = document[shuffled]
+        length = np.minimum(self._lengths[document], self.row_length).astype(np.int64)
+        return Rows(np.stack([document, np.zeros_like(document), length], axis=1), offsets)
+
+
+def _stable_order(lengths: np.ndarray) -> np.ndarray:
+    """Documents by length, equal ones by number, uint32 [N]."""
+    # Numbers of 16 bits are sorted by radix, several times faster.
+    keys = lengths.astype(np.uint16) if lengths.max() < 2**16 else lengths
+    return np.argsort(keys, kind="stable").astype(np.uint32)
+
+
+def _histogram(lengths: np.ndarray, row_length: int, dropped: int) -> np.ndarray:
+    """How often each length is packed, int64 [row_length + 1]; longer ones are cut or dropped."""
+    histogram = np.bincount(np.minimum(lengths, row_length), minlength=row_length + 1)
+    histogram[row_length] -= dropped
+    return histogram
+
+
+def _exchangeable(templates: bins.Templates, histogram: np.ndarray) -> np.ndarray:
+    """Groups lengths whose documents may take each other's slots; int64 by length, -1 if unused.
+
+    What a row leaves empty is shared out among its slots, so that a slot has room for somewhat
+    more than its length. Neighbouring lengths form a group as long as the longest of them fits
+    the tightest slot of all. In small sets, where hardly two lengths are equal, this is what
+    gives documents other company in each epoch: of 1,000 documents of the paper's lengths, 45 %
+    of the rows, where equal lengths alone would give 16 %.
+    """
+    used = np.add.reduceat(templates.lengths, np.cumsum(templates.sizes) - templates.sizes)
+    spare = (histogram.size - 1 - used) // templates.sizes
+    tightest = np.full(histogram.size, histogram.size, np.int64)
+    room = templates.lengths + np.repeat(spare, templates.sizes)
+    np.minimum.at(tightest, templates.lengths, room)
+
+    group_of_length = np.full(histogram.size, -1, np.int64)
+    group, limit = -1, 0
+    for length in np.flatnonzero(histogram).tolist():
+        if length > limit:
+            group, limit = group + 1, int(tightest[length])
+        limit = min(limit, int(tightest[length]))
+        group_of_length[length] = group
+    return group_of_length
+
+
+def _rank_in_group(group: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Numbers the slots of each group, int64 [E]: entry e stands for copies[e] of them."""
+    order = np.argsort(group, kind="stable")
+    before = np.cumsum(copies[order]) - copies[order]
+    heads = np.searchsorted(group[order], group[order], side="left")
+    rank = np.empty_like(before)
+    rank[order] = before - before[heads]
+    return rank

@@ -1,0 +1,1 @@
+"""H.264 streams as tokens."""

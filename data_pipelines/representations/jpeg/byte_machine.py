@@ -1,0 +1,257 @@
+"""What may follow the bytes of a JPEG stream so far, and how many bytes still have to follow.
+
+The machine here generates what `jpeg_entropy` accepts, from the same automaton over bits
+(`jpeg_automaton`): header, MCUs, padding, byte stuffing, restart markers, EOI. A byte is two steps
+in one table by (state, four bits); what is not finite, the MCUs and lanes that are left, is counted
+beside it. The table is 4.3 MB for 4:2:0 and 0.7 MB for grey. Another one, eight
+times as large, saves walking all 256 bytes to know what each would lead to.
+
+Which byte may come next is then one rule: the state after it must still reach the end of the file
+within the bytes that are left. So each table entry carries the distance of its state from the end
+of its MCU, in bits, which is infinite where no valid continuation exists.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.representations.base import NEVER, Array
+from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
+from data_pipelines.representations.jpeg.format import JpegFormat
+
+# A word is a state of the automaton and what is known of it:
+#   bits 0-6   bits to the end of its MCU on the shortest way; _DEAD: there is none
+#   bit 7      an MCU ended within the four bits that led here
+#   bit 8      and all of these after its end were ones, as padding is
+#   bits 9-    the state
+# A row tells the same of the eight bits of a byte: bits 7-8 count the MCUs that ended, bit 9 is set
+# if all bits after the last end were ones, and there is no state.
+_DEAD = 127
+_ENDED, _PADDED, _STATE = 7, 8, 9
+_PADDED_ROW = 9
+_RST0, _EOI = 0xD0, 0xD9
+
+
+class Phase(enum.IntEnum):
+    """Where in a stream the next byte stands."""
+
+    HEADER = 0
+    DATA = 1
+    STUFFING = 2  # the 00 after an FF of the data
+    MARKER = 3  # the FF of the marker that ends a lane
+    CODE = 4  # its second byte
+    END = 5  # after EOI: nothing follows
+    WRONG = 6  # no valid stream begins like this
+
+
+class State(NamedTuple):
+    """The state of the machine, int32 arrays of one shape.
+
+    Attributes:
+      phase: a `Phase`.
+      word: of the automaton's state; in the header, the place there.
+      mcus: not yet ended in this lane.
+      lanes: after this one.
+    """
+
+    phase: Array
+    word: Array
+    mcus: Array
+    lanes: Array
+
+
+class JpegMachine(NamedTuple):
+    """Streams of one size. All fields are arrays or numbers, so it is also a pytree.
+
+    Attributes:
+      table: by 16 * state + four bits, the word they lead to, int32 [states * 16].
+      rows: by state and byte, what `futures` needs to know, uint16 [states, 256].
+      header: the bytes before the scan, then one more that is never read, int32 [n + 1].
+      first: the word that an MCU begins with.
+      mcu_bits: of the shortest MCU.
+      lanes: of the image.
+      lane_mcus: MCUs in each lane but the last.
+      last_mcus: MCUs in the last lane.
+    """
+
+    table: Array
+    rows: Array
+    header: Array
+    first: int
+    mcu_bits: int
+    lanes: int
+    lane_mcus: int
+    last_mcus: int
+
+    def start(self) -> State:
+        """Before the first byte; int32 scalars."""
+        if len(self.header) > 1:
+            state = (Phase.HEADER, 0, 0, self.lanes)
+        else:
+            state = (Phase.DATA, self.first, self._mcus_of(self.lanes, np), self.lanes - 1)
+        return State(*(np.int32(value) for value in state))
+
+    def step(self, state: State, byte: Array) -> State:
+        """The state after one more byte (int32, 0-255), of any shape that broadcasts with it."""
+        xp = byte.__array_namespace__()
+        in_data = state.phase == Phase.DATA
+        data, forced = self._step_data(state, byte, xp), self._step_forced(state, byte, xp)
+        return State(*(xp.where(in_data, a, b) for a, b in zip(data, forced, strict=True)))
+
+    def shortest(self, state: State) -> Array:
+        """Bytes after which a file can end at the earliest: 0 at its end, int32.
+
+        There is always an allowed byte that makes it at least one less. No file can follow from
+        a state where it is `never`. With the codes of T.81 Annex K no byte on a shortest way is FF,
+        so none of them is stuffed.
+        """
+        xp = state.word.__array_namespace__()
+        phase = state.phase
+        lane = -(-((state.word & _DEAD) + (state.mcus - 1) * self.mcu_bits) // 8)
+        lane = xp.where(state.mcus > 0, lane, 0)
+        here = xp.where(phase == Phase.DATA, lane + 2, 0)
+        here = xp.where(phase == Phase.STUFFING, lane + 3, here)
+        here = xp.where(phase == Phase.MARKER, 2, here)
+        here = xp.where(phase == Phase.CODE, 1, here)
+        here = xp.where(phase == Phase.HEADER, len(self.header) - 1 - state.word, here)
+        here = xp.where(phase == Phase.WRONG, NEVER, here)
+        return here + self._lanes_bytes(state.lanes, xp)
+
+    def futures(self, state_Bx1: State) -> Array:
+        """`shortest` after each of the 256 bytes, int32 [B, 256]."""
+        phase, word, mcus, lanes = state_Bx1
+        xp = word.__array_namespace__()
+        row_BxN = xp.asarray(self.rows)[(word >> _STATE)[:, 0]].astype(xp.int32)
+        byte = xp.arange(256, dtype=xp.int32)
+        left = mcus - (row_BxN >> _ENDED & 3)
+        distance = row_BxN & _DEAD
+        lane = distance + (left - 1) * self.mcu_bits + 7 >> 3
+        right = xp.where(left == 0, row_BxN >> _PADDED_ROW & 1, distance != _DEAD)
+        right = (left >= 0) & (right == 1)
+        data = xp.where(left == 0, 0, lane) + (byte == 0xFF) + 2 + self._lanes_bytes(lanes, xp)
+        forced_right = byte == self._forced(state_Bx1, xp)
+        right = xp.where(phase == Phase.DATA, right, forced_right)
+        shortest = xp.where(phase == Phase.DATA, data, self.shortest(state_Bx1) - 1)
+        return xp.where(right, shortest, NEVER)
+
+    def _step_data(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
+        """Four bits and four bits more; where the lane's last MCU ended, ones alone."""
+        table = xp.asarray(self.table)
+        high = table[(state.word >> _STATE) * 16 + (byte >> 4)]
+        low = table[(high >> _STATE) * 16 + (byte & 15)]
+        left = state.mcus - (high >> _ENDED & 1)
+        over = left == 0
+        padded = xp.where(over, (high >> _PADDED & 1) * ((byte & 15) == 15), low >> _PADDED & 1)
+        left = xp.where(over, 0, left - (low >> _ENDED & 1))
+        right = xp.where(left == 0, padded == 1, low & _DEAD != _DEAD)
+        phase = xp.where(left == 0, int(Phase.MARKER), int(Phase.DATA))
+        phase = xp.where(byte == 0xFF, int(Phase.STUFFING), phase)
+        phase = xp.where(right, phase, int(Phase.WRONG))
+        return phase, low, left, state.lanes
+
+    def _step_forced(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
+        """Where only one byte can follow."""
+        phase, word, mcus, lanes = state
+        in_header = phase == Phase.HEADER
+        header_over = in_header & (word == len(self.header) - 2)
+        begins = header_over | ((phase == Phase.CODE) & (lanes > 0))
+        after = xp.where(in_header, int(Phase.HEADER), int(Phase.END))
+        after = xp.where(phase == Phase.MARKER, int(Phase.CODE), after)
+        stuffed = xp.where(mcus == 0, int(Phase.MARKER), int(Phase.DATA))
+        after = xp.where(phase == Phase.STUFFING, stuffed, after)
+        after = xp.where(begins, int(Phase.DATA), after)
+        after = xp.where(byte == self._forced(state, xp), after, int(Phase.WRONG))
+        return (
+            after,
+            xp.where(begins, self.first, xp.where(in_header, word + 1, word)),
+            xp.where(begins, self._mcus_of(lanes, xp), mcus),
+            xp.where(begins, lanes - 1, lanes),
+        )
+
+    def _forced(self, state: State, xp: Any) -> Array:
+        """The byte that has to follow outside the data; -1 if none can."""
+        phase, word, _, lanes = state
+        in_header = phase == Phase.HEADER
+        marker = xp.where(lanes == 0, _EOI, _RST0 + (self.lanes - 1 - lanes) % 8)
+        byte = xp.where(in_header, xp.asarray(self.header)[xp.where(in_header, word, 0)], -1)
+        byte = xp.where(phase == Phase.STUFFING, 0, byte)
+        byte = xp.where(phase == Phase.MARKER, 0xFF, byte)
+        return xp.where(phase == Phase.CODE, marker, byte)
+
+    def _mcus_of(self, lanes: Array, xp: Any) -> Array:
+        """MCUs of the next lane, where so many lanes are left with it."""
+        return xp.where(lanes == 1, self.last_mcus, self.lane_mcus)
+
+    def _lanes_bytes(self, lanes: Array, xp: Any) -> Array:
+        """Bytes of so many whole lanes up to the file's end, each with its marker."""
+        lane, last = (
+            -(-mcus * self.mcu_bits // 8) + 2 for mcus in (self.lane_mcus, self.last_mcus)
+        )
+        return xp.where(lanes > 0, (lanes - 1) * lane + last, 0)
+
+
+def machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegMachine:
+    """The machine of images of this size (width, height) whose streams begin with this header."""
+    mcus = settings.geometry(*size).mcus
+    interval = settings.restart_interval or mcus
+    lanes = -(-mcus // interval)
+    table, rows, distance = _tables(settings)
+    return JpegMachine(
+        table=table,
+        rows=rows,
+        header=np.frombuffer(header + b"\0", np.uint8).astype(np.int32),
+        first=START << _STATE | int(distance[START]),
+        mcu_bits=int(distance[START]),
+        lanes=lanes,
+        lane_mcus=interval,
+        last_mcus=mcus - (lanes - 1) * interval,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(settings: JpegFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(`table`; `rows`; bits from each state to the end of its MCU, int32 [states])."""
+    bits = automaton(settings)
+    distance = _distances(bits)
+    states = np.repeat(np.arange(bits.states, dtype=np.int32), 16)
+    nibble = np.tile(np.arange(16), bits.states)
+    ended, padded = np.zeros(len(states), bool), np.ones(len(states), bool)
+    for shift in (3, 2, 1, 0):
+        bit = nibble >> shift & 1
+        padded &= (bit == 1) | ~ended
+        ended |= bits.ends[states, bit]
+        states = bits.bits[states, bit]
+    words = states << _STATE | padded << _PADDED | ended << _ENDED | distance[states]
+    table = words.astype(np.int32)
+    return table, _rows(table), distance
+
+
+def _rows(table: np.ndarray) -> np.ndarray:
+    """Two steps of four bits as one of eight, uint16 [states, 256]."""
+    words = table.reshape(-1, 16)
+    rows = np.empty((len(words), 16, 16), np.uint16)
+    for nibble in range(16):
+        high = words[:, nibble, None]
+        low = words[high[:, 0] >> _STATE]
+        ended = (high >> _ENDED & 1) + (low >> _ENDED & 1)
+        # Where only the first four bits end an MCU, the others are to be ones.
+        ones = (high >> _PADDED & 1) * (np.arange(16) == 15)
+        padded = np.where(low >> _ENDED & 1, low >> _PADDED & 1, ones)
+        rows[:, nibble] = low & _DEAD | ended << _ENDED | padded << _PADDED_ROW
+    return rows.reshape(-1, 256)
+
+
+def _distances(bits: Automaton) -> np.ndarray:
+    """Bits of the shortest way to the end of the MCU, int32 [states]; `_DEAD` without a way."""
+    distance = np.full(bits.states, _DEAD, np.int32)
+    while True:
+        after = np.where(bits.ends, 0, distance[bits.bits])
+        shorter = np.minimum(after.min(axis=1) + 1, _DEAD)
+        shorter[:START] = _DEAD
+        if np.array_equal(shorter, distance):
+            return distance
+        distance = shorter.astype(np.int32)

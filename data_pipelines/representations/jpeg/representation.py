@@ -1,0 +1,324 @@
+"""Baseline JPEG files as documents (JPEG-LM, arXiv 2408.08459).
+
+The modelled stream is a file as libjpeg-turbo writes it, less what is stripped:
+
+    strip      stream                                              bytes before the scan (RGB)
+    "none"     SOI APP0 DQT SOF0 DHT [DRI] SOS scan EOI            623, with restart markers 629
+    "tables"   SOI APP0 SOF0 [DRI] SOS scan EOI (the paper)        53, 59
+    "header"   scan EOI                                            0
+
+All that is stripped is the same for every image, so `to_bytes` gives the whole file back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.media import images
+from data_pipelines.representations import base
+from data_pipelines.representations import tokenizer as tokenizers
+from data_pipelines.representations.jpeg import byte_machine as jpeg_machine
+from data_pipelines.representations.jpeg import salvage as jpeg_salvage
+from data_pipelines.representations.jpeg import validity
+from data_pipelines.representations.jpeg.format import (
+    EOI,
+    MAX_SIDE,
+    STRIPS,
+    SUBSAMPLINGS,
+    JpegFormat,
+)
+from data_pipelines.representations.jpeg.salvage import Salvage
+
+# A made-up header can state any size; a fixed size was asked for.
+_MAX_SALVAGED_PIXELS = 2**26
+_BYTES = tokenizers.ByteTokenizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class JpegRepresentation(base.TokenizedRepresentation):
+    """Images as the bytes of baseline JPEG files.
+
+    Attributes:
+      size: side of the square that images are cut and resized to; or (width, height), the largest
+        centred part of that shape being used; or None to keep each image's own size.
+      mode: "RGB" or "L" (grey).
+      quality: libjpeg's, 1-100.
+      subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; of no meaning for grey.
+      restart_interval: MCUs between restart markers (at most 65,535); 0 writes none.
+      strip: what the stream leaves out: "none", "tables" or "header".
+      tokenizer: bytes -> tokens.
+
+    Raises:
+      ValueError: an option out of its range, or size=None with strip="header", which would leave
+        the size nowhere.
+    """
+
+    size: int | tuple[int, int] | None = 256
+    mode: images.Mode = "RGB"
+    quality: int = 25
+    subsampling: str = "4:2:0"
+    restart_interval: int = 1
+    strip: str = "tables"
+    tokenizer: tokenizers.Tokenizer = _BYTES
+
+    name: ClassVar[str] = "jpeg"
+    suffix: ClassVar[str] = ".jpg"
+
+    def __post_init__(self) -> None:
+        # Spellings of one meaning become equal values, with one fingerprint.
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
+        if isinstance(self.size, tuple) and len(set(self.size)) == 1 and len(self.size) == 2:
+            object.__setattr__(self, "size", self.size[0])
+        if self.mode == "L" and self.subsampling in SUBSAMPLINGS:
+            object.__setattr__(self, "subsampling", "4:4:4")
+        if self.strip not in STRIPS:
+            known = ", ".join(f'"{name}"' for name in STRIPS)
+            raise ValueError(f"found strip={self.strip!r}, expected one of {known}")
+        if self.size is None and self.strip == "header":
+            raise ValueError(
+                'size=None with strip="header" leaves the size of an image nowhere; '
+                'give a size, or strip="tables"'
+            )
+        if self.size is not None:
+            _check_size(self.size)
+        self.format  # noqa: B018  its options are checked by making it
+
+    @property
+    def format(self) -> JpegFormat:
+        """The encoder's settings."""
+        return JpegFormat(self.mode, self.quality, self.subsampling, self.restart_interval)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(width, height) of every image, or None where each has its own."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    # Media and files
+
+    def encode(self, media: Image.Image) -> np.ndarray:
+        """Image of any mode -> tokens, uint16 [n]: normalised, cut, resized, compressed.
+
+        Raises ValueError for an image without pixels or with a side over 65,500.
+        """
+        return self.from_bytes(self.format.write(self.fit(media)))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The pixels that are compressed: of `mode` and `size`, without metadata.
+
+        The largest centred part of the right shape is resized with Pillow's antialiased bilinear
+        filter, as in the released script of JPEG-LM.
+        """
+        if not isinstance(image, Image.Image):
+            found = type(image).__name__
+            raise ValueError(f"found a {found}, expected a PIL image")
+        if min(image.size) < 1:
+            raise ValueError(f"the image has {image.width} x {image.height} pixels, expected some")
+        image = images.normalise(image, self.mode)
+        if self.fixed_size is None:
+            _check_size(image.size)
+            return image
+        return _resize(_centre(image, self.fixed_size), self.fixed_size)
+
+    def decode(self, tokens: np.ndarray) -> Image.Image:
+        """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
+
+        The stream is taken up to its first EOI, or given one. What no viewer opens, or opens as an
+        image of another size, is shown by `salvage`. Other damage is not reported: see `inspect`.
+
+        Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
+        """
+        stream = self.tokenizer.decode(tokens)
+        start = self._scan_start(stream)
+        scan = stream[start:].partition(EOI)[0]
+        try:
+            image = images.open_image(self._restore(stream[:start] + scan + EOI))
+        except images.ImageError:
+            return self._salvage(stream).image
+        # libjpeg makes a grey image of an empty scan: that is not showing anything.
+        as_expected = image.mode == self.mode and image.size == (self.fixed_size or image.size)
+        return image if scan and as_expected else self._salvage(stream).image
+
+    def to_bytes(self, tokens: np.ndarray) -> bytes:
+        """Tokens, integer [n] -> the whole JPEG file, byte for byte what the encoder wrote.
+
+        Where the stream does not begin with the representation's own header, what was stripped is
+        put right after SOI. Raises ValueError for a token that stands for no bytes.
+        """
+        return self._restore(self.tokenizer.decode(tokens))
+
+    def from_bytes(self, file: bytes) -> np.ndarray:
+        """A whole JPEG file -> tokens, uint16 [n].
+
+        Raises ValueError unless the file is of these settings (an image of other pixels, quality,
+        sampling, tables or comments: decode and `encode` it). Its scan is not judged here.
+        """
+        return self.tokenizer.encode(self._strip(file))
+
+    def _strip(self, file: bytes) -> bytes:
+        for header in (self.format.header("none"), self.format.script_header()):
+            size = self.fixed_size or header.size(file)
+            if size is not None and file.startswith(header.at(*size)):
+                stripped = self.format.header(self.strip).at(*size)
+                return stripped + file[len(header.data) :]
+        shape = "any size" if self.fixed_size is None else "{} x {}".format(*self.fixed_size)
+        raise ValueError(
+            f"the file's header is not that of a {self.mode} JPEG of {shape}, quality "
+            f"{self.quality}, {self.subsampling}, restart interval {self.restart_interval} as "
+            "libjpeg-turbo writes it; decode it and encode its pixels"
+        )
+
+    def _restore(self, stream: bytes) -> bytes:
+        whole, stripped = self.format.header("none"), self.format.header(self.strip)
+        size = self.fixed_size or stripped.size(stream) or (1, 1)
+        header = stripped.at(*size)
+        if stream.startswith(header):
+            return whole.at(*size) + stream[len(header) :]
+        if self.strip == "none":
+            return stream
+        return stream[:2] + self.format.tables() + stream[2:]
+
+    # Parts and judgement
+
+    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
+        """The leading tokens that hold int(ratio * rows) whole rows of MCUs.
+
+        They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
+        last one. Without a marker there, the byte that the next row shares is left out.
+
+        256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
+        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. As
+        there, a ratio of 0 gives no token at all; less than a row gives the header, 1 the whole
+        document.
+
+        Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"found a prefix ratio of {ratio}, expected one from 0 to 1")
+        if ratio == 0:
+            return tokens[:0]
+        stream = self.tokenizer.decode(tokens)
+        header = self.format.header(self.strip)
+        size = self.fixed_size or header.size(stream)
+        if size is None:
+            raise ValueError("the stream's header is damaged, so the image's size is not known")
+        geometry = self.format.geometry(*size)
+        as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
+        step = 8 if as_script else geometry.columns
+        mcus = int(ratio * (geometry.mcus // step)) * step
+        end = validity.place_after(stream, self.format, header, size, mcus)
+        return self.tokenizer.encode(stream[:end])
+
+    def inspect(self, tokens: np.ndarray) -> base.Validity:
+        """Judges a document strictly: could the encoder have written it? See `jpeg_entropy`."""
+        return self.inspect_batch([tokens])[0]
+
+    def inspect_batch(self, documents: Sequence[np.ndarray]) -> list[base.Validity]:
+        """`inspect` of each document, tokens integer [n]; far faster than one at a time."""
+        contents = [self._content(tokens) for tokens in documents]
+        streams = [stream for stream, _ in contents]
+        header = self.format.header(self.strip)
+        walks = validity.walk(streams, self.format, header, self.fixed_size)
+        return [
+            _validity(walk, len(stream), error)
+            for walk, (stream, error) in zip(walks, contents, strict=True)
+        ]
+
+    def salvage(self, tokens: np.ndarray) -> Salvage:
+        """Restores what can be shown of a damaged document, and tells what was filled in.
+
+        Tokens that stand for no bytes are passed over. Raises ValueError if there is nothing to
+        show, and for an image of its own size whose header is damaged.
+        """
+        return self._salvage(self.tokenizer.decode(np.asarray(tokens)[self._is_content(tokens)]))
+
+    def _salvage(self, stream: bytes) -> Salvage:
+        header = self.format.header(self.strip)
+        size = self.fixed_size or header.size(stream)
+        if size is None:
+            raise ValueError("the stream's header is damaged, so the image's size is not known")
+        geometry = self.format.geometry(*size)
+        if geometry.width * geometry.height > _MAX_SALVAGED_PIXELS and self.size is None:
+            raise ValueError(
+                f"the header states {size[0]} x {size[1]} pixels, expected at most "
+                f"{_MAX_SALVAGED_PIXELS} in all"
+            )
+        return jpeg_salvage.salvage(stream[self._scan_start(stream) :], self.format, geometry)
+
+    def _scan_start(self, stream: bytes) -> int:
+        """Where the scan begins, also in a stream whose header is damaged."""
+        header = self.format.header(self.strip).data
+        sos = self.format.header("none").data.rpartition(b"\xff\xda")[2]
+        at = stream.find(b"\xff\xda" + sos, 0, 2 * len(header))
+        return at + 2 + len(sos) if at >= 0 else min(len(header), len(stream))
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> jpeg_machine.JpegMachine:
+        """What may follow in the bytes of a strictly valid stream; see `jpeg_machine`.
+
+        Args:
+          size: (width, height), where images have their own.
+
+        Raises ValueError if the size is missing or not this representation's.
+        """
+        if size is not None and self.fixed_size not in (None, size):
+            raise ValueError(
+                f"found size {size}, expected {self.fixed_size}, that of the representation"
+            )
+        size = size or self.fixed_size
+        if size is None:
+            raise ValueError(
+                "images have their own sizes; say to which one to constrain them, as by --size"
+            )
+        _check_size(size)
+        return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
+
+    def to_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
+            "mode": self.mode,
+            "quality": self.quality,
+            "subsampling": self.subsampling,
+            "restart_interval": self.restart_interval,
+            "strip": self.strip,
+            "tokenizer": self.tokenizer.to_config(),
+        }
+
+
+def _validity(walk: validity.Walk, length: int, token_error: str) -> base.Validity:
+    """The judgement on a stream of this length, which a wrong token may have ended."""
+    if token_error and (not walk.error or walk.byte >= length):
+        return base.Validity(False, walk.units, walk.expected, token_error)
+    return base.Validity(not walk.error, walk.units, walk.expected, walk.error)
+
+
+def _check_size(size: Any) -> None:
+    sides = size if isinstance(size, tuple) else (size, size)
+    if len(sides) != 2 or not all(
+        isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MAX_SIDE
+        for side in sides
+    ):
+        raise ValueError(
+            f"found size {size!r}, expected a side or (width, height) in pixels, each from 1 to "
+            f"{MAX_SIDE} (libjpeg's limit), or None for each image's own"
+        )
+
+
+def _centre(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the image with the proportions of shape (width, height)."""
+    width, height = image.size
+    if width * shape[1] > height * shape[0]:
+        width = max(1, round(height * shape[0] / shape[1]))
+    else:
+        height = max(1, round(width * shape[1] / shape[0]))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR) if image.size != size else image

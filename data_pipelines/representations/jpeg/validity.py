@@ -1,0 +1,336 @@
+"""Strict judgement of JPEG streams: is each one exactly what an encoder could have written?
+
+A stream is valid if its header is the representation's own, every MCU of the image is there with
+defined codes and coefficients in place, restart markers come in order, the bits before each marker
+are padded with at most seven ones, FF is stuffed, and EOI ends it with nothing after.
+
+The bytes between two markers are a lane (see `jpeg_lanes`; a stream without restart markers is
+one). All lanes of many streams are walked together, and only one that fails is then looked at bit
+by bit, to tell why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.representations.jpeg.automaton import Automaton, automaton
+from data_pipelines.representations.jpeg.format import Geometry, Header, JpegFormat
+from data_pipelines.representations.jpeg.segments import (
+    Fault,
+    Lanes,
+    Stops,
+    examine,
+    run,
+    whole_bytes,
+)
+
+# Streams are walked together up to so many lanes (enough to make numpy's calls cheap) and so many
+# bytes (few enough to hold in memory).
+_CHUNK_LANES = 1 << 15
+_CHUNK_BYTES = 1 << 26
+_RST0, _EOI = 0xD0, 0xD9
+# Put after each scan, so that its last byte never pairs with the first of the next one.
+_SENTINEL = np.array([0xFF, 0x01], np.uint8)
+
+
+class Walk(NamedTuple):
+    """What was found in one stream.
+
+    Attributes:
+      units: complete MCUs before the first damage; all of them if there is none.
+      expected: MCUs of the image; 0 if its size cannot be read.
+      byte: place of the first damage in the stream; its length if that is its end; -1 if valid.
+      error: "" if valid, else one sentence.
+    """
+
+    units: int
+    expected: int
+    byte: int
+    error: str
+
+
+def walk(
+    streams: Sequence[bytes],
+    settings: JpegFormat,
+    header: Header,
+    size: tuple[int, int] | None,
+) -> list[Walk]:
+    """Judges streams; never raises on what they hold.
+
+    Args:
+      streams: modelled streams (header, scan, EOI).
+      settings: of the encoder.
+      header: what each begins with.
+      size: (width, height) of every image, or None to take each one's from its header.
+    """
+    walks: list[Walk | None] = [None] * len(streams)
+    scans: list[_Scan] = []
+    for index, stream in enumerate(streams):
+        found = _read_header(stream, settings, header, size)
+        if isinstance(found, Walk):
+            walks[index] = found
+        else:
+            scans.append(_Scan(index, stream, len(header.data), found))
+    for chunk in _chunks(scans, settings.restart_interval):
+        for scan, result in zip(chunk, _walk_scans(chunk, settings), strict=True):
+            walks[scan.number] = result
+    return [result for result in walks if result is not None]
+
+
+def place_after(
+    stream: bytes, settings: JpegFormat, header: Header, size: tuple[int, int] | None, mcus: int
+) -> int:
+    """Number of leading bytes of a stream that hold its header and its first MCUs alone.
+
+    The restart marker after the last of them is included. Where an MCU ends inside a byte, that
+    byte is left out.
+
+    Raises ValueError if the stream is damaged before that place.
+    """
+    geometry = _read_header(stream, settings, header, size)
+    if isinstance(geometry, Walk):
+        raise ValueError(geometry.error)
+    scan = _Scan(0, stream, len(header.data), geometry)
+    if mcus == 0:
+        return scan.start
+    if mcus == geometry.mcus:
+        return len(stream)
+    cut = _cut([scan], settings.restart_interval)
+    interval = settings.restart_interval or geometry.mcus
+    lane, inside = divmod(mcus, interval)
+    last = lane if inside else lane - 1
+    if last >= len(cut.start) or not cut.markers.right[:last].all():
+        raise ValueError(f"the stream has no place after MCU {mcus - 1}: markers are missing")
+    if not inside:
+        if not cut.markers.right[last]:
+            raise ValueError(f"no restart marker follows MCU {mcus - 1}")
+        return scan.start + int(cut.markers.at[last]) + 2
+    first = int(cut.lanes.start[lane])
+    data = cut.lanes.data[first : first + int(cut.lanes.length[lane])].tobytes()
+    whole = whole_bytes(automaton(settings), data, inside)
+    return scan.start + _raw_place(cut, lane, whole)
+
+
+class _Scan(NamedTuple):
+    number: int  # of the stream
+    stream: bytes
+    start: int  # of the scan in it
+    geometry: Geometry
+
+
+def _read_header(
+    stream: bytes, settings: JpegFormat, header: Header, size: tuple[int, int] | None
+) -> Geometry | Walk:
+    """The geometry of the image, or the judgement where the header is wrong."""
+    stated = size or header.size(stream)
+    if stated is not None and stream.startswith(header.at(*stated)):
+        return settings.geometry(*stated)
+    wanted = header.at(*(size or (1, 1)))
+    # Where images have their own size, any is right.
+    free = range(0) if size else range(header.size_at, header.size_at + 4)
+    at = len(stream)
+    for place, (found, expected) in enumerate(zip(stream, wanted, strict=False)):
+        if found != expected and place not in free:
+            at, reason = place, f"found {found:02X} in the header, expected {expected:02X}"
+            break
+    else:
+        reason = "the stream ends inside the header"
+        if len(stream) >= len(wanted):
+            at, reason = header.size_at, "the header states a side of 0 pixels"
+    return Walk(0, settings.geometry(*size).mcus if size else 0, at, f"byte {at}: {reason}")
+
+
+def _chunks(scans: list[_Scan], interval: int) -> Iterator[list[_Scan]]:
+    """The scans in groups to walk together."""
+    chunk: list[_Scan] = []
+    lanes = size = 0
+    for scan in scans:
+        chunk.append(scan)
+        # No more lanes than the image has, and none without a marker of two bytes.
+        lanes += min(-(-scan.geometry.mcus // interval), len(scan.stream) // 2) if interval else 1
+        size += len(scan.stream)
+        if lanes >= _CHUNK_LANES or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, lanes, size = [], 0, 0
+    if chunk:
+        yield chunk
+
+
+def _walk_scans(scans: list[_Scan], settings: JpegFormat) -> list[Walk]:
+    """Cuts scans into lanes, walks these, and gathers what was found by stream."""
+    machine = automaton(settings)
+    cut = _cut(scans, settings.restart_interval)
+    stops = run(cut.lanes, machine)
+    wrong = np.flatnonzero((stops.byte >= 0) | ~cut.markers.right)
+    scan_of, first = np.unique(cut.markers.scan[wrong], return_index=True)
+    results = [Walk(scan.geometry.mcus, scan.geometry.mcus, -1, "") for scan in scans]
+    for index, lane in zip(scan_of.tolist(), wrong[first].tolist(), strict=True):
+        results[index] = _explain(lane, scans[index], cut, stops, machine, settings)
+    return results
+
+
+class _Markers(NamedTuple):
+    """The markers of some scans, in order; each ends a lane. All [lanes].
+
+    Attributes:
+      at: place in the raw bytes.
+      code: second byte; 01 is the sentinel.
+      expected: what it should be.
+      right: whether it is, EOI with nothing after.
+      scan: index of the scan.
+      number: of the lane in its scan, from 0.
+      last: whether that is the last lane of a whole scan.
+    """
+
+    at: np.ndarray
+    code: np.ndarray
+    expected: np.ndarray
+    right: np.ndarray
+    scan: np.ndarray
+    number: np.ndarray
+    last: np.ndarray
+
+    def select(self, keep: np.ndarray) -> _Markers:
+        return _Markers(*(column[keep] for column in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """Scans cut into lanes, up to the first wrong marker in each.
+
+    Attributes:
+      raw: the bytes of the scans, a sentinel after each.
+      scan_ends: places of the sentinels, [scans].
+      markers: those that end the lanes.
+      start: place of the first raw byte of each lane, [lanes].
+      lanes: their bytes without stuffing.
+    """
+
+    raw: np.ndarray
+    scan_ends: np.ndarray
+    markers: _Markers
+    start: np.ndarray
+    lanes: Lanes
+
+
+def _cut(scans: list[_Scan], interval: int) -> _Cut:
+    parts: list[np.ndarray] = []
+    for scan in scans:
+        parts += [np.frombuffer(scan.stream, np.uint8)[scan.start :], _SENTINEL]
+    raw = np.concatenate(parts)
+    ends = np.cumsum([len(part) + len(_SENTINEL) for part in parts[::2]]) - len(_SENTINEL)
+    starts = np.concatenate([[0], ends[:-1] + len(_SENTINEL)])
+    mcus = np.array([scan.geometry.mcus for scan in scans])
+
+    ff = np.flatnonzero(raw == 0xFF)
+    is_stuffed = raw[ff + 1] == 0
+    stuffing = ff[is_stuffed] + 1
+    markers = _judge_markers(raw, ff[~is_stuffed], starts, ends, mcus, interval)
+    after_previous = np.concatenate([[0], markers.at[:-1] + 2])
+    start = np.where(markers.number == 0, starts[markers.scan], after_previous)
+    keep = _up_to_first_wrong(markers)
+    start, markers = start[keep], markers.select(keep)
+
+    is_data = np.ones(len(raw), bool)
+    is_data[stuffing] = False
+    data_start = start - np.searchsorted(stuffing, start)
+    length = markers.at - np.searchsorted(stuffing, markers.at) - data_start
+    in_last = mcus[markers.scan] - markers.number * interval
+    in_lane = np.where(markers.last, in_last, interval)
+    return _Cut(raw, ends, markers, start, Lanes(raw[is_data], data_start, length, in_lane))
+
+
+def _judge_markers(
+    raw: np.ndarray,
+    at: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    mcus: np.ndarray,
+    interval: int,
+) -> _Markers:
+    """Numbers the markers at these places and compares them with what should be there."""
+    scan = np.searchsorted(ends, at)
+    number = np.arange(len(at)) - np.searchsorted(at, starts)[scan]
+    lanes = -(-mcus // interval) if interval else np.ones_like(mcus)
+    last = number == lanes[scan] - 1
+    code = raw[at + 1].astype(np.int32)
+    expected = np.where(last, _EOI, _RST0 + number % 8)
+    right = (code == expected) & (~last | (at + 2 == ends[scan]))
+    return _Markers(at, code, expected, right, scan, number, last)
+
+
+def _up_to_first_wrong(markers: _Markers) -> np.ndarray:
+    """Which markers are looked at, bool [lanes]: in each scan, up to a wrong one or the last."""
+    final = np.flatnonzero(~markers.right | markers.last)
+    scan, first = np.unique(markers.scan[final], return_index=True)
+    end = np.zeros(int(markers.scan[-1]) + 1, np.int64)
+    end[scan] = markers.number[final[first]]  # each scan has one: its sentinel is wrong
+    return markers.number <= end[markers.scan]
+
+
+def _explain(
+    lane: int, scan: _Scan, cut: _Cut, stops: Stops, machine: Automaton, settings: JpegFormat
+) -> Walk:
+    """The judgement on a scan whose first wrong lane is this one."""
+    shift = len(scan.stream) - int(
+        cut.scan_ends[cut.markers.scan[lane]]
+    )  # from places in `raw` to the stream's
+    end = int(cut.markers.number[lane]) * settings.restart_interval + int(cut.lanes.mcus[lane])
+    marker_at = int(cut.markers.at[lane]) + shift
+
+    def damage(left: int, at: int, reason: str) -> Walk:
+        return Walk(end - left, scan.geometry.mcus, at, f"byte {at}: {reason}")
+
+    stop = int(stops.byte[lane])
+    if stop < 0:
+        return damage(0, *_wrong_marker(lane, cut, marker_at, len(scan.stream), end))
+    left, fault = int(stops.left[lane]), None
+    if stop < cut.lanes.length[lane]:
+        byte = int(cut.lanes.data[cut.lanes.start[lane] + stop])
+        _, left, fault = examine(machine, int(stops.state[lane]), left, byte)
+    place = f"in MCU {end - left}" if left else f"after MCU {end - 1}"
+    if fault is not None:
+        return damage(left, shift + _raw_place(cut, lane, stop), f"{_REASONS[fault]}, {place}")
+    if left:
+        found = _marker_name(lane, cut, marker_at, len(scan.stream))
+        return damage(left, marker_at, f"{found} cuts MCU {end - left} short")
+    at = shift + _raw_place(cut, lane, stop + 1)
+    return damage(0, at, f"bytes are left over {place}, before any marker")
+
+
+_REASONS = {
+    Fault.UNDEFINED_CODE: "an undefined Huffman code",
+    Fault.PAST_END: "a coefficient past index 63",
+    Fault.ZEROS_BEFORE_EOB: "a run of sixteen zeros right before the end of its block",
+    Fault.PADDING: "a padding bit is 0, expected 1",
+}
+
+
+def _raw_place(cut: _Cut, lane: int, byte: int) -> int:
+    """Place in `raw` of a byte of a lane; the lane's end if it has no such byte."""
+    start, end = int(cut.start[lane]), int(cut.markers.at[lane])
+    raw = cut.raw[start:end]
+    stuffed = np.concatenate([[False], (raw[:-1] == 0xFF) & (raw[1:] == 0)])[: len(raw)]
+    places = np.flatnonzero(~stuffed)
+    return start + int(places[byte]) if byte < len(places) else end
+
+
+def _marker_name(lane: int, cut: _Cut, at: int, end: int) -> str:
+    if at == end:
+        return "the end of the stream"
+    if at + 1 == end:
+        return "an FF that ends the stream"
+    return f"marker FF{int(cut.markers.code[lane]):02X}"
+
+
+def _wrong_marker(lane: int, cut: _Cut, at: int, end: int, done: int) -> tuple[int, str]:
+    """(place, reason) where the lane is right and what follows it is not."""
+    found, wanted = int(cut.markers.code[lane]), int(cut.markers.expected[lane])
+    if found == wanted == _EOI and at + 2 < end:
+        return at + 2, f"{end - at - 2} bytes are left over after EOI"
+    name = _marker_name(lane, cut, at, end)
+    return at, f"found {name} after MCU {done - 1}, expected marker FF{wanted:02X}"

@@ -1,0 +1,335 @@
+"""Reading prepared shards: lengths and labels at once, tokens in batches, keys when asked for.
+
+A folder of shards is complete when it has a `manifest.json`; `prepare.py` writes it last.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import functools
+import io
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from data_pipelines import representations
+from data_pipelines.representations.base import Representation
+from data_pipelines.shards import files
+from data_pipelines.shards.files import ShardError
+
+MANIFEST = "manifest.json"
+FORMAT = "token-shards/1"
+_OPEN_FILES = 256
+_OPEN_TABLES = 8
+
+
+class DamagedShard(ShardError):
+    """Stored bytes are not what was written. `path` and `record` (-1: the whole file) say where."""
+
+    def __init__(self, path: epath.PathLike, record: int, found: str):
+        self.path, self.record = str(path), record
+        place = f"record {record}" if record >= 0 else "the file"
+        super().__init__(
+            f"{self.path}: {place} is damaged ({found}); restore the file from a copy, or delete "
+            "it and run prepare again to rebuild it, or read with on_damage='skip' (a run: "
+            "--config.data.on_damage=skip)"
+        )
+
+
+class MismatchError(ValueError):
+    """Shards made with one representation were about to be read as another."""
+
+
+class Shards:
+    """The documents of one split, ordered by (shard, record).
+
+    Opening reads one JSON file and one index; 10 million documents take 80 MB. Instances are safe
+    to share between threads and can be sent to other processes.
+
+    Attributes:
+      lengths: uint32 [N], tokens of each document without framing.
+      labels: int32 [N], index into `label_names`; -1 none.
+      label_names: of the source; empty if it has none.
+      manifest: the whole manifest.
+      damaged: documents set aside while reading with on_damage='skip', with what was found.
+    """
+
+    def __init__(self, folder: epath.PathLike, split: str = "train", on_damage: str = "stop"):
+        """Opens a complete folder of shards.
+
+        Args:
+          folder: what `prepare` wrote; local or `gs://`.
+          split: 'train' or 'heldout'.
+          on_damage: 'stop' raises DamagedShard when a stored document is not as written; 'skip'
+            returns it empty and records it in `damaged`.
+
+        Raises:
+          FileNotFoundError: the folder holds no complete set of shards.
+          ShardError: the manifest or the index is damaged or of another format.
+        """
+        if on_damage not in ("stop", "skip"):
+            raise ValueError(f"on_damage is {on_damage!r}; expected 'stop' or 'skip'")
+        self.folder = epath.Path(folder)
+        self.split = split
+        self.on_damage = on_damage
+        self.manifest = read_manifest(self.folder)
+        if split not in self.manifest["splits"]:
+            have = ", ".join(self.manifest["splits"])
+            raise ValueError(f"{self.folder} has no split {split!r}; it has: {have}")
+        self.label_names: tuple[str, ...] = tuple(self.manifest["label_names"])
+        self.damaged: dict[int, str] = {}
+        part = self.manifest["splits"][split]
+        self._names: list[str] = [shard["name"] for shard in part["shards"]]
+        counts = [shard["documents"] for shard in part["shards"]]
+        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        index = self._read_index(part["index"])
+        self.lengths: np.ndarray = index["lengths"]
+        self.labels: np.ndarray = index["labels"]
+        self._dropped = index["dropped"].astype(np.int64)
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lost: set[int] = set()  # shards that could not be opened: told once, not by record
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @functools.cached_property
+    def representation(self) -> Representation:
+        return representations.load(self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the representation: what the tokens mean."""
+        return self.manifest["representation"]["fingerprint"]
+
+    @property
+    def data_hash(self) -> str:
+        """Of the split's contents: every document's tokens, order, label and key. 64 hex digits."""
+        return self.manifest["splits"][self.split]["sha256"]
+
+    def require(self, representation: Representation) -> None:
+        """Raises MismatchError, naming both sides, unless the shards hold this representation."""
+        if representation.fingerprint == self.fingerprint:
+            return
+        ours, theirs = self.manifest["representation"]["config"], representation.to_config()
+        raise MismatchError(
+            f"{self.folder} holds documents of representation {self.fingerprint}, but "
+            f"{representation.fingerprint} was asked for; they differ in "
+            f"{differences(ours, theirs, 'in the shards', 'asked for')}. Prepare shards with these "
+            "settings in another folder, or change the settings to the shards'"
+        )
+
+    def key(self, document: int) -> str:
+        """The source's key of the document's image."""
+        images, _, keys = self._table(document)
+        return keys[int(images[self.locate(document)[1]])]
+
+    def copy(self, document: int) -> int:
+        """0 for the image itself, 1.. for its augmented copies."""
+        _, copies, _ = self._table(document)
+        return int(copies[self.locate(document)[1]])
+
+    def find(self, key: str, copy: int = 0) -> int:
+        """The number of a document. Reads the keys of every shard. Raises KeyError."""
+        for shard, name in enumerate(self._names):
+            table = files.TableReader(files.table_path(self.folder, name))
+            images, copies, keys = table.column("images"), table.column("copies"), table.keys()
+            for record in range(len(images)):
+                if copies[record] == copy and keys[int(images[record])] == key:
+                    stored = int(self._starts[shard]) + record
+                    place = int(np.searchsorted(self._dropped, stored))
+                    if place < len(self._dropped) and self._dropped[place] == stored:
+                        raise KeyError(f"{key!r} was dropped as a duplicate of another image")
+                    return stored - place
+        raise KeyError(f"no document {key!r}, copy {copy}, in split {self.split!r}")
+
+    def locate(self, document: int) -> tuple[int, int]:
+        """(shard, record) of a document."""
+        if not 0 <= document < len(self):
+            raise IndexError(f"document {document} of {len(self)}")
+        stored = document
+        if len(self._dropped):
+            # The k-th dropped place, less k, is how many kept documents come before it.
+            kept_before = self._dropped - np.arange(len(self._dropped))
+            stored += int(np.searchsorted(kept_before, document, side="right"))
+        shard = bisect.bisect_right(self._starts, stored) - 1
+        return shard, stored - int(self._starts[shard])
+
+    def read(self, documents: Sequence[int]) -> list[np.ndarray]:
+        """Tokens of documents, uint16 [length] each, in the order asked for.
+
+        One batched read for each shard touched: ask for a window of documents at once, for single
+        reads are some ten times slower. With on_damage='skip' a damaged document comes back empty.
+
+        Raises:
+          DamagedShard: a record or a whole file is not as written, with on_damage='stop'.
+        """
+        wanted: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
+        for place, document in enumerate(documents):
+            shard, record = self.locate(int(document))
+            wanted[shard].append((record, place))
+        tokens: list[np.ndarray] = [np.zeros(0, np.uint16)] * len(documents)
+        for shard, records_and_places in wanted.items():
+            records_and_places.sort()
+            records = self._read_records(shard, [record for record, _ in records_and_places])
+            for (record, place), stored in zip(records_and_places, records, strict=True):
+                document = int(documents[place])
+                tokens[place] = self._checked(shard, record, document, stored)
+        return tokens
+
+    def verify(self) -> Iterator[tuple[str, str]]:
+        """Hashes every file of the split: yields (file name, '' or what is wrong) for each."""
+        part = self.manifest["splits"][self.split]
+        index = part["index"]
+        yield index["file"], self._compare(self.folder / index["file"], index)
+        for shard in part["shards"]:
+            records = files.record_path(self.folder, shard["name"])
+            table = files.table_path(self.folder, shard["name"])
+            yield records.name, self._compare(records, shard["records"])
+            yield table.name, self._compare(table, shard["table"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_readers"], state["_tables"] = collections.OrderedDict(), collections.OrderedDict()
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def _read_index(self, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+        path = self.folder / facts["file"]
+        wrong = self._compare(path, facts)
+        if wrong:
+            raise ShardError(
+                f"{path}: {wrong}; delete it and run prepare again: it "
+                "rebuilds the index from the shards' tables"
+            )
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def _compare(self, path: epath.Path, expected: dict[str, Any]) -> str:
+        try:
+            found = files.file_facts(path)
+        except OSError as error:
+            return f"cannot be read ({error})"
+        if found["bytes"] != expected["bytes"]:
+            return f"has {found['bytes']} bytes where {expected['bytes']} were written"
+        if found["sha256"] != expected["sha256"]:
+            return f"has SHA-256 {found['sha256'][:16]}.. where {expected['sha256'][:16]}.. is due"
+        return ""
+
+    def _read_records(self, shard: int, records: list[int]) -> list[bytes | str]:
+        """The stored bytes of records, or for a damaged one the text of what was found."""
+        try:
+            reader = self._reader(shard)
+        except DamagedShard as error:
+            if self.on_damage == "stop":
+                raise
+            with self._lock:
+                if shard not in self._lost:
+                    logging.warning("documents of a whole shard are set aside: %s", error)
+                self._lost.add(shard)
+            return [str(error)] * len(records)
+        try:
+            return reader.read(records)
+        except (RuntimeError, IndexError):
+            return [_read_one(reader, record) for record in records]
+
+    def _checked(self, shard: int, record: int, document: int, stored: bytes | str) -> np.ndarray:
+        found = stored if isinstance(stored, str) else ""
+        if not found and len(stored) != 2 * int(self.lengths[document]):
+            found = f"{len(stored)} bytes where {2 * int(self.lengths[document])} were written"
+        if not found:
+            return np.frombuffer(stored, "<u2")  # type: ignore[arg-type]
+        error = DamagedShard(files.record_path(self.folder, self._names[shard]), record, found)
+        if self.on_damage == "stop":
+            raise error
+        with self._lock:
+            if document not in self.damaged and shard not in self._lost:
+                logging.warning("a document is set aside: %s", error)
+            self.damaged[document] = str(error)
+        return np.zeros(0, np.uint16)
+
+    def _reader(self, shard: int) -> Any:
+        """The shard's open reader; the ones used longest ago are let go."""
+        with self._lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+        path = files.record_path(self.folder, self._names[shard])
+        try:
+            reader = files.open_records(path)
+        except ShardError as error:
+            raise DamagedShard(path, -1, str(error.__cause__)) from error
+        expected = int(self._starts[shard + 1] - self._starts[shard])
+        if reader.num_records() != expected:
+            raise DamagedShard(path, -1, f"{reader.num_records()} records where {expected} are due")
+        with self._lock:
+            self._readers[shard] = reader
+            while len(self._readers) > _OPEN_FILES:
+                self._readers.popitem(last=False)  # closes when its last user is done
+        return reader
+
+    def _table(self, document: int) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+        shard = self.locate(document)[0]
+        with self._lock:
+            if shard in self._tables:
+                self._tables.move_to_end(shard)
+                return self._tables[shard]
+        table = files.TableReader(files.table_path(self.folder, self._names[shard]))
+        columns = table.column("images"), table.column("copies"), table.keys()
+        with self._lock:
+            self._tables[shard] = columns
+            while len(self._tables) > _OPEN_TABLES:
+                self._tables.popitem(last=False)
+        return columns
+
+
+def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
+    """The manifest of a complete folder. Raises FileNotFoundError or ShardError, saying why."""
+    path = epath.Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist: {folder} is no complete folder of shards; make one with "
+            "python -m data_pipelines.prepare"
+        ) from None
+    except ValueError as error:
+        raise ShardError(
+            f"{path}: is damaged ({error}); delete it and run prepare again to rebuild it"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise ShardError(f"{path}: format is {manifest.get('format')!r}; expected {FORMAT!r}")
+    return manifest
+
+
+def differences(ours: Any, theirs: Any, where_ours: str, where_theirs: str) -> str:
+    """The keys in which two configs differ: 'quality (25 in the shards, 10 asked for), ..'."""
+    parts = []
+    for key in sorted(set(ours) | set(theirs)):
+        left, right = ours.get(key, "nothing"), theirs.get(key, "nothing")
+        if left != right:
+            parts.append(f"{key} ({_short(left)} {where_ours}, {_short(right)} {where_theirs})")
+    return ", ".join(parts) or "nothing that is listed"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_one(reader: Any, record: int) -> bytes | str:
+    try:
+        return reader.read([record])[0]
+    except (RuntimeError, IndexError) as error:
+        return str(error)

@@ -1,0 +1,40 @@
+"""Files of arrays, written whole or not at all, and read without executing anything."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.shards.files import write_atomically
+
+
+class NpzError(ValueError):
+    """A file that is no .npz file of plain arrays."""
+
+
+def save(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to an .npz file; `path` may be remote. A reader never sees half of it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # of names
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: epath.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file. Raises NpzError if it is none, is damaged, or holds a pickle."""
+    path = epath.Path(path)
+    if not path.is_file():
+        raise NpzError(f"there is no file {path}")
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        raise NpzError(f"{path} is no .npz file of plain arrays: {error}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise NpzError(f"{path} is damaged: {error}") from error

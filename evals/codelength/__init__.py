@@ -1,0 +1,1 @@
+"""A model's bits, and its use as a compressor."""

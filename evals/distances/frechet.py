@@ -1,0 +1,169 @@
+"""Distances between two sets of images, given their features.
+
+Everything is computed on the host in float64 and in blocks: 50,000 vectors of 2,048 dimensions
+need one block of rows and a few covariances beside the features themselves. Which set is which
+(generated first, references second) matters only where it is said.
+
+The trace term of the Fréchet distance is found without a matrix square root. With a root R of one
+covariance (R.T @ R = S1), S1 @ S2 has the eigenvalues of the symmetric R @ S2 @ R.T, and if S2
+has a root Q, their square roots are the singular values of R @ Q.T.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from evals.distances.statistics import FeatureError, Statistics, checked, disjoint, jackknife_error
+
+JACKKNIFE_BLOCKS = 10
+
+
+class Estimate(NamedTuple):
+    """A number and how far off it may be.
+
+    Attributes:
+      value: the estimate.
+      standard_error: of `value`; NaN where there were too few images to tell.
+      n: images it was computed from, of the smaller set.
+    """
+
+    value: float
+    standard_error: float
+    n: int
+
+
+def frechet(a: Statistics, b: Statistics) -> float:
+    """Squared Fréchet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    Of Inception's 2,048 features this is FID (Heusel et al., arXiv 1706.08500). It is symmetric.
+    Raises FeatureError for different numbers of dimensions.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise FeatureError(
+            f"found features of {a.mean.size} and of {b.mean.size} dimensions; a distance needs "
+            "the same features of both sets"
+        )
+    difference = a.mean - b.mean
+    traces = _trace(a) + _trace(b)
+    return float(difference @ difference + traces - 2 * trace_of_root(a, b))
+
+
+def trace_of_root(a: Statistics, b: Statistics) -> float:
+    """tr((S1 S2)^(1/2)), the sum of the square roots of the eigenvalues of S1 S2."""
+    if a.root is None and b.root is None:
+        root = b.any_root
+        product = root @ a.covariance @ root.T
+        values = np.linalg.eigvalsh((product + product.T) / 2)
+        return float(np.sqrt(np.clip(values, 0, None)).sum())
+    return float(np.linalg.svd(a.any_root @ b.any_root.T, compute_uv=False).sum())
+
+
+def _trace(statistics: Statistics) -> float:
+    if statistics.root is not None:
+        return float(np.square(statistics.root).sum())
+    return float(np.trace(statistics.covariance))
+
+
+def frechet_of_features(
+    features: np.ndarray, references: Statistics, blocks: int = JACKKNIFE_BLOCKS
+) -> Estimate:
+    """Fréchet distance with its standard error over the images of the first set.
+
+    The standard error is the block jackknife's: each of `blocks` disjoint parts is left out once.
+    (A bootstrap, which repeats images, is biased upwards.) It tells how the distance would vary
+    with other images of the same kind in their place, the references staying what they are.
+
+    Args:
+      features: [n, d], float.
+      references: of the same features.
+      blocks: parts; with fewer than two images in each there is no standard error.
+    """
+    features = checked(features)
+    n = len(features)
+    if n < 2 * blocks:
+        return Estimate(frechet(Statistics.of(features), references), float("nan"), n)
+    parts = [Statistics.of(features[part]) for part in disjoint(n, blocks)]
+    whole = functools.reduce(Statistics.merged, parts)
+    if whole.root is None:
+        left_out = [whole.without(part) for part in parts]
+    else:  # few images: their covariance is never made
+        others = [parts[:place] + parts[place + 1 :] for place in range(blocks)]
+        left_out = [functools.reduce(Statistics.merged, remaining) for remaining in others]
+    distances = [frechet(remaining, references) for remaining in left_out]
+    return Estimate(frechet(whole, references), jackknife_error(np.array(distances)), n)
+
+
+def frechet_at_infinity(
+    features: np.ndarray, references: Statistics, points: int = 10, seed: int = 0
+) -> Estimate:
+    """Fréchet distance extrapolated to infinitely many images of the first set.
+
+    The distance is too large by about a constant over n, which depends on the model. A straight
+    line through the distances of random subsets, against 1 / n, meets 1 / n = 0 without it (Chong,
+    Forsyth, "Effectively unbiased FID", arXiv 1911.07023). The bias from the references stays.
+
+    Args:
+      features: [n, d], n at least 2 d: with fewer the distance is no straight line in 1 / n.
+      references: of the same features.
+      points: sizes of subsets, from n / 5 or d, whichever is larger, to n.
+      seed: chooses the subsets.
+
+    Returns:
+      The intercept, with its standard error in the regression. The subsets share images, so that
+      this is how straight the line is rather than how far off it may be.
+
+    Raises:
+      FeatureError: too few images.
+    """
+    features = checked(features)
+    n, dimensions = features.shape
+    if n < 2 * dimensions or n < 2 * points:
+        raise FeatureError(
+            f"found {n} images, expected at least {max(2 * dimensions, 2 * points)}, twice the "
+            f"{dimensions} dimensions, to extrapolate to infinitely many"
+        )
+    order = np.random.default_rng(seed)
+    sizes = np.linspace(max(n // 5, dimensions), n, points).astype(int)
+    distances = [
+        frechet(Statistics.of(features[order.choice(n, size, replace=False)]), references)
+        for size in sizes
+    ]
+    design = np.stack([np.ones(points), 1 / sizes], axis=1)
+    line, residuals, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
+    variance = float(residuals[0]) / (points - 2) * np.linalg.inv(design.T @ design)[0, 0]
+    return Estimate(float(line[0]), float(np.sqrt(variance)), n)
+
+
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> Estimate:
+    """exp of the mean KL divergence of p(class | image) from p(class), by parts.
+
+    Salimans et al., arXiv 1606.03498. The network's final bias must not be in the logits (the
+    original computed them without). Images are shuffled and split as in torch-fidelity.
+
+    Args:
+      logits: [n, classes], float.
+      splits: parts whose scores are averaged; n must be at least that.
+      seed: of the shuffle.
+
+    Returns:
+      The mean over the parts and its standard error (the deviation that is usually printed,
+      divided by the square root of `splits`).
+    """
+    logits = checked(logits, least=splits)
+    order = np.random.RandomState(seed).permutation(len(logits))
+    shuffled = np.asarray(logits, np.float64)[order]
+    shuffled -= shuffled.max(axis=1, keepdims=True)
+    log_p = shuffled - np.log(np.exp(shuffled).sum(axis=1, keepdims=True))
+    edges = np.arange(splits + 1) * len(logits) // splits
+    scores = np.array([_split_score(log_p[a:b]) for a, b in itertools.pairwise(edges)])
+    error = scores.std(ddof=1) / np.sqrt(splits) if splits > 1 else float("nan")
+    return Estimate(float(scores.mean()), float(error), len(logits))
+
+
+def _split_score(log_p: np.ndarray) -> float:
+    p = np.exp(log_p)
+    return float(np.exp((p * (log_p - np.log(p.mean(0)))).sum(1).mean()))

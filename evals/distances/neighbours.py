@@ -1,0 +1,93 @@
+"""How two sets of images cover each other: precision and recall, density and coverage.
+
+Each image of a set stands for a ball that reaches to its k-th nearest neighbour in the same set.
+
+  precision   share of generated images inside some ball of a reference: are they realistic?
+  recall      share of references inside some ball of a generated image: is all of it there?
+  density     how many balls of references a generated image lies in, over k
+  coverage    share of references whose ball holds a generated image
+
+A model that repeats one good image has precision 1 and recall near 0.
+
+Kynkäänniemi et al., arXiv 1904.06991 (k = 3); Naeem et al., arXiv 2002.09797 (k = 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from evals.distances.statistics import FeatureError, checked
+
+_BLOCK = 1024  # rows of a matrix of distances that are in memory at once
+
+
+class PrecisionRecall(NamedTuple):
+    precision: float
+    recall: float
+
+
+class DensityCoverage(NamedTuple):
+    density: float
+    coverage: float
+
+
+def precision_recall(generated: np.ndarray, references: np.ndarray, k: int = 3) -> PrecisionRecall:
+    """Of features [n, d] and [m, d]. Raises FeatureError unless n and m exceed k."""
+    inside_references = _inside(generated, references, _radii(references, k))
+    inside_generated = _inside(references, generated, _radii(generated, k))
+    return PrecisionRecall(
+        float(np.mean(inside_references.balls > 0)), float(np.mean(inside_generated.balls > 0))
+    )
+
+
+def density_coverage(generated: np.ndarray, references: np.ndarray, k: int = 5) -> DensityCoverage:
+    """Of features [n, d] and [m, d]. Raises FeatureError unless m exceeds k."""
+    found = _inside(generated, references, _radii(references, k))
+    return DensityCoverage(float(found.balls.mean() / k), float(np.mean(found.points > 0)))
+
+
+class _Inside(NamedTuple):
+    """Counts: balls that each point lies in, [n]; points that lie in each ball, [m]."""
+
+    balls: np.ndarray
+    points: np.ndarray
+
+
+def _inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> _Inside:
+    balls, counts = [], np.zeros(len(centres), np.int64)
+    for squares in _squared_distances(points, centres):
+        inside = squares <= squared_radii
+        balls.append(inside.sum(1))
+        counts += inside.sum(0)
+    return _Inside(np.concatenate(balls), counts)
+
+
+def _radii(features: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each vector to its k-th nearest other one, [n]."""
+    features = checked(features, least=1)
+    if len(features) <= k:
+        raise FeatureError(
+            f"found {len(features)} images, expected more than {k} for balls that reach to the "
+            f"{k}-th nearest neighbour"
+        )
+    # The nearest of all is the vector itself, at distance zero.
+    blocks = _squared_distances(features, features)
+    return np.concatenate([np.partition(squares, k, axis=1)[:, k] for squares in blocks])
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of rows of the matrix of squared distances, float64."""
+    x, y = checked(x, least=1), checked(y, least=1)
+    if x.shape[1] != y.shape[1]:
+        raise FeatureError(f"found features of {x.shape[1]} and of {y.shape[1]} dimensions")
+    # Moving the origin among the vectors keeps the differences of large squares exact enough.
+    origin = y.mean(0, dtype=np.float64)
+    centred = y - origin
+    squares = np.square(centred).sum(1)
+    for start in range(0, len(x), _BLOCK):
+        rows = x[start : start + _BLOCK] - origin
+        found = np.square(rows).sum(1)[:, None] + squares - 2 * (rows @ centred.T)
+        yield np.maximum(found, 0)

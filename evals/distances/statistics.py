@@ -1,0 +1,197 @@
+"""Mean and covariance of features, in float64: what a Fréchet distance needs of a set of images.
+
+Covariances accumulated in float32 are wrong by more than the distances they are to measure, so
+everything here is float64, and features are centred before they are multiplied.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.utils import npz
+
+_BLOCK = 8192  # rows that are in memory as float64 at once
+
+
+class FeatureError(ValueError):
+    """Features or statistics that no distance can be computed from."""
+
+
+class Statistics:
+    """The first two moments of n feature vectors of d dimensions.
+
+    Of fewer vectors than dimensions the covariance is singular. It is then kept as a `root`, which
+    is smaller and from which the trace term of a distance comes out to the last digits.
+
+    Attributes:
+      mean: float64 [d].
+      n: how many vectors; None if whoever wrote the statistics did not say.
+      root: float64 [r, d] with root.T @ root = covariance and r <= d; or None.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        covariance: np.ndarray | None = None,
+        *,
+        root: np.ndarray | None = None,
+        n: int | None = None,
+    ):
+        """Takes moments as they are: a covariance [d, d], or a root of it.
+
+        Raises FeatureError for shapes that do not fit and values that are not finite.
+        """
+        self.mean = np.asarray(mean, np.float64)
+        self.n = n
+        self.root = None if root is None else np.asarray(root, np.float64)
+        given = np.asarray(covariance, np.float64) if self.root is None else self.root
+        square = self.root is not None or given.shape[:1] == self.mean.shape
+        if (
+            self.mean.ndim != 1
+            or given.ndim != 2
+            or given.shape[1:] != self.mean.shape
+            or not square
+        ):
+            raise FeatureError(
+                f"found a mean of shape {self.mean.shape} and a covariance of shape {given.shape}, "
+                "expected [d] and [d, d]"
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(given).all()):
+            raise FeatureError("the statistics hold values that are not finite; compute them anew")
+        if self.root is None:
+            self.covariance = given
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Statistics:
+        """Of features [n, d], n >= 2. Raises FeatureError for fewer, and for NaN or infinity."""
+        features = checked(features)
+        n, d = features.shape
+        mean = features.mean(axis=0, dtype=np.float64)
+        if n <= d:
+            return cls(mean, root=(features - mean) / np.sqrt(n - 1), n=n)
+        scatter, block = np.zeros((d, d)), np.empty((min(n, _BLOCK), d))
+        for start in range(0, n, _BLOCK):
+            part = features[start : start + _BLOCK]
+            centred = np.subtract(part, mean, out=block[: len(part)])
+            scatter += centred.T @ centred  # which NumPy knows to be symmetric: half the work
+        return cls(mean, scatter / (n - 1), n=n)
+
+    @functools.cached_property
+    def covariance(self) -> np.ndarray:
+        """With divisor n - 1, float64 [d, d]."""
+        assert self.root is not None
+        return self.root.T @ self.root
+
+    @functools.cached_property
+    def any_root(self) -> np.ndarray:
+        """`root`, or else some [d, d] matrix with any_root.T @ any_root = covariance."""
+        if self.root is not None:
+            return self.root
+        try:
+            return np.linalg.cholesky(self.covariance).T
+        except np.linalg.LinAlgError:  # singular
+            values, vectors = np.linalg.eigh(self.covariance)
+            return (vectors * np.sqrt(np.clip(values, 0, None))).T
+
+    def merged(self, other: Statistics) -> Statistics:
+        """Of the vectors of both, as if they had been given at once.
+
+        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances", 1979. Raises FeatureError where either does not say of how many vectors it is.
+        """
+        if self.n is None or other.n is None:
+            raise FeatureError("statistics that do not say of how many vectors cannot be merged")
+        n = self.n + other.n
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.n / n)
+        between = step * np.sqrt(self.n * other.n / n / (n - 1))
+        ours, theirs = (self.n - 1) / (n - 1), (other.n - 1) / (n - 1)
+        if self.root is not None and other.root is not None:
+            rows = [self.root * np.sqrt(ours), other.root * np.sqrt(theirs), between[None]]
+            if sum(map(len, rows)) <= mean.size:
+                return Statistics(mean, root=np.concatenate(rows), n=n)
+        covariance = self.covariance * ours
+        covariance += other.covariance * theirs
+        covariance += np.outer(between, between)
+        return Statistics(mean, covariance, n=n)
+
+    def without(self, part: Statistics) -> Statistics:
+        """Of the vectors that are not in `part`, whose own must be among these. See `merged`."""
+        if self.n is None or part.n is None or self.n - part.n < 2:
+            raise FeatureError(f"found {part.n} vectors to leave out of {self.n}; 2 must remain")
+        n = self.n - part.n
+        mean = self.mean + (self.mean - part.mean) * (part.n / n)
+        between = (mean - part.mean) * np.sqrt(n * part.n / self.n / (n - 1))
+        covariance = self.covariance * ((self.n - 1) / (n - 1))
+        covariance -= part.covariance * ((part.n - 1) / (n - 1))
+        covariance -= np.outer(between, between)
+        return Statistics(mean, covariance, n=n)
+
+    def save(self, path: epath.PathLike, about: dict[str, Any]) -> None:
+        """Writes an .npz file that pytorch-fid and clean-fid read too (`mu`, `sigma`).
+
+        Beside these, `n`, `root` where there is one, and `about` as JSON.
+        """
+        arrays = {"mu": self.mean, "sigma": self.covariance, "about": np.array(json.dumps(about))}
+        if self.n is not None:
+            arrays["n"] = np.array(self.n)
+        if self.root is not None:
+            arrays["root"] = self.root
+        npz.save(path, arrays)
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> tuple[Statistics, dict[str, Any]]:
+        """(statistics, what is known about them) of an .npz file: of `save`, or of another tool.
+
+        Of pytorch-fid's and clean-fid's files nothing is known: {}. Raises FeatureError.
+        """
+        arrays = npz.load(path)
+        if not {"mu", "sigma"} <= arrays.keys():
+            raise FeatureError(
+                f"{path} holds {sorted(arrays)}, expected the arrays mu and sigma of statistics"
+            )
+        n = int(arrays["n"]) if "n" in arrays else None
+        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+        try:
+            if "root" in arrays:
+                return cls(arrays["mu"], root=arrays["root"], n=n), about
+            return cls(arrays["mu"], arrays["sigma"], n=n), about
+        except FeatureError as error:
+            raise FeatureError(f"{path}: {error}") from None
+
+
+def checked(features: np.ndarray, least: int = 2) -> np.ndarray:
+    """Features [n, d] as they came. Raises FeatureError unless n >= `least` and all are finite."""
+    features = np.asarray(features)
+    if features.ndim != 2 or len(features) < least:
+        raise FeatureError(
+            f"found features of shape {features.shape}, expected [n, d] with n at least {least}"
+        )
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        wrong = np.flatnonzero(~finite)
+        raise FeatureError(
+            f"{wrong.size} of {len(features)} feature vectors hold NaN or infinity, the first is "
+            f"number {wrong[0]}; the network or its weights are unusable"
+        )
+    return features
+
+
+def disjoint(n: int, parts: int, seed: int = 0) -> list[np.ndarray]:
+    """Indices 0..n-1 dealt at random to parts of nearly equal size, ascending in each.
+
+    At random, because files come in the order of their classes, and generated ones class by turn.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(part) for part in np.array_split(order, parts)]
+
+
+def jackknife_error(left_out: np.ndarray) -> float:
+    """Standard error from the values without each of the disjoint parts (Efron, Stein 1981)."""
+    count = len(left_out)
+    return float(np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum()))

@@ -1,0 +1,1 @@
+"""What is evaluated: images, documents, generated files, clips."""

@@ -1,0 +1,266 @@
+"""Sets of images that are to be judged, by number: from files, archives, shards, a model's output.
+
+Reading an image and decoding it are apart, so that a set can be recognised by its bytes alone.
+"""
+
+from __future__ import annotations
+
+import abc
+import glob
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from data_pipelines.media.images import normalise, open_image
+from data_pipelines.representations.base import Representation
+from data_pipelines.shards.files import open_records
+from data_pipelines.shards.reader import MANIFEST, Shards
+from data_pipelines.sources import Item, Source, open_source
+
+_KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records")
+_RECORDS = ".array_record"
+
+
+class Images(abc.ABC):
+    """Images by number, 0 to len - 1.
+
+    Attributes:
+      name: where they come from, as a user would say it.
+      about: what besides the bytes decides the pixels, as JSON values.
+      set_aside: (name, reason) of what should have been an image and could not be listed.
+    """
+
+    def __init__(self, name: str, about: dict[str, Any] | None = None):
+        self.name = name
+        self.about = about or {}
+        self.set_aside: list[tuple[str, str]] = []
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def key(self, number: int) -> str:
+        """The name of an image, unique in the set."""
+
+    def label(self, number: int) -> int:
+        """The class of an image, an index into `label_names`; -1 if it has none."""
+        return -1
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the classes; empty where there are none, or none that are named."""
+        return ()
+
+    @abc.abstractmethod
+    def read(self, number: int) -> bytes:
+        """An image as it is stored. Raises ValueError or OSError if it cannot be read."""
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        """The pixels of an image that was read, in mode RGB. Raises ValueError (ImageError)."""
+        return normalise(open_image(data), "RGB")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Local folders and files that hold the images, absolute."""
+        return ()
+
+
+class SourceImages(Images):
+    """The images of a source, see `data_pipelines.sources`."""
+
+    def __init__(self, source: Source):
+        super().__init__(source.spec)
+        self._source = source
+        self._items: Sequence[Item] = list(source.items())
+        self.set_aside = [(reject.key, reject.reason) for reject in source.rejects]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def key(self, number: int) -> str:
+        return self._items[number].key
+
+    def label(self, number: int) -> int:
+        return self._items[number].label
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self._source.label_names
+
+    def read(self, number: int) -> bytes:
+        return self._source.read(self._items[number].locator)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        kind, _, argument = self.name.partition(":")
+        if kind == "folder" and "://" not in argument:
+            return (os.path.realpath(os.path.expanduser(argument)),)
+        return tuple(map(os.path.realpath, glob.glob(argument))) if kind != "tfds" else ()
+
+
+class RecordImages(Images):
+    """Image files as the records of ArrayRecord files."""
+
+    def __init__(self, pattern: str):
+        super().__init__(f"records:{pattern}")
+        self._files = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+        if not self._files:
+            raise ValueError(f"{pattern!r} matches no file; expected .array_record files")
+        self._readers = [open_records(path) for path in self._files]
+        counts = [reader.num_records() for reader in self._readers]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def key(self, number: int) -> str:
+        file, record = self._place(number)
+        return f"{os.path.basename(self._files[file])}#{record}"
+
+    def read(self, number: int) -> bytes:
+        file, record = self._place(number)
+        return self._readers[file].read([record])[0]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return file, number - int(self._starts[file])
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(map(os.path.realpath, self._files))
+
+
+class ShardImages(Images):
+    """The documents of prepared shards, decoded: images that have been through the codec."""
+
+    def __init__(self, folder: str, split: str = "heldout"):
+        super().__init__(f"shards:{folder}:{split}")
+        self.shards = Shards(folder, split)
+        self.about = {"decoded_from": self.shards.fingerprint}
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def key(self, number: int) -> str:
+        copy = self.shards.copy(number)
+        return self.shards.key(number) + (f"#{copy}" if copy else "")
+
+    def label(self, number: int) -> int:
+        return int(self.shards.labels[number])
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.shards.label_names
+
+    def read(self, number: int) -> bytes:
+        return np.asarray(self.shards.read([number])[0], "<u2").tobytes()
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        image = self.shards.representation.decode(np.frombuffer(data, "<u2"))
+        return normalise(image, "RGB")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (os.path.realpath(self.shards.folder),)
+
+
+class FittedImages(Images):
+    """Images as a representation sees them: cut, resized, in its mode; coded or not.
+
+    Args:
+      images: real ones.
+      representation: one of images, with a `fit`.
+      coded: also encoded and decoded, which is what a perfect model would give back.
+    """
+
+    def __init__(self, images: Images, representation: Representation, *, coded: bool):
+        if not hasattr(representation, "fit"):
+            raise ValueError(f"representation {representation.name!r} is not one of images")
+        super().__init__(f"{images.name}{', through the codec' if coded else ''}")
+        self.about = {
+            **images.about,
+            "fitted_to": representation.fingerprint,
+            "coded": coded,
+        }
+        self.set_aside = images.set_aside
+        self._images, self._representation, self._coded = images, representation, coded
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def key(self, number: int) -> str:
+        return self._images.key(number)
+
+    def label(self, number: int) -> int:
+        return self._images.label(number)
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self._images.label_names
+
+    def read(self, number: int) -> bytes:
+        return self._images.read(number)
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        image = self._images.decode(number, data)
+        if self._coded:
+            image = self._representation.decode(self._representation.encode(image))
+        else:
+            image = self._representation.fit(image)  # type: ignore[attr-defined]
+        return normalise(image, "RGB")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self._images.paths
+
+
+def open_images(where: str) -> Images:
+    """The images at a path, or of a spec.
+
+    Args:
+      where: a folder (of image files, of prepared shards, of .array_record files), a tar, an
+        .array_record or .parquet file, or one of these by kind: `digits`, `folder:PATH`,
+        `tar:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `parquet:GLOB`, `records:GLOB` (image files in
+        ArrayRecord), `shards:PATH[:SPLIT]` (prepared shards, by default the split heldout).
+
+    Raises:
+      ValueError, FileNotFoundError: there is nothing, or nothing to read.
+    """
+    kind, _, argument = where.partition(":")
+    if kind not in _KINDS:
+        kind, argument = _kind_of(where), where
+    if kind == "shards":
+        folder, _, split = (
+            argument.rpartition(":") if _names_split(argument) else (argument, "", "")
+        )
+        return ShardImages(folder, split or "heldout")
+    if kind == "records":
+        return RecordImages(argument)
+    return SourceImages(open_source(f"{kind}:{argument}" if argument else kind))
+
+
+def _names_split(argument: str) -> bool:
+    return not epath.Path(argument).is_dir() and ":" in argument
+
+
+def _kind_of(where: str) -> str:
+    """What lies at a path. Raises ValueError if nothing does."""
+    path = epath.Path(os.path.expanduser(where) if "://" not in where else where)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return "shards"
+        return "folder"
+    if where.endswith(_RECORDS):
+        return "records"
+    if where.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
+        return "tar"
+    if where.endswith(".parquet"):
+        return "parquet"
+    raise ValueError(
+        f"there are no images at {where!r}; expected a folder, a tar, an .array_record or "
+        f".parquet file, or one of {', '.join(_KINDS)} with a colon"
+    )

@@ -1,0 +1,1 @@
+"""Prompts in, documents out: decoding, sampling, constraints."""

@@ -1,0 +1,275 @@
+"""Documents that are valid by construction: which tokens may come next, whatever a model wants.
+
+A `Constraint` is what sampling uses. `ByteConstraint` is the one of representations that are bytes
+of a codec: their `byte_machine` knows what may follow a byte, and the tokens, which are strings of
+bytes, are walked through it as the tree of their common beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.representations.base import NEVER, ByteMachine, Representation
+from data_pipelines.representations.tokenizer import Tokenizer
+
+Array = Any  # numpy.ndarray or jax.Array
+
+
+class Constraint(Protocol):
+    """Masks what cannot continue a document. A row of its state belongs to a row of a batch.
+
+    It is a pytree: given to a jitted function as an argument, its tables are not compiled into it.
+    """
+
+    def start(self, prompts: Sequence[np.ndarray]) -> Any:
+        """The state after each prompt: a start token and the tokens given after it, integer [n].
+
+        On the host; a pytree of arrays [B]. Raises ValueError, naming the place, for a prompt that
+        no valid document begins with.
+        """
+
+    def needed(self, state: Any) -> Array:
+        """Places, that of the end token included, within which a document can end, int32 [B].
+
+        At least so many must be left when sampling begins; then it never runs out of them.
+        """
+
+    def allowed(self, state: Any, remaining_B: jax.Array) -> jax.Array:
+        """Which tokens may come next, bool [B, V].
+
+        remaining_B: int32, the places left, that of the next token and of the end token included.
+        A token is left out if the document could not end within the places after it. There is one
+        that is not, unless fewer are left than `needed`.
+        """
+
+    def advance(self, state: Any, tokens_B: jax.Array) -> Any:
+        """The state after one more token of each row, int32 [B]."""
+
+
+def constraint(
+    representation: Representation, size: tuple[int, int] | None = None
+) -> ByteConstraint:
+    """What makes every document of a representation valid.
+
+    Args:
+      representation: of the documents.
+      size: (width, height) of the media, where the representation does not fix it.
+
+    Raises:
+      ValueError: the representation has none, or not for this size; or its tokenizer lacks a token
+        for a byte, so that a valid stream might not go on.
+    """
+    machine = representation.byte_machine(size)
+    tokenizer: Tokenizer = representation.tokenizer  # type: ignore[attr-defined]
+    singles = {piece for piece in tokenizer.token_bytes if len(piece) == 1}
+    missing = [byte for byte in range(256) if bytes([byte]) not in singles]
+    if missing:
+        named = ", ".join(f"{byte:02X}" for byte in missing[:8])
+        raise ValueError(
+            f"the tokenizer has no token for {len(missing)} bytes ({named}); constraining "
+            "documents needs one for each, as train_bpe makes them"
+        )
+    stages, node = _tree(tokenizer.token_bytes)
+    prefix = np.zeros(tokenizer.vocab_size, bool)
+    prefix[list(tokenizer.prefixes)] = True
+    longest = max(map(len, tokenizer.token_bytes))
+    padded = b"".join(piece.ljust(longest, b"\0") for piece in tokenizer.token_bytes)
+    return ByteConstraint(
+        machine,
+        stages,
+        node,
+        np.frombuffer(padded, np.uint8).reshape(-1, longest).astype(np.int32),
+        tokenizer.byte_lengths.astype(np.int32),
+        prefix,
+        tokenizer.eos,
+    )
+
+
+class ByteState(NamedTuple):
+    """Where a document is.
+
+    Attributes:
+      machine: the machine's state, of int32 arrays [B].
+      begun: whether any token came, bool [B].
+    """
+
+    machine: Any
+    begun: Array
+
+
+class Stage(NamedTuple):
+    """Some depths of the tree of tokens, filled up to the same number of nodes.
+
+    Attributes:
+      parent: index of a node's parent in the depth above, which for the first of all is the 256
+        bytes, int32 [depths, nodes].
+      byte: the last one of each node, int32 [depths, nodes].
+    """
+
+    parent: Array
+    byte: Array
+
+
+class ByteConstraint(NamedTuple):
+    """See `constraint`. `needed` counts a token a byte: with BPE a document may end sooner.
+
+    Attributes:
+      machine: of the bytes.
+      stages: the tree below its first depth, the 256 bytes.
+      node: of each token: the place of its last byte among these and all nodes of the stages; one
+        past the last for a token without bytes, int32 [V].
+      bytes: of each token, 0 after its end, int32 [V, longest].
+      lengths: of these, int32 [V].
+      prefix: tokens without bytes that may begin a document, bool [V].
+      eos: the end token.
+    """
+
+    machine: ByteMachine
+    stages: tuple[Stage, ...]
+    node: Array
+    bytes: Array
+    lengths: Array
+    prefix: Array
+    eos: int
+
+    def start(self, prompts: Sequence[np.ndarray]) -> ByteState:
+        """See `Constraint.start`."""
+        streams = [self._stream(number, prompt) for number, prompt in enumerate(prompts)]
+        state = _map(lambda value: np.full(len(streams), value, np.int32), self.machine.start())
+        length = np.array([len(stream) for stream in streams], int)
+        columns = np.zeros((max(length, default=0), len(streams)), np.int32)
+        for row, stream in enumerate(streams):
+            columns[: len(stream), row] = np.frombuffer(stream, np.uint8)
+        good = np.zeros(len(streams), int)
+        for place, column in enumerate(columns):
+            state = _where(place < length, self.machine.step(state, column), state)
+            good += (place < length) & (self.machine.shortest(state) < NEVER)
+        for number in np.flatnonzero(good < length)[:1].tolist():
+            place = int(good[number])
+            raise ValueError(
+                f"prompt {number}: no valid document has {streams[number][place]:02X} for byte "
+                f"{place}; give the beginning of one of this representation and size"
+            )
+        begun = np.array([len(prompt) > 1 for prompt in prompts], bool)
+        return ByteState(_map(lambda leaf: leaf.astype(np.int32), state), begun)
+
+    def _stream(self, number: int, prompt: np.ndarray) -> bytes:
+        """The bytes of a prompt. Raises ValueError for a token that has none."""
+        tokens = np.asarray(prompt, int)[1:]
+        known = (tokens >= 0) & (tokens < len(self.node))
+        tokens = np.where(known, tokens, self.eos)
+        lengths = np.asarray(self.lengths)[tokens]
+        right = lengths > 0
+        right[:1] |= np.asarray(self.prefix)[tokens[:1]]
+        for place in np.flatnonzero(~right)[:1].tolist():
+            raise ValueError(
+                f"prompt {number}: token {int(prompt[place + 1])} at place {place} stands for no "
+                "bytes; give a start token and what a document begins with"
+            )
+        table = np.asarray(self.bytes)[tokens].astype(np.uint8)
+        return table[np.arange(table.shape[1]) < lengths[:, None]].tobytes()
+
+    def needed(self, state: ByteState) -> Array:
+        """See `Constraint.needed`."""
+        return self.machine.shortest(state.machine) + 1
+
+    def allowed(self, state: ByteState, remaining_B: jax.Array) -> jax.Array:
+        """See `Constraint.allowed`."""
+        rows = _map(lambda leaf: jnp.asarray(leaf)[:, None], state.machine)
+        shortest = [self.machine.futures(rows), *self._below(rows)]
+        shortest.append(jnp.full_like(shortest[0][:, :1], NEVER))
+        by_token_BxV = jnp.concatenate(shortest, axis=1)[:, jnp.asarray(self.node)]
+        # One place for the token, one for the end.
+        remaining_Bx1 = remaining_B[:, None]
+        now_Bx1 = self.machine.shortest(rows)
+        may_begin = ~state.begun[:, None] & (now_Bx1 + 2 <= remaining_Bx1)
+        is_eos = jnp.arange(len(self.node)) == self.eos
+        return (
+            (by_token_BxV + 2 <= remaining_Bx1)
+            | (may_begin & jnp.asarray(self.prefix))
+            | ((now_Bx1 == 0) & is_eos)
+        )
+
+    def _below(self, rows: Any) -> list[jax.Array]:
+        """What `shortest` is after the nodes of each stage, int32 [B, depths * nodes]."""
+        found: list[jax.Array] = []
+        batch = rows[0].shape[0]
+        nodes = None
+
+        def descend(nodes: Any, depth: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+            byte_W, children_W = depth
+            nodes = self._spread(self.machine.step(nodes, byte_W), batch, byte_W)
+            return _map(lambda leaf: leaf[:, children_W], nodes), self.machine.shortest(nodes)
+
+        for stage in self.stages:
+            parent_DxW, byte_DxW = jnp.asarray(stage.parent), jnp.asarray(stage.byte)
+            if nodes is None:
+                nodes = self._spread(self.machine.step(rows, parent_DxW[0]), batch, parent_DxW[0])
+            else:
+                nodes = _map(lambda leaf, at=parent_DxW[0]: leaf[:, at], nodes)
+            # The last depth's nodes themselves are what the next stage begins from.
+            children = jnp.concatenate([parent_DxW[1:], jnp.arange(byte_DxW.shape[1])[None]])
+            nodes, shortest_DxBxW = jax.lax.scan(descend, nodes, (byte_DxW, children))
+            found.append(shortest_DxBxW.swapaxes(0, 1).reshape(batch, -1))
+        return found
+
+    def _spread(self, state: Any, batch: int, byte_W: jax.Array) -> Any:
+        """The state with every field [B, W]."""
+        return _map(lambda leaf: jnp.broadcast_to(leaf, (batch, len(byte_W))), state)
+
+    def advance(self, state: ByteState, tokens_B: jax.Array) -> ByteState:
+        """See `Constraint.advance`."""
+        bytes_BxN = jnp.asarray(self.bytes)[tokens_B]
+        lengths_B = jnp.asarray(self.lengths)[tokens_B]
+
+        def one(place: jax.Array, machine: Any) -> Any:
+            return _where(
+                place < lengths_B, self.machine.step(machine, bytes_BxN[:, place]), machine
+            )
+
+        if bytes_BxN.shape[1] == 1:
+            machine = one(jnp.int32(0), state.machine)
+        else:
+            machine = jax.lax.fori_loop(0, jnp.max(lengths_B), one, state.machine)
+        return ByteState(machine, jnp.ones_like(state.begun))
+
+
+def _tree(pieces: Sequence[bytes]) -> tuple[tuple[Stage, ...], np.ndarray]:
+    """The fields `stages` and `node` of a `ByteConstraint`."""
+    depths: list[list[bytes]] = []
+    for length in range(2, max(map(len, pieces)) + 1):
+        depths.append(sorted({piece[:length] for piece in pieces if len(piece) >= length}))
+    place = {bytes([byte]): byte for byte in range(256)}
+    above = dict(place)
+    stages: list[Stage] = []
+    count = 256
+    while depths:
+        # Depths of half the nodes or fewer begin a stage of their own, to be filled up less.
+        width = len(depths[0])
+        deep = next((d for d, nodes in enumerate(depths) if 2 * len(nodes) <= width), len(depths))
+        parent, byte = np.zeros((2, deep, width), np.int32)
+        for depth, nodes in enumerate(depths[:deep]):
+            parent[depth, : len(nodes)] = [above[node[:-1]] for node in nodes]
+            byte[depth, : len(nodes)] = [node[-1] for node in nodes]
+            place |= {node: count + index for index, node in enumerate(nodes)}
+            above = {node: index for index, node in enumerate(nodes)}
+            count += width
+        stages.append(Stage(parent, byte))
+        depths = depths[deep:]
+    return tuple(stages), np.array([place.get(piece, count) for piece in pieces], np.int32)
+
+
+def _map(function: Any, state: Any) -> Any:
+    """A NamedTuple of what the function makes of each field."""
+    return type(state)(*map(function, state))
+
+
+def _where(choose: Array, new: Any, old: Any) -> Any:
+    """The fields of one state or the other, row by row."""
+    xp = choose.__array_namespace__()
+    return type(new)(*(xp.where(choose, a, b) for a, b in zip(new, old, strict=True)))

@@ -1,0 +1,148 @@
+"""The model one token at a time: weights laid out for it, a key-value cache, prompts read at once.
+
+Training scans over stacked layers. Here a step is so short that taking a layer out of the stack
+would cost as much as using it: layers lie apart, each with a cache of its own, updated in place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jpeglm_jax.model.llama import LayerCache, Llama, rope_tables
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training.step import Recipe
+
+# Keys and values of all layers.
+Cache = tuple[LayerCache, ...]
+
+# Weights of at most this many bytes are held whole by every device along the axis that splits them
+# in training: gathering them anew at every token would take longer than the token.
+GATHERED_BYTES = 2 << 30
+
+
+def weights(recipe: Recipe, params: Any) -> dict[str, Any]:
+    """The parameters as `step` and `prefill` take them: {"outer": ..., "layers": [...]}.
+
+    Matrices are in the compute type, scales of norms in float32.
+    """
+
+    def cast(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+        return weight if "norm" in axes else weight.astype(recipe.model.dtype)
+
+    params = jax.tree.map(cast, params, recipe.axes)
+    outer = {name: part for name, part in params.items() if name != "blocks"}
+    layers = [
+        jax.tree.map(lambda stacked, number=number: stacked[number], params["blocks"])
+        for number in range(recipe.model.layers)
+    ]
+    return {"outer": outer, "layers": layers}
+
+
+def weight_shardings(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
+    """Where `weights` lie: as in training, but whole along fsdp if they are small."""
+    shapes = jax.eval_shape(lambda: recipe.init(0).params)
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    size = count * jnp.dtype(recipe.model.dtype).itemsize // mesh.shape["tensor"]
+    gathered = size <= GATHERED_BYTES
+
+    def place(axes: tuple[str, ...]) -> NamedSharding:
+        spec = sharding.spec(*axes)
+        if gathered:
+            spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+        return NamedSharding(mesh, spec)
+
+    def is_axes(x: Any) -> bool:
+        return isinstance(x, tuple)
+
+    outer = {name: part for name, part in recipe.axes.items() if name != "blocks"}
+    layer = jax.tree.map(lambda axes: axes[1:], recipe.axes["blocks"], is_leaf=is_axes)
+    tree = {"outer": outer, "layers": [layer] * recipe.model.layers}
+    return jax.tree.map(place, tree, is_leaf=is_axes)
+
+
+def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
+    """A cache for `batch` sequences of at most `length` tokens, in the compute type."""
+    c = recipe.model
+
+    def zeros() -> jax.Array:
+        return jnp.zeros((batch, c.kv_heads, length, c.head_dim), c.dtype)
+
+    return tuple((zeros(), zeros()) for _ in range(c.layers))
+
+
+def cache_shardings(recipe: Recipe, mesh: Mesh) -> Any:
+    """Where a cache lies: rows over the axes of the batch, heads over tensor."""
+    where = sharding.named(mesh, "batch", "kv_heads", None, None)
+    return ((where, where),) * recipe.model.layers
+
+
+def step(
+    recipe: Recipe, weights: Any, tokens_B: jax.Array, places_B: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Logits of the next token, given one more token of each sequence.
+
+    Args:
+      recipe: which model.
+      weights: see `weights`.
+      tokens_B: int32 [batch].
+      places_B: int32 [batch], the place of each token in its sequence, 0 for the first; what the
+        cache holds from there on is never read.
+      cache: keys and values of the places before.
+
+    Returns:
+      float32 [batch, vocabulary], and the cache with these places filled in.
+    """
+    model, graph = _modules(recipe, weights)
+    tables = rope_tables(places_B[:, None], recipe.model.head_dim, recipe.model.rope_theta)
+    x_Bx1xD = model.embed_tokens(tokens_B[:, None])
+    filled = []
+    for layer, kv in zip(weights["layers"], cache, strict=True):
+        x_Bx1xD, kv = nnx.merge(graph, layer).step(x_Bx1xD, places_B, kv, tables)
+        filled.append(kv)
+    return model.logits(x_Bx1xD)[:, 0], tuple(filled)
+
+
+def prefill(
+    recipe: Recipe, weights: Any, tokens_RxP: jax.Array, rows_R: jax.Array, cache: Cache
+) -> Cache:
+    """Reads the beginnings of some sequences at once.
+
+    Args:
+      recipe: which model.
+      weights: see `weights`.
+      tokens_RxP: int32, the first tokens; shorter beginnings are filled up with anything, which the
+        steps that follow overwrite before they read it.
+      rows_R: int32, the row of the cache each goes to; one past the last is dropped.
+      cache: keys and values.
+
+    Returns:
+      The cache with places 0 to P - 1 of these rows filled in.
+    """
+    model, graph = _modules(recipe, weights)
+    rows, length = tokens_RxP.shape
+    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    tables = rope_tables(positions, recipe.model.head_dim, recipe.model.rope_theta)
+    segments = jnp.ones((rows, length), jnp.int32)
+    x_RxPxD = model.embed_tokens(tokens_RxP)
+    filled = []
+    for layer, old in zip(weights["layers"], cache, strict=True):
+        x_RxPxD, new = nnx.merge(graph, layer)(x_RxPxD, segments, tables)
+        keys, values = (
+            c.at[rows_R, :, :length].set(part.astype(c.dtype), mode="drop")
+            for c, part in zip(old, new, strict=True)
+        )
+        filled.append((keys, values))
+    return tuple(filled)
+
+
+def _modules(recipe: Recipe, weights: Any) -> tuple[Llama, Any]:
+    """The model but for its layers, and the graph of a layer."""
+    # Any layer's weights complete the tree; what is used of this model never touches them.
+    model = nnx.merge(recipe.graph, weights["outer"] | {"blocks": weights["layers"][0]})
+    return model, nnx.split(model.blocks)[0]

@@ -1,0 +1,1 @@
+"""What differs from chip to chip, and what its compiler reports."""

@@ -1,1 +1,0 @@
-"""Attention kernels, one a file; `jpeglm_jax.attention` chooses between them."""

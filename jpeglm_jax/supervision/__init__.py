@@ -1,0 +1,1 @@
+"""Signals, leases and hangs."""

@@ -1,0 +1,1 @@
+"""One step and what surrounds it: optimizer, data, checkpoints, metrics."""

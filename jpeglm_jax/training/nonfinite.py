@@ -1,0 +1,80 @@
+"""What is told and kept of a step that went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from data_pipelines.loading.joined_shards import JoinedShards
+from data_pipelines.loading.loader import Loader
+from data_pipelines.shards import files
+from jpeglm_jax.parallel import distributed, sharding
+from jpeglm_jax.training.step import BATCH_AXES, Recipe, batch_shardings, compiled
+
+_NAMED = 8  # documents in the message; the file has all
+
+
+class NotFinite(RuntimeError):
+    """The loss or a gradient was not a finite number."""
+
+
+def not_finite(
+    workdir: epath.Path,
+    recipe: Recipe,
+    mesh: Mesh,
+    params: Any,
+    loader: Loader,
+    documents: JoinedShards,
+    step: int,
+) -> NotFinite:
+    """What to raise for a step that was not finite, whose batch it writes down for a replay.
+
+    `workdir/not_finite_STEP.json` holds the step, its first row in the plan, how many entries of
+    the gradient of each weight are not finite, and the documents row by row: of each piece the
+    document's number and key, the place in it where the piece begins, and how many it takes.
+
+    All processes call it together, for the gradient is computed again.
+
+    Args:
+      workdir: the run's folder.
+      recipe, mesh: the model and where it lies.
+      params: the weights now; such a step leaves them alone.
+      loader, documents: where the batch came from.
+      step: number of the step, from 1.
+    """
+    rows = sharding.named(mesh, *BATCH_AXES)
+    with loader.batches(step - 1, sharding=rows) as batches:
+        batch = next(batches)
+    in_shardings = (recipe.state_shardings(mesh).params, batch_shardings(mesh))
+    counts = compiled(recipe.not_finite, mesh, in_shardings=in_shardings)(params, batch)
+    wrong = {name: int(n) for name, n in jax.device_get(counts).items() if n}
+
+    first = (step - 1) * loader.batch_size
+    planned = loader.plan.rows(np.arange(first, first + loader.batch_size))
+    keys = {number: documents.key(number) for number in np.unique(planned.pieces[:, 0]).tolist()}
+    pieces = [
+        [
+            {"document": number, "start": start, "places": places, "key": keys[number]}
+            for number, start, places in row.tolist()
+        ]
+        for row in planned
+    ]
+    path = workdir / f"not_finite_{step:08d}.json"
+    if distributed.is_main():
+        facts = {"step": step, "first_row": first, "gradients": wrong, "rows": pieces}
+        files.write_atomically(path, files.to_json(facts))
+
+    gradients = ", ".join(f"{name} ({n:,} entries)" for name, n in wrong.items())
+    named = list(keys.values())
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return NotFinite(
+        f"step {step}: the loss or a gradient is not finite. Gradients that are not: "
+        f"{gradients or 'none when computed again, so the cause is in how it was computed'}. "
+        f"Documents of the batch: {', '.join(named[:_NAMED])}{more}; all of them are in {path}. "
+        "The weights were left as they were before this step; the newest checkpoint is whole. "
+        "Lower optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
+    )

@@ -1,0 +1,371 @@
+"""The plan of rows: every document once, few places empty, and nothing but arithmetic."""
+
+import collections
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines.packing import bins
+from data_pipelines.packing import plan as packing
+from data_pipelines.packing.base import EpochPlan, Rows
+from data_pipelines.packing.mixture import Mixture
+from data_pipelines.packing.permutation import hash64, permute, uniform
+
+PAPER_ROW = 12_288
+
+GOLDEN_HASH = [7702586659592502839]
+GOLDEN_PERMUTATION = [946, 722, 218, 389, 427, 460, 856, 712]
+GOLDEN_PLANS = {  # mode: (fingerprint, hash of the first 1,000 rows)
+    "pack": ("b06766c2ab9968b8", "22febd43c50e79ee"),
+    "concat": ("7bf1cf5992114d46", "2de7e88f820d9471"),
+}
+
+
+def paper_lengths(documents: int, seed: int = 0) -> np.ndarray:
+    """Places of documents as long as the paper's: log-normal, median 4,500, sigma 0.45."""
+    normal = np.random.default_rng(seed).standard_normal(documents)
+    return np.rint(4500 * np.exp(0.45 * normal)).astype(np.int64) + 1
+
+
+def epoch_of(plan: EpochPlan, epoch: int) -> Rows:
+    first = epoch * plan.rows_per_epoch
+    return plan.rows(np.arange(first, first + plan.rows_per_epoch))
+
+
+def row_totals(rows: Rows) -> np.ndarray:
+    return np.array([row[:, 2].sum() for row in rows])
+
+
+# Permutations
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 65_537])
+def test_a_permutation_holds_every_number_once(size):
+    for key in range(3):
+        places = permute(np.arange(size), size, hash64(key))
+        assert np.array_equal(np.sort(places), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_all_permutations_of_a_few_are_about_equally_likely(size):
+    keys = hash64(np.arange(24_000))[:, None]
+    tables = permute(np.arange(size)[None], size, keys)
+    counts = collections.Counter(map(tuple, tables.tolist()))
+    expected = len(keys) / len(list(itertools.permutations(range(size))))
+    chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
+    degrees = len(keys) / expected - 1
+    assert len(counts) == degrees + 1
+    # Mean d and standard deviation sqrt(2 d): a fair table is beyond this once in 100,000.
+    assert chi_squared < degrees + 5 * np.sqrt(2 * degrees)
+
+
+def test_a_large_permutation_has_no_visible_order():
+    size = 200_003
+    places = permute(np.arange(size), size, hash64(7))
+    assert abs(np.corrcoef(np.arange(size), places)[0, 1]) < 5 / np.sqrt(size)
+    steps = np.diff(places)
+    # A linear congruential shuffle has a handful of distinct steps.
+    assert len(np.unique(steps)) > 0.6 * size
+    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.02  # as of independent draws
+
+
+def test_sizes_and_keys_may_differ_for_each_index():
+    sizes = np.array([1, 7, 1000, 123_456])
+    keys = hash64(5, np.arange(4))
+    together = permute(sizes - 1, sizes, keys)
+    alone = [permute(n - 1, n, key)[0] for n, key in zip(sizes, keys, strict=True)]
+    assert together.tolist() == alone
+
+
+def test_hashes_and_permutations_are_the_ones_they_always_were():
+    """If this fails, plans change under running jobs.
+
+    Change it only together with `base.VERSION`, which changes every plan's fingerprint.
+    The values were printed by these functions when they were written.
+    """
+    assert hash64(1, 2, 3).tolist() == GOLDEN_HASH
+    assert permute(np.arange(8), 1000, hash64(0)).tolist() == GOLDEN_PERMUTATION
+
+
+def test_uniform_numbers_are_uniform():
+    values = uniform(3, np.arange(50_000))
+    assert values.min() >= 0 and values.max() < 1
+    assert abs(values.mean() - 0.5) < 5 / np.sqrt(12 * values.size)
+
+
+# Bins
+
+
+@pytest.mark.parametrize("documents", [1, 2, 10, 300, 5000])
+def test_bins_use_every_length_as_often_as_it_occurs(documents):
+    lengths = np.minimum(paper_lengths(documents), PAPER_ROW)
+    histogram = np.bincount(lengths, minlength=PAPER_ROW + 1)
+    templates = bins.pack_histogram(histogram, PAPER_ROW)
+    repeats = np.repeat(templates.copies, templates.sizes)
+    packed = np.bincount(templates.lengths, weights=repeats, minlength=PAPER_ROW + 1)
+    assert np.array_equal(packed, histogram)
+    ends = np.cumsum(templates.sizes)
+    used = np.add.reduceat(templates.lengths, ends - templates.sizes)
+    assert used.max() <= PAPER_ROW
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([6, 4, 6, 4], 2),  # pairs
+        ([5, 3, 2, 4, 4, 2], 2),  # triples
+        ([7, 6, 5, 5, 4, 3], 3),
+        ([4, 4, 4, 2, 2, 2, 2], 2),  # best fit decreasing needs three rows: 4 + 4 + 2 comes first
+        ([1] * 25, 3),
+        ([10] * 5, 5),
+        ([6] * 5, 5),
+    ],
+)
+def test_small_sets_are_packed_as_well_as_they_can_be(lengths, rows):
+    assert bins.pack_histogram(np.bincount(lengths, minlength=11), 10).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("documents", "least_fill"),
+    [(1_000, 0.985), (20_000, 0.994), pytest.param(2_000_000, 0.9955, marks=pytest.mark.slow)],
+)
+def test_rows_of_the_papers_lengths_are_full(documents, least_fill):
+    plan = packing.plan(paper_lengths(documents), row_length=PAPER_ROW)
+    assert plan.stats.fill > least_fill
+
+
+# Rows of whole documents
+
+
+def test_every_document_is_in_one_row_of_every_epoch():
+    lengths = paper_lengths(3000)
+    plan = packing.plan(lengths, row_length=PAPER_ROW, seed=3)
+    fitting = np.flatnonzero(lengths <= PAPER_ROW)
+    assert plan.stats.dropped == len(lengths) - len(fitting) > 0
+    for epoch in range(3):
+        rows = epoch_of(plan, epoch)
+        assert np.array_equal(np.sort(rows.pieces[:, 0]), fitting)
+        assert not rows.pieces[:, 1].any()
+        assert np.array_equal(rows.pieces[:, 2], lengths[rows.pieces[:, 0]])
+        assert row_totals(rows).max() <= PAPER_ROW
+        assert row_totals(rows).sum() == plan.stats.places
+
+
+def test_rows_and_their_company_change_with_the_epoch():
+    # The fewer documents, the fewer can take each other's places in tightly filled rows.
+    sets = [(paper_lengths(1000), 0.65), (paper_lengths(30_000), 0.2), (np.full(500, 3000), 0.02)]
+    for lengths, most_kept in sets:
+        plan = packing.plan(lengths, row_length=PAPER_ROW, seed=3)
+        first, second = epoch_of(plan, 0), epoch_of(plan, 1)
+        assert np.mean(first.pieces[:100, 0] == second.pieces[:100, 0]) < 0.1
+        company = [
+            {frozenset(row[:, 0].tolist()) for row in rows if len(row) > 1}
+            for rows in (first, second)
+        ]
+        assert len(company[0] & company[1]) < most_kept * len(company[0])
+
+
+def test_pieces_come_in_any_order_within_a_row():
+    lengths = np.tile([2, 8], 500)
+    plan = packing.plan(lengths, row_length=10)
+    long_first = np.mean([row[0, 2] == 8 for row in epoch_of(plan, 0)])
+    assert 0.4 < long_first < 0.6
+
+
+def test_rows_are_random_access_and_do_not_depend_on_what_was_asked_before():
+    for mode in packing.MODES:
+        plan = packing.plan(paper_lengths(500), row_length=PAPER_ROW, mode=mode)
+        numbers = np.array([7, 3 * plan.rows_per_epoch + 5, 0, 7, plan.rows_per_epoch - 1])
+        together = plan.rows(numbers)
+        assert len(together) == len(numbers)
+        for number, row in zip(numbers, together, strict=True):
+            fresh = packing.plan(paper_lengths(500), row_length=PAPER_ROW, mode=mode)
+            assert np.array_equal(row, fresh.row(int(number)))
+        assert len(plan.rows([])) == 0
+
+
+def test_documents_longer_than_a_row_are_dropped_or_cut_and_counted():
+    lengths = [5, 30, 10, 11]
+    dropped = packing.plan(lengths, row_length=10, too_long="drop")
+    assert dropped.stats.dropped == 2 and "2 documents longer than a row" in str(dropped.stats)
+    assert sorted(epoch_of(dropped, 0).pieces[:, 0].tolist()) == [0, 2]
+    cut = packing.plan(lengths, row_length=10, too_long="cut")
+    assert cut.stats.shortened == 2 and cut.stats.dropped == 0
+    pieces = sorted(epoch_of(cut, 0).pieces.tolist())
+    assert pieces == [[0, 0, 5], [1, 0, 10], [2, 0, 10], [3, 0, 10]]
+    assert cut.stats.padding == 5
+
+
+# Rows of documents end to end
+
+
+@pytest.mark.parametrize("documents", [1, 31, 32, 33, 640, 3001])
+def test_concatenation_covers_every_place_of_every_document_once(documents):
+    lengths = paper_lengths(documents, seed=documents) // 50
+    lengths[0] = 1000  # longer than several rows
+    plan = packing.plan(lengths, row_length=300, mode="concat", seed=1)
+    first_places = np.cumsum(lengths) - lengths
+    for epoch in range(2):
+        rows = epoch_of(plan, epoch)
+        covered = np.zeros(lengths.sum(), int)
+        for document, start, length in rows.pieces.tolist():
+            assert length > 0 and start + length <= lengths[document]
+            covered[first_places[document] + start : first_places[document] + start + length] += 1
+        assert np.all(covered == 1)
+        totals = row_totals(rows)
+        assert np.all(totals[:-1] == 300) and 0 < totals[-1] <= 300
+    assert plan.stats.padding == 300 - totals[-1]
+
+
+def test_concatenation_says_how_many_documents_it_splits():
+    lengths = paper_lengths(2000) // 40
+    plan = packing.plan(lengths, row_length=300, mode="concat")
+    rows_of_document = collections.Counter(epoch_of(plan, 0).pieces[:, 0].tolist())
+    split = sum(count > 1 for count in rows_of_document.values())
+    assert plan.stats.split == split > 0
+    assert f"{split:,} documents split" in str(plan.stats)
+
+
+def test_concatenation_has_another_order_each_epoch():
+    plan = packing.plan(np.full(1000, 7), row_length=70, mode="concat")
+    first, second = (epoch_of(plan, epoch).pieces[:, 0] for epoch in range(2))
+    assert np.mean(first == second) < 0.05
+
+
+# What a plan is
+
+
+def test_the_fingerprint_covers_everything_that_decides_the_rows():
+    lengths = [5, 6, 7]
+    plans = [
+        packing.plan(lengths, row_length=10),
+        packing.plan(lengths, row_length=11),
+        packing.plan(lengths, row_length=10, seed=1),
+        packing.plan(lengths, row_length=10, mode="concat"),
+        packing.plan(lengths, row_length=10, too_long="cut"),
+        packing.plan([5, 7, 6], row_length=10),
+    ]
+    assert len({plan.fingerprint for plan in plans}) == len(plans)
+    again = packing.plan(np.array(lengths, np.uint16), row_length=10)
+    assert again.fingerprint == plans[0].fingerprint
+
+
+@pytest.mark.parametrize("mode", packing.MODES)
+def test_plans_are_the_ones_they_always_were(mode):
+    """If this fails, a checkpoint's position means other rows than before.
+
+    Raise `base.VERSION` (or `bins.ALGORITHM_VERSION`), so that old checkpoints are refused
+    by their fingerprint, and print the new values.
+    """
+    lengths = 20 + np.arange(200) ** 2 % 97
+    plan = packing.plan(lengths, row_length=128, mode=mode, seed=11)
+    pieces = np.ascontiguousarray(plan.rows(np.arange(1000)).pieces, "<i8")
+    found = (plan.fingerprint, hashlib.sha256(pieces).hexdigest()[:16])
+    assert found == GOLDEN_PLANS[mode]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "message"),
+    [
+        ([], {}, "no documents"),
+        ([3, 0], {}, "from 0 to 3"),
+        ([3.5], {}, "integers"),
+        ([[3]], {}, "integers"),
+        ([30, 40], {}, "All 2 documents are longer than a row of 10 places"),
+        ([3], {"mode": "best"}, "'best' is not known; choose one of pack, concat"),
+        ([3], {"too_long": "keep"}, "'keep'.* choose one of drop, cut"),
+        ([3], {"row_length": 0}, "at least 1 place"),
+        ([3], {"seed": -1}, "not -1"),
+    ],
+)
+def test_impossible_plans_are_refused_in_words(lengths, options, message):
+    with pytest.raises(ValueError, match=message):
+        packing.plan(lengths, **{"row_length": 10, **options})
+
+
+def test_negative_rows_are_refused():
+    with pytest.raises(IndexError, match="-1"):
+        packing.plan([3], row_length=10).rows([0, -1])
+
+
+# Mixtures
+
+
+def three_plans() -> list[EpochPlan]:
+    return [packing.plan(np.full(n, 5 + n % 3), row_length=10) for n in (90, 13, 500)]
+
+
+@pytest.mark.parametrize(
+    "weights", [(0.7, 0.2, 0.1), (1, 1, 1), (0.123, 0.5, 0.377), (1 / 3, 1 / 7, 0.1), (0, 5, 1)]
+)
+def test_shares_are_within_a_row_of_the_weights_after_any_number_of_rows(weights):
+    mixture = Mixture(three_plans(), [(0, weights)])
+    rows = mixture.rows(np.arange(20_000))
+    source = np.searchsorted([90, 103], rows.pieces[rows.offsets[:-1], 0], side="right")
+    counts = np.cumsum(np.eye(3)[source], axis=0)
+    expected = np.arange(1, len(counts) + 1)[:, None] * np.array(weights) / sum(weights)
+    # Shares without a small common denominator are rounded: by 1 in 131,072 at most.
+    assert np.abs(counts - expected).max() < 1 + len(counts) / 2**17
+    assert np.array_equal(mixture.counts(len(counts)), counts[-1])
+
+
+def test_each_source_of_a_mixture_runs_through_its_own_epochs():
+    plans = three_plans()
+    mixture = Mixture(plans, [(0, (2, 1, 1)), (1001, (1, 5, 4))])
+    rows = list(mixture.rows(np.arange(3000)))
+    for first, plan in zip((0, 90, 103), plans, strict=True):
+        own = [row for row in rows if first <= row[0, 0] < first + len(plan.lengths)]
+        expected = plan.rows(np.arange(len(own)))
+        assert all(
+            np.array_equal(row - [first, 0, 0], other)
+            for row, other in zip(own, expected, strict=True)
+        )
+    assert mixture.epochs(3000)[1] > 20 > mixture.epochs(3000)[2]
+
+
+def test_weights_may_change_at_a_row():
+    mixture = Mixture(three_plans(), [(0, (1, 0, 0)), (77, (0, 1, 3))])
+    assert mixture.counts(77).tolist() == [77, 0, 0]
+    assert mixture.counts(77 + 400).tolist() == [77, 100, 300]
+    assert mixture.row(76)[0, 0] < 90 <= mixture.row(77)[0, 0]
+
+
+def test_mixtures_are_told_apart_by_their_fingerprints():
+    plans = three_plans()
+    schedules = [
+        [(0, (1, 2, 3))],
+        [(0, (1, 2, 4))],
+        [(0, (1, 2, 3)), (10, (1, 1, 1))],
+        [(0, (1, 2, 3)), (11, (1, 1, 1))],
+    ]
+    mixtures = [Mixture(plans, schedule) for schedule in schedules]
+    mixtures.append(Mixture(plans[::-1], schedules[0]))
+    assert len({mixture.fingerprint for mixture in mixtures}) == len(mixtures)
+    equal = Mixture(plans, [(0, (0.1, 0.2, 0.3))])
+    assert equal.fingerprint == mixtures[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ([], "begin at row 0"),
+        ([(5, (1, 1, 1))], "begin at row 0"),
+        ([(0, (1, 1, 1)), (0, (1, 1, 1))], "ever later rows"),
+        ([(0, (1, 1))], "3 weights, not 2"),
+        ([(0, (1, -1, 1))], "negative"),
+        ([(0, (0, 0, 0))], "not all 0"),
+        ([(0, (1, float("nan"), 1))], "nan"),
+        ([(0, (1, 1e-9, 1))], "Leave it out or raise its weight"),
+    ],
+)
+def test_impossible_mixtures_are_refused_in_words(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        Mixture(three_plans(), schedule)
+
+
+def test_rows_of_unequal_length_do_not_mix():
+    plans = [packing.plan([3], row_length=10), packing.plan([3], row_length=12)]
+    with pytest.raises(ValueError, match=r"\[10, 12\]"):
+        Mixture(plans, [(0, (1, 1))])

@@ -1,0 +1,39 @@
+"""Prompts equal those of JPEG-LM's released script, token for token.
+
+If this fails the project is wrong; how the prompts were made is told in tests/golden/prompts.
+"""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_pipelines.representations import make
+
+GOLDEN = pathlib.Path(__file__).parents[3] / "golden"
+_SPEC = importlib.util.spec_from_file_location("pictures", GOLDEN / "prompts" / "pictures.py")
+pictures = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(pictures)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return np.load(GOLDEN / "prompts" / "prompts.npz")
+
+
+def test_the_goldens_hold_every_picture_ratio_and_model(prompts):
+    names = {tuple(name.split("/")) for name in prompts}
+    assert len(names) == 2 * len(pictures.SIZES) * len(pictures.RATIOS)
+    lengths = [len(prompts[f"trained_here/square/{ratio}"]) for ratio in pictures.RATIOS]
+    assert lengths == sorted(set(lengths)) and lengths[-1] > 3000
+
+
+@pytest.mark.parametrize("model", ["trained_here", "dummy_prefix"])
+@pytest.mark.parametrize("name", pictures.SIZES)
+def test_prompts_equal_those_of_the_released_script(prompts, name, model):
+    representation = make("jpeg", tokenizer=str(GOLDEN / "tokenizer" / f"{model}.model"))
+    tokens = representation.encode(pictures.draw(name))
+    for ratio in pictures.RATIOS:
+        ours = [representation.bos, *representation.prompt(tokens, ratio)]
+        assert ours == prompts[f"{model}/{name}/{ratio}"].tolist()

@@ -1,0 +1,111 @@
+"""Images come from files, archives, records and shards by the same numbers."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+from PIL import Image
+
+from data_pipelines import representations
+from data_pipelines.prepare import prepare
+from evals.inputs.images import FittedImages, open_images
+
+
+def photo(number, size=(40, 30)):
+    """A smooth coloured image, uint8 [height, width, 3]."""
+    x, y = np.meshgrid(np.linspace(0, 3, size[0]), np.linspace(0, 3, size[1]))
+    waves = [np.sin(x * (1 + number % 3) + c) + np.cos(y + number + c) for c in range(3)]
+    return np.clip(128 + 60 * np.stack(waves, -1), 0, 255).astype(np.uint8)
+
+
+def encoded(number, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(photo(number)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pixels(images):
+    return [np.asarray(images.decode(number, images.read(number))) for number in range(len(images))]
+
+
+def check(images, count=4):
+    assert len(images) == len({images.key(number) for number in range(count)}) == count
+    for number, found in enumerate(pixels(images)):
+        np.testing.assert_array_equal(found, photo(number))
+
+
+def test_files_of_a_folder(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    check(open_images(str(tmp_path)))
+    check(open_images(f"folder:{tmp_path}"))
+    assert open_images(str(tmp_path)).paths == (str(tmp_path),)
+
+
+def test_members_of_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for number in range(4):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(encoded(number))
+            tar.addfile(info, io.BytesIO(encoded(number)))
+    check(open_images(str(tmp_path / "some.tar")))
+
+
+def test_records_of_array_record_files(tmp_path):
+    for file, numbers in (("a", (0, 1, 2)), ("b", (3,))):
+        path = tmp_path / f"{file}.array_record"
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for number in numbers:
+            writer.write(encoded(number))
+        writer.close()
+    check(open_images(f"records:{tmp_path}/*.array_record"))
+    check(open_images(str(tmp_path / "a.array_record")), 3)
+
+
+def test_documents_of_prepared_shards(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        (tmp_path / "images" / f"{number}.png").write_bytes(encoded(number))
+    options = {"name": "jpeg", "size": 16, "quality": 50}
+    out = tmp_path / "shards"
+    prepare(
+        source=f"folder:{tmp_path / 'images'}", representation=options, out=out, copies=1, workers=1
+    )
+    images = open_images(f"shards:{out}:train")
+    assert len(images) == 12 and images.about["decoded_from"]
+    assert {found.shape for found in pixels(images)} == {(16, 16, 3)}
+    assert sorted(images.key(number) for number in range(12))[:2] == ["0.png", "0.png#1"]
+    with pytest.raises(ValueError, match="no split 'heldout'"):
+        open_images(str(out))
+
+
+def test_a_representation_cuts_references_as_it_cuts_its_own(tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(1))
+    representation = representations.make("jpeg", size=24, quality=10)
+    images = open_images(str(tmp_path))
+    image = Image.fromarray(photo(1))
+    (plain,) = pixels(FittedImages(images, representation, coded=False))
+    (coded,) = pixels(FittedImages(images, representation, coded=True))
+    np.testing.assert_array_equal(plain, representation.fit(image))
+    np.testing.assert_array_equal(coded, representation.decode(representation.encode(image)))
+    assert 1 < np.abs(plain.astype(int) - coded).mean() < 20
+
+
+def test_grey_images_are_shown_in_colour(tmp_path):
+    Image.fromarray(photo(0)[..., 0]).save(tmp_path / "grey.png")
+    (found,) = pixels(open_images(str(tmp_path)))
+    assert found.shape == (30, 40, 3)
+    representation = representations.make("jpeg", size=8, mode="L")
+    (coded,) = pixels(FittedImages(open_images(str(tmp_path)), representation, coded=True))
+    assert coded.shape == (8, 8, 3)
+
+
+def test_a_place_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there are no images at .*absent"):
+        open_images(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="holds no image"):
+        open_images(str(tmp_path))
+    with pytest.raises(ValueError, match="absent.array_record"):
+        open_images(str(tmp_path / "absent.array_record"))

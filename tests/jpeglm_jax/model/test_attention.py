@@ -1,0 +1,157 @@
+"""Every attention, held against the plain form on packed rows; no document sees another."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention, choose, document_mask
+from jpeglm_jax.model.kernels import documents
+from jpeglm_jax.parallel import sharding
+
+LENGTH, HEADS, HEAD_DIM = 256, 4, 32
+# The kernels that can be run without the device they are for.
+CPU = {
+    "splash": functools.partial(attention, implementation="splash", interpret=True),
+    "triton": functools.partial(attention, implementation="triton", interpret=True),
+    "chunked": functools.partial(attention, implementation="chunked"),
+}
+
+
+def packed(groups=HEADS, rows=2, dtype=jnp.float32):
+    """Queries, keys, values and segments of rows of several documents, the last padding."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (rows, LENGTH, HEADS, HEAD_DIM), (rows, LENGTH, groups, HEAD_DIM)
+    q, k, v = (
+        jax.random.normal(key, shape[i > 0], dtype) for i, key in zip(range(3), keys, strict=True)
+    )
+    lengths = [[100, 1, 120, 35], [3, 200, 13, 40]][:rows]
+    segments = np.stack([np.repeat([1, 2, 3, 0], n) for n in lengths]).astype(np.int32)
+    return q, k, v, jnp.asarray(segments)
+
+
+def by_hand(q, k, v, segments):
+    """Attention with numpy, a document at a time: the definition."""
+    q, k, v, segments = (np.asarray(x, np.float64) for x in (q, k, v, segments))
+    out = np.zeros_like(q)
+    for row in range(len(q)):
+        for document in np.unique(segments[row]):
+            at = segments[row] == document
+            for head in range(q.shape[2]):
+                group = head * k.shape[2] // q.shape[2]
+                scores = q[row, at, head] @ k[row, at, group].T / np.sqrt(q.shape[3])
+                scores = np.where(np.tri(at.sum(), dtype=bool), scores, -np.inf)
+                probs = np.exp(scores - scores.max(1, keepdims=True))
+                out[row, at, head] = probs / probs.sum(1, keepdims=True) @ v[row, at, group]
+    return out
+
+
+def outputs_and_gradients(function, q, k, v, segments):
+    """What a form gives, and its gradients towards q, k and v where the loss looks."""
+    looks = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None]
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def loss(q, k, v):
+        out = function(q, k, v, segments)
+        return jnp.sum(out.astype(jnp.float32) * direction * looks), out * looks
+
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("groups", [HEADS, 2, 1])
+def test_the_plain_form_is_the_definition(groups):
+    q, k, v, segments = packed(groups)
+    np.testing.assert_allclose(
+        attention(q, k, v, segments), by_hand(q, k, v, segments), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("groups", [HEADS, 2])
+@pytest.mark.parametrize("name", CPU)
+def test_a_kernel_and_its_gradients_agree_with_the_plain_form(name, groups):
+    arrays = packed(groups)
+    expected = outputs_and_gradients(attention, *arrays)
+    for a, b in zip(outputs_and_gradients(CPU[name], *arrays), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["xla", *CPU])
+def test_a_document_does_not_see_another(name):
+    form = CPU.get(name, attention)
+    q, k, v, segments = packed(rows=1)
+    others = (segments != 2)[..., None, None]
+    noise = [jnp.where(others, 7.0 - 3.0 * x, x) for x in (q, k, v)]
+    before, after = (form(*x, segments) for x in ((q, k, v), noise))
+    at = np.asarray(segments == 2)
+    np.testing.assert_array_equal(np.asarray(before)[at], np.asarray(after)[at])
+    assert not np.allclose(np.asarray(before)[~at], np.asarray(after)[~at])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"fsdp": 2, "tensor": 4}, {"fsdp": 2, "tensor": 2, "sequence": 2}],
+    ids=["tensor", "sequence"],
+)
+@pytest.mark.parametrize("name", CPU)
+def test_a_kernel_on_a_mesh_is_that_on_one_device(name, sizes):
+    arrays = packed(groups=4)
+    expected = outputs_and_gradients(attention, *arrays)
+    mesh = sharding.make_mesh(sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+    with jax.set_mesh(mesh):
+        got = outputs_and_gradients(CPU[name], *arrays)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_documents_are_told_by_where_they_begin():
+    segments = jnp.asarray([[1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(
+        documents.starts(segments), [[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 0, 0]]
+    )
+    lengths, offsets, fits = documents.offsets(segments, 4)
+    np.testing.assert_array_equal(lengths, [[2, 1, 3, -1], [6, -1, -1, -1]])
+    np.testing.assert_array_equal(offsets, [[0, 2, 3, 6, -1], [0, 6, -1, -1, -1]])
+    assert fits.all()
+    assert documents.offsets(segments, 2)[2].tolist() == [False, True]
+
+
+def test_documents_by_their_beginnings_are_the_mask():
+    segments = packed()[3]
+    places = np.arange(LENGTH)
+    starts = np.asarray(documents.starts(segments))
+    np.testing.assert_array_equal(
+        (starts[:, :, None] <= places) & (places <= places[:, None]), document_mask(segments)
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("tpu", "splash"), ("gpu", "triton"), ("cpu", "xla")]
+)
+def test_auto_is_the_fastest_that_was_checked(platform, name):
+    assert choose("auto", platform) == name
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, runs_on in IMPLEMENTATIONS.items() if "cpu" not in runs_on]
+)
+def test_a_kernel_for_another_platform_is_refused(name):
+    with pytest.raises(
+        ValueError, match=f"is {name}, a kernel for .* on cpu there are xla, chunked"
+    ):
+        attention(*packed(), implementation=name)
+
+
+def test_what_cannot_be_is_refused():
+    q, k, v, segments = packed()
+    with pytest.raises(ValueError, match="'flash'; expected auto or one of splash"):
+        attention(q, k, v, segments, implementation="flash")
+    with pytest.raises(ValueError, match="3 key-value heads do not divide 4 heads"):
+        attention(q, k[:, :, :3], v[:, :, :3], segments)
+    short = [x[:, :200] for x in (q, k, v, segments)]
+    with pytest.raises(ValueError, match="a multiple of 128 places, found 200"):
+        CPU["splash"](*short)
+    with pytest.raises(ValueError, match="a multiple of 64 places .*, found 200"):
+        CPU["triton"](*short)

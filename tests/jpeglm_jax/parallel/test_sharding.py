@@ -1,0 +1,202 @@
+"""The same run on any mesh; meshes that cannot be are refused by name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpeglm_jax.model.llama import REMAT_POLICIES
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.parallel.sharding import AXES, MeshError, make_mesh, mesh_shape
+from jpeglm_jax.training.step import (
+    BATCH_AXES,
+    Recipe,
+    batch_shardings,
+    check_mesh,
+    compile_init,
+    compile_train_step,
+    model_config,
+)
+from tests.jpeglm_jax.conftest import tiny
+
+VOCAB = 40
+MESHES = [
+    {"replica": 8},
+    {"fsdp": 8},
+    {"fsdp": 2, "sequence": 4},
+    {"fsdp": 2, "tensor": 4},
+    {"replica": 2, "fsdp": 2, "sequence": 2},
+    {"fsdp": 2, "sequence": 2, "tensor": 2},
+]
+
+
+def recipe_of(config):
+    model = model_config(config, VOCAB, "cpu")
+    return Recipe(model, config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
+
+
+def batches(config):
+    """Packed rows of two documents whose tokens can be learned: each follows from the last."""
+    random = np.random.RandomState(0)
+    rows, length = config.batch_size, config.row_length
+    while True:
+        start = random.randint(0, VOCAB, (rows, 1))
+        tokens = (start + np.cumsum(random.randint(1, 4, (rows, length)), 1)) % VOCAB
+        segments = np.repeat([[1, 2, 0]], rows, 0).repeat([30, 45, 5], axis=1)
+        positions = np.concatenate([np.arange(30), np.arange(45), np.zeros(5, int)])
+        yield {
+            "tokens": tokens.astype(np.int32),
+            "targets": np.roll(tokens, -1, 1).astype(np.int32),
+            "segments": segments.astype(np.int32),
+            "positions": np.repeat(positions[None], rows, 0).astype(np.int32),
+            "weights": (segments > 0).astype(np.float32),
+        }
+
+
+def run(config, sizes, devices=8, slices=1):
+    """Losses and gradient norms of every step, and the initial weights."""
+    mesh = make_mesh(sizes, devices=jax.devices()[:devices], slices=slices)
+    recipe = recipe_of(config)
+    check_mesh(config, recipe.model, mesh)
+    state = compile_init(recipe, mesh)(config.seed)
+    initial = jax.device_get(state.params)
+    step, where = compile_train_step(recipe, mesh), batch_shardings(mesh)
+    numbers = []
+    for _, batch in zip(range(config.steps), batches(config), strict=False):
+        state, metrics = step(state, jax.device_put(batch, where))
+        metrics = jax.device_get(metrics)
+        numbers.append((metrics["nll"] / metrics["tokens"], metrics["grad_norm"]))
+    return np.array(numbers), initial, step
+
+
+@pytest.fixture(scope="module", params=[8, pytest.param(100, marks=pytest.mark.slow)])
+def steps(request):
+    """How long runs are compared: for a look every time, in full behind the mark."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone(steps):
+    numbers, initial, step = run(tiny(steps), {}, devices=1)
+    assert numbers[-1, 0] < numbers[0, 0], "the run must learn something"
+    return numbers, initial, step
+
+
+@pytest.mark.parametrize(
+    "sizes", MESHES, ids=lambda sizes: "-".join(f"{axis}{n}" for axis, n in sizes.items())
+)
+def test_a_mesh_changes_neither_losses_nor_initial_weights(alone, steps, sizes):
+    numbers, initial, _ = run(tiny(steps), sizes)
+    jax.tree.map(np.testing.assert_array_equal, initial, alone[1])
+    np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
+
+
+def test_a_row_that_is_split_is_never_gathered_with_its_whole_width():
+    config = tiny(**{"model.remat": "full"})
+    mesh, recipe = make_mesh({"fsdp": 2, "sequence": 4}), recipe_of(config)
+    step, batch = compile_train_step(recipe, mesh), next(batches(config))
+    with jax.set_mesh(mesh):
+        text = step.jitted.lower(recipe.abstract_state(), batch).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    assert gathered and " all-to-all(" in text
+    for shape in gathered:
+        assert not {config.row_length, config.model.width} <= set(map(int, shape.split(",")))
+
+
+def test_replicas_in_slices_of_their_own_change_nothing(alone, steps):
+    numbers, _, _ = run(tiny(steps), {"replica": 2, "fsdp": 4}, slices=2)
+    np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", [name for name in REMAT_POLICIES if name != "none"])
+def test_what_is_kept_for_the_backward_pass_changes_nothing(alone, steps, policy):
+    numbers, _, _ = run(tiny(steps, **{"model.remat": policy}), {"fsdp": 2, "tensor": 2}, devices=4)
+    np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
+
+
+def test_attention_in_chunks_changes_nothing(alone, steps):
+    config = tiny(steps, **{"model.attention": "chunked", "model.remat": "full"})
+    numbers, _, _ = run(config, {"fsdp": 4, "sequence": 2})
+    np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
+
+
+def test_accumulation_changes_nothing_but_memory(alone, steps):
+    config = tiny(steps, **{"optimizer.accumulate": 4})
+    numbers, _, _ = run(config, {"fsdp": 2}, devices=2)
+    np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
+
+
+def test_a_step_is_compiled_once(alone):
+    assert alone[2].jitted._cache_size() == 1
+
+
+def test_every_weight_is_split_over_fsdp_but_norms():
+    mesh = make_mesh({"fsdp": 8})
+    where = recipe_of(tiny()).state_shardings(mesh)
+    split = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): "fsdp" in str(leaf.spec)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(where.params)
+    }
+    assert {name for name, is_split in split.items() if not is_split} == {
+        "blocks/attention_norm/scale",
+        "blocks/ffn_norm/scale",
+        "norm/scale",
+    }
+
+
+def test_moments_lie_where_their_weights_lie():
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    where = recipe_of(tiny()).state_shardings(mesh)
+    specs = {str(leaf.spec) for leaf in jax.tree.leaves(where.opt_state)}
+    assert {str(leaf.spec) for leaf in jax.tree.leaves(where.params)} <= specs
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"fsdp": 3}, "needs 3 devices, found 8"),
+        ({"fsdp": -1, "tensor": 3}, "the other axes take 3 devices"),
+        ({"fsdp": -1, "tensor": -1}, "only one axis may be -1"),
+        ({"fsdp": 0}, "mesh.fsdp is 0"),
+        ({"data": 8}, r"unknown axes \['data'\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, sentence):
+    with pytest.raises(MeshError, match=sentence):
+        mesh_shape(sizes, 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "name"),
+    [
+        ({"fsdp": 8}, {"batch_size": 12}, "batch_size"),
+        ({"tensor": 8}, {}, "model.heads = 4 is split 8 ways, mesh.tensor x mesh.sequence"),
+        ({"tensor": 4, "sequence": 2}, {}, "model.kv_heads = 4 is split 8 ways"),
+        ({"fsdp": 2, "sequence": 4}, {"row_length": 81}, "row_length = 81"),
+        ({"fsdp": 8}, {"model.width": 36}, "model.width = 36"),
+        ({"fsdp": 2}, {"optimizer.accumulate": 3, "mesh.fsdp": 1}, "accumulate"),
+    ],
+)
+def test_a_split_that_does_not_divide_is_refused_by_name(sizes, change, name):
+    config = tiny(**change)
+    mesh = make_mesh({"replica": -1, **sizes} if "replica" not in sizes else sizes)
+    with pytest.raises(MeshError, match=name):
+        check_mesh(config, recipe_of(config).model, mesh)
+
+
+def test_slices_divide_the_replicas():
+    with pytest.raises(MeshError, match="replica is 1, which 2 slices do not divide"):
+        make_mesh({"fsdp": 8}, slices=2)
+
+
+def test_outside_a_mesh_constraints_are_nothing():
+    x = jnp.ones((2, 3))
+    assert sharding.constrain(x, *BATCH_AXES) is x
+
+
+def test_a_mesh_keeps_the_order_of_pretended_devices():
+    mesh = make_mesh({"replica": 2, "fsdp": 4})
+    assert tuple(mesh.axis_names) == AXES
+    assert [d.id for d in mesh.devices.flat] == list(range(8))

@@ -1,0 +1,77 @@
+"""Checkpoints belong to no topology: 8 devices, 4, 1 and back, in one process or two."""
+
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jpeglm_jax.parallel.sharding import make_mesh
+from jpeglm_jax.training.checkpoint import Checkpoints
+from jpeglm_jax.training.step import Recipe, compile_init, model_config
+from tests.jpeglm_jax.conftest import tiny
+from tests.jpeglm_jax.runs import (
+    ROOT,
+    assert_complete,
+    command,
+    environment,
+    finish,
+    lines,
+    run,
+    start,
+    wait_for_step,
+)
+
+
+def test_a_state_goes_through_meshes_of_8_4_and_1_devices_and_back_unchanged(tmp_path):
+    config = tiny(**{"optimizer.ema": 0.9})
+    model = model_config(config, 40, "cpu")
+    recipe = Recipe(model, config.optimizer, config.steps, 1, np.ones(40, np.int32))
+    meshes = [
+        make_mesh({"fsdp": 8}),
+        make_mesh({"fsdp": 2, "tensor": 2}, devices=jax.devices()[:4]),
+        make_mesh({}, devices=jax.devices()[:1]),
+        make_mesh({"replica": 2, "fsdp": 4}),
+    ]
+    state = compile_init(recipe, meshes[0])(0)
+    expected = jax.device_get(state)
+    for number, mesh in enumerate(meshes[1:], 1):
+        checkpoints = Checkpoints(tmp_path, config.checkpoint)
+        checkpoints.save(number, state, {"step": number})
+        checkpoints.close()
+        where = recipe.state_shardings(mesh)
+        state = Checkpoints(tmp_path).restore(number, recipe.abstract_state(), where)
+        placed = jax.tree.map(
+            lambda x, there: x.sharding.is_equivalent_to(there, x.ndim), state, where
+        )
+        assert all(jax.tree.leaves(placed))
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_goes_on_with_4_devices_then_1_then_8_and_generate_reads_it_with_1(
+    digit_shards, tmp_path
+):
+    changes = {"mesh__replica": 1, "mesh__fsdp": -1, "log__every": 5}
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    run(command(digit_shards, straight, cpu_devices=8, **changes))
+    for devices in (8, 4, 1):
+        process = start(command(digit_shards, moved, cpu_devices=devices, **changes))
+        begun = max([0, *(line["step"] for line in lines(moved))])
+        wait_for_step(process, moved, begun + 30)
+        process.send_signal(signal.SIGTERM)
+        assert finish(process)[2] == 75
+        assert_complete(moved)
+    run(command(digit_shards, moved, cpu_devices=8, **changes))
+    here, there = lines(moved), lines(straight)
+    assert [line["step"] for line in here] == [line["step"] for line in there]
+    for ours, theirs in zip(here, there, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+    out = tmp_path / "samples"
+    generate = [sys.executable, "-m", "jpeglm_jax.generate", f"--checkpoint={moved}"]
+    subprocess.run([*generate, f"--out={out}", "--num=2"], cwd=ROOT, env=environment(), check=True)
+    assert (out / "grid.png").exists()

@@ -1,0 +1,62 @@
+"""What a run trains on: several folders, in shares that change, with damage in one of them."""
+
+import json
+import pathlib
+
+import pytest
+
+from data_pipelines.prepare import prepare
+from data_pipelines.shards.reader import DamagedShard
+from jpeglm_jax.train import train
+from tests.jpeglm_jax.conftest import tiny
+
+
+@pytest.fixture
+def more_digits(tmp_path):
+    """The digits again, other images held out of them: a second folder of shards."""
+    return prepare(
+        source="digits",
+        representation=tiny().representation.to_dict(),
+        out=tmp_path / "more",
+        conditional=True,
+        heldout=0.05,
+        workers=1,
+    )
+
+
+def lines(workdir):
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_mixes_folders_in_shares_that_change_at_a_step(
+    digit_shards, more_digits, tmp_path, capsys
+):
+    changes = {"data.shards": f"{digit_shards},{more_digits}", "evaluate.every": 6}
+    config = tiny(6, **changes)
+    config.data.weights = ((0, (1, 0)), (3, (1, 3)))
+    last = train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "training: a mixture, from row 0 on 1 : 0, from row 24 on 0.25 : 0.75, of (1)" in said
+    assert last["heldout_loss"] > 0
+    meta = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert meta["data"]["weights"] == [[0, [1, 0]], [3, [1, 3]]]
+
+
+def test_weights_for_other_folders_are_refused_in_words(digit_shards, tmp_path):
+    config = tiny(2, **{"data.shards": digit_shards})
+    config.data.weights = (3, 1)
+    with pytest.raises(ValueError, match="A mixture of 1 plans needs 1 weights, not 2"):
+        train(config, tmp_path)
+
+
+def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(digit_shards, more_digits, tmp_path):
+    path = next(more_digits.glob("train-00000*.array_record"))
+    path.write_bytes(path.read_bytes()[:1000])
+    config = tiny(6, **{"data.shards": str(more_digits)})
+    with pytest.raises(DamagedShard, match=f"{path}.*--config.data.on_damage=skip"):
+        train(config, tmp_path / "stopped")
+    config.data.on_damage = "skip"
+    train(config, tmp_path / "skipped")
+    counts = [line.get("damaged_documents", 0) for line in lines(tmp_path / "skipped")]
+    assert counts[-1] > 0
