@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from test_videos import bars, video
 
 from data_pipelines import describe, representations
 from data_pipelines.preparation.job import SettingsError
@@ -18,6 +17,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards, read_manifest
 from data_pipelines.sources import SourceError, open_source
 from data_pipelines.sources.moving_digits import render
+from tests.data_pipelines.media.test_videos import bars, video
 
 OPTIONS = dict(name="avc", size=(64, 48), fps=5, frames=4, slice_mbs=0)
 
