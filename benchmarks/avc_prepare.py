@@ -23,10 +23,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.cost import Cost, now, overhead, since
-from data_pipelines.preparation import launchers
 from data_pipelines.prepare import prepare
 from data_pipelines.representations import tokenizer
 from data_pipelines.shards.reader import Shards
+from data_pipelines.utils.cpus import num_cpus
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "avc_prepare.json"
 OPTIONS = dict(name="avc", min_frames=1)
@@ -54,7 +54,7 @@ def main(_: Sequence[str]) -> None:
             print(f"bare {bare[-1]}, prepare {prepared[-1]}")
     result |= {
         "videos": len(paths),
-        "cores": launchers.num_cpus(),
+        "cores": num_cpus(),
         "pyav": av.__version__,
         "bare": [cost._asdict() for cost in bare],
         "prepare": [cost._asdict() for cost in prepared],
@@ -116,10 +116,10 @@ def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
 
 def _time_bare(paths: list[str]) -> Cost:
     # One part a core from the start: nobody waits for work to be handed out.
-    parts = [paths[core :: launchers.num_cpus()] for core in range(launchers.num_cpus())]
+    parts = [paths[core :: num_cpus()] for core in range(num_cpus())]
     began = now()
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_cpus(), context) as pool:
         list(pool.map(_encode_files, parts))
     return since(began)
 

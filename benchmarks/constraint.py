@@ -22,14 +22,15 @@ import numpy as np
 
 from configs import jpeg
 from data_pipelines import representations
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import Representation
+from data_pipelines.utils.cpus import num_cpus
 from jpeglm_jax.generation import engine as engines
 from jpeglm_jax.generation.constraint import Constraint, constraint
 from jpeglm_jax.generation.engine import Engine
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.training.step import Recipe, compile_init, model_config
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 64
@@ -70,19 +71,18 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
     table_seconds = time.perf_counter() - began
 
     mesh = sharding.make_mesh({"replica": -1, "fsdp": 1})
-    model = model_config(config, representation.vocab_size, jax.devices()[0].platform)
-    lengths = np.asarray(representation.byte_lengths)
-    recipe = Recipe(model, config.optimizer, config.steps, representation.eos, lengths)
-    params = compile_init(recipe, mesh)(0).params
-    contestants = {
-        name: _Steps(recipe, mesh, params, representation, config.row_length, chosen)
+    model = model_config(config.model, representation.vocab_size, jax.devices()[0].platform)
+    spec = ModelSpec(model)
+    params = spec.init_on(mesh, 0)
+    candidates = {
+        name: _Steps(spec, mesh, params, representation, config.seq_len, chosen)
         for name, chosen in (("free", None), ("constrained", rules))
     }
-    for steps in contestants.values():
+    for steps in candidates.values():
         steps()  # compiles
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, steps in contestants.items():
+        for name, steps in candidates.items():
             times[name].append(steps())
     free, constrained = (1e3 * min(times[name]) for name in ("free", "constrained"))
     return {
@@ -101,7 +101,7 @@ class _Steps:
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: ModelSpec,
         mesh: Any,
         params: Any,
         representation: Representation,
@@ -109,7 +109,14 @@ class _Steps:
         rules: Constraint | None,
     ):
         self._engine = Engine(
-            recipe, mesh, Filter(), batch_size=ROWS, length=length, seed=0, constraint=rules
+            spec,
+            mesh,
+            SamplingParams(),
+            batch_size=ROWS,
+            length=length,
+            seed=0,
+            eos=representation.eos,
+            constraint=rules,
         )
         self._weights = self._engine._weights(params)
         start = np.array([representation.bos])

@@ -32,7 +32,7 @@ from etils import epath
 from data_pipelines.representations.tokenizer import train_bpe
 from jpeglm_jax.convert import SHARD_BYTES, num_parameters
 from jpeglm_jax.huggingface import config, safetensors, weights
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "convert.json"
@@ -77,7 +77,7 @@ def make_up(folder: Path, model: ModelConfig) -> None:
 
     shards = safetensors.plan(names, "bfloat16", SHARD_BYTES)
     safetensors.write(epath.Path(folder), shards, "bfloat16", drawn())
-    described = config.to_json(model, row_length=12_288, bos=1, eos=2, dtype="bfloat16")
+    described = config.to_json(model, seq_len=12_288, bos=1, eos=2, dtype="bfloat16")
     (folder / "config.json").write_text(described)
     (folder / "tokenizer.model").write_bytes(train_bpe([rng.bytes(100_000)]))
 

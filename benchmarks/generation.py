@@ -7,7 +7,7 @@ Weights are made up, written as a checkpoint of `transformers`, and read by both
 temperature 1 without filters; no token ends a row, so that both do the same work (ours could let
 others enter, the peer waits for its longest). Ours is the engine of `jpeglm_jax.generate`, on a CPU
 with one device a core and with one of many threads. The peer keeps its cache growing (the default)
-or of fixed size, at every number of threads up to the cores. Each contestant is a process of its
+or of fixed size, at every number of threads up to the cores. Each candidate is a process of its
 own, all of them in turn, several rounds; best of the rounds each. Before anything is timed, greedy
 tokens of both are compared.
 
@@ -90,7 +90,7 @@ def make_up(folder: Path, name: str) -> None:
     from data_pipelines import representations
     from jpeglm_jax.convert import from_hf
     from jpeglm_jax.huggingface import config, safetensors, weights
-    from jpeglm_jax.model.llama import ModelConfig
+    from jpeglm_jax.model.config import ModelConfig
 
     shape, length = MODELS[name]
     model = ModelConfig(vocab_size=VOCAB, **shape)
@@ -106,7 +106,7 @@ def make_up(folder: Path, name: str) -> None:
 
     shards = safetensors.plan(names, "float32", 4_000_000_000)
     safetensors.write(epath.Path(given), shards, "float32", drawn())
-    described = config.to_json(model, row_length=length, bos=256, eos=257, dtype="float32")
+    described = config.to_json(model, seq_len=length, bos=256, eos=257, dtype="float32")
     (given / "config.json").write_text(described)
     representations.make("jpeg", size=16, num_labels=10).save(given)
     from_hf(given, folder / "run", jpeg.get_config())
@@ -114,13 +114,12 @@ def make_up(folder: Path, name: str) -> None:
 
 def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> dict[str, Any]:
     """Seconds of a job, the least of the rounds; in a process of its own."""
-    import dataclasses
 
     import jax
     import numpy as np
 
     from jpeglm_jax.generation.engine import Engine
-    from jpeglm_jax.generation.sampling import Filter
+    from jpeglm_jax.generation.sampling import SamplingParams
     from jpeglm_jax.parallel import sharding
     from jpeglm_jax.training import checkpoint
 
@@ -129,12 +128,13 @@ def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> 
     model = checkpoint.load(folder / "run")
     rows = ROWS[jax.default_backend()]
     engine = Engine(
-        dataclasses.replace(model.recipe, eos=-1),  # no token is the end
+        model.spec,
         model.mesh,
-        Filter(temperature=0.0 if greedy else 1.0),
+        SamplingParams(temperature=0.0 if greedy else 1.0),
         batch_size=rows,
         length=length,
         seed=0,
+        eos=-1,  # no token ends a document
     )
     prompts = [np.array([model.representation.bos])] * rows
 
@@ -150,7 +150,7 @@ def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> 
         seconds.append(time.perf_counter() - began)
     found: dict[str, Any] = {"seconds": min(seconds), "tokens": first}
     if jax.default_backend() == "gpu":
-        c = model.recipe.model
+        c = model.spec.config
         weights = sum(x.size for x in jax.tree.leaves(model.params)) - c.vocab_size * c.width
         cache = 2 * c.layers * rows * c.kv_heads * c.head_dim * (length - 1) / 2
         needed = jax.numpy.dtype(c.dtype).itemsize * (weights + cache) * (length - 1)
@@ -174,7 +174,7 @@ def copy_bandwidth() -> float:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """What a contestant prints last."""
+    """What a candidate prints last."""
     print("running", command[-1], file=sys.stderr, flush=True)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -183,7 +183,7 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dict[str, Any]:
-    """Tokens a second of every contestant with one model."""
+    """Tokens a second of every candidate with one model."""
     length, cores = args.length or MODELS[name][1], len(os.sched_getaffinity(0))
     rows = ROWS["gpu" if gpu else "cpu"]
     commands = {}

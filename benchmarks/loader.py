@@ -3,9 +3,9 @@
     python -m benchmarks.loader [--documents=20000] [--out=benchmarks/results/loader.json]
 
 Documents are random uint16 of the paper's lengths (log-normal, median 4,500, sigma 0.45), written
-as shards; rows have 12,288 places, batches 32 rows. All contestants read the same shards, in
+as shards; rows have 12,288 places, batches 32 rows. All candidates read the same shards, in
 the page cache, in a random order, and give batches of tokens, targets, segments and positions
-(ours: and weights). Tokens are those of documents, not padding. The contestants:
+(ours: and weights). Tokens are those of documents, not padding. The candidates:
 
   loader             data_pipelines.loading.loader over the global plan
   grain_windows      Grain's best-fit packer with 1,024 bins, fed by the same batched reads
@@ -43,8 +43,8 @@ from data_pipelines.shards.files import Document
 _DOCUMENTS = flags.DEFINE_integer("documents", 20_000, "Documents in the shards.")
 _SHARDS = flags.DEFINE_integer("shards", 8, "Files.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a batch.")
-_THREADS = flags.DEFINE_integer("threads", 2, "Reading threads of each contestant.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each contestant.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Reading threads of each candidate.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each candidate.")
 _OUT = flags.DEFINE_string("out", "benchmarks/results/loader.json", "File for the results.")
 
 ROW = 12_288
@@ -99,7 +99,7 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
 def loader_batches(folder: pathlib.Path, repeat: int) -> Iterator[int]:
     """One epoch of ours; yields the tokens of each batch."""
     documents = reader.Shards(folder)
-    plan = packing.plan(documents.lengths + 1, row_length=ROW, seed=repeat)
+    plan = packing.plan(documents.lengths + 1, seq_len=ROW, seed=repeat)
     loader = Loader(
         documents, plan, batch_size=_BATCH_SIZE.value, threads=_THREADS.value, read_ahead=4
     )
@@ -172,17 +172,17 @@ def run(batches: Iterator[int]) -> dict[str, float]:
 
 
 def main(_: Sequence[str]) -> None:
-    contestants: dict[str, Callable[[pathlib.Path, int], Iterator[int]]] = {
+    candidates: dict[str, Callable[[pathlib.Path, int], Iterator[int]]] = {
         "loader": loader_batches,
         "grain_windows": grain_windows,
         "grain_records": grain_records,
     }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         write_shards(folder, _DOCUMENTS.value, _SHARDS.value)
         for repeat in range(_REPEATS.value):
-            for name, batches in contestants.items():
+            for name, batches in candidates.items():
                 runs[name].append(run(batches(folder, repeat)))
                 print(name, json.dumps(runs[name][-1]), flush=True)
     best = {name: max(part["tokens_per_second"] for part in runs[name]) for name in runs}

@@ -48,7 +48,7 @@ def measure(documents: int, mode: str) -> dict[str, Any]:
     lengths = paper_lengths(documents)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    plan = packing.plan(lengths, row_length=ROW, mode=mode)
+    plan = packing.plan(lengths, seq_len=ROW, mode=mode)
     seconds = time.perf_counter() - start
     plan.row(0)  # in "concat" the first row of an epoch makes a table of it
     batches = min(plan.rows_per_epoch // 128 + 1, 100)
@@ -81,9 +81,9 @@ def measure(documents: int, mode: str) -> dict[str, Any]:
 def measure_short_rows() -> dict[str, Any]:
     """Rows of 128 with one or two documents each, where looking rows up weighs most."""
     lengths = np.random.default_rng(0).integers(50, 100, 100_000)
-    result: dict[str, Any] = {"row_length": 128, "documents": lengths.size}
+    result: dict[str, Any] = {"seq_len": 128, "documents": lengths.size}
     for mode in packing.MODES:
-        plan = packing.plan(lengths, row_length=128, mode=mode)
+        plan = packing.plan(lengths, seq_len=128, mode=mode)
         plan.row(0)
         start = time.perf_counter()
         for batch in range(100):
@@ -158,7 +158,7 @@ def main(_: Sequence[str]) -> None:
         "cores": len(os.sched_getaffinity(0)),
         "processor": platform.machine(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "row_length": ROW,
+        "seq_len": ROW,
         "plans": results,
         "short_rows": short_rows,
     }

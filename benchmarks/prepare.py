@@ -28,9 +28,10 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks.cost import Cost, now, overhead, since
-from data_pipelines.preparation import launchers, listing
+from data_pipelines.preparation import listing
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import Item, Source
+from data_pipelines.utils.cpus import num_cpus
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "prepare.json"
 OPTIONS = dict(name="jpeg", size=256, mode="RGB", quality=25, subsampling="4:2:0")
@@ -52,7 +53,7 @@ def main(_: Sequence[str]) -> None:
             print(f"bare {bare[-1]}, prepare {prepared[-1]}")
     result = {
         "images": len(paths),
-        "cores": launchers.num_cpus(),
+        "cores": num_cpus(),
         "bare": [cost._asdict() for cost in bare],
         "prepare": [cost._asdict() for cost in prepared],
         "bare_images_per_second": len(paths) / statistics.median(c.seconds for c in bare),
@@ -83,10 +84,10 @@ def _repeated(images: pathlib.Path, folder: pathlib.Path, number: int) -> list[s
 
 def _time_bare(paths: list[str]) -> Cost:
     # One part a core from the start: nobody waits for work to be handed out.
-    parts = [paths[core :: launchers.num_cpus()] for core in range(launchers.num_cpus())]
+    parts = [paths[core :: num_cpus()] for core in range(num_cpus())]
     began = now()
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(launchers.num_cpus(), context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_cpus(), context) as pool:
         list(pool.map(_encode, parts))
     return since(began)
 
@@ -147,7 +148,7 @@ def list_endless(items: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        listing.write(_Endless(str(items)), folder, copies=0, heldout=0.02, num_shards=0)
+        listing.write(_Endless(str(items)), folder, copies=0, eval_fraction=0.02, num_shards=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = time.perf_counter() - began
     print(json.dumps({"items": items, "seconds": seconds, "mebibytes": (peak - before) / 1024}))

@@ -5,7 +5,7 @@
 Ours is the very step that `jpeglm_jax.train` runs for the default preset, on one device a core. The
 peer is `LlamaForCausalLM` of the same shape, eager, with fused AdamW and clipping, at every number
 of threads up to the cores; its attention is plain causal, so it is spared the document mask. Each
-contestant is a process of its own, with memory in large pages, as `jpeglm_jax.train` has it; all of
+candidate is a process of its own, with memory in large pages, as `jpeglm_jax.train` has it; all of
 them in turn, several rounds; best of the rounds each, and the ratio to the best number of threads.
 PYTHON has torch and transformers (the extra [parity]); by default it is this one. Writes
 `benchmarks/results/train_cpu.json`.
@@ -63,22 +63,20 @@ def ours() -> float:
     import numpy as np
 
     from configs import jpeg
+    from jpeglm_jax.model.config import model_config
+    from jpeglm_jax.model.spec import ModelSpec
     from jpeglm_jax.parallel import sharding
-    from jpeglm_jax.train import cpu_devices
-    from jpeglm_jax.training.step import (
-        Recipe,
-        batch_shardings,
-        compile_init,
-        compile_train_step,
-        model_config,
-    )
+    from jpeglm_jax.parallel.sharding import batch_shardings, cpu_devices
+    from jpeglm_jax.training.step import TrainStep, compile_init, compile_train_step
 
     config = jpeg.get_config()
     sharding.split_cpu(cpu_devices(config))
     mesh = sharding.make_mesh({axis: config.mesh[axis] for axis in sharding.AXES})
-    model = model_config(config, VOCAB, "cpu")
-    recipe = Recipe(model, config.optimizer, config.steps, 257, np.ones(VOCAB, np.int32))
-    rows, length = config.batch_size, config.row_length
+    model = model_config(config.model, VOCAB, "cpu")
+    train_step = TrainStep(
+        ModelSpec(model), config.optimizer, config.steps, 257, np.ones(VOCAB, np.int32)
+    )
+    rows, length = config.batch_size, config.seq_len
     random = np.random.default_rng(0)
     document = np.arange(length) // DOCUMENT
     batch = {
@@ -89,7 +87,7 @@ def ours() -> float:
         "weights": np.ones((rows, length), np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
-    state, step = compile_init(recipe, mesh)(0), compile_train_step(recipe, mesh)
+    state, step = compile_init(train_step, mesh)(0), compile_train_step(train_step, mesh)
     seconds = []
     for _ in range(WARMUP + STEPS):
         began = time.perf_counter()
@@ -100,7 +98,7 @@ def ours() -> float:
 
 
 def run(command: list[str]) -> float:
-    """What a contestant prints last."""
+    """What a candidate prints last."""
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{' '.join(command[:3])} failed:\n{result.stderr[-2000:]}")
@@ -129,12 +127,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    restart_with_large_pages()  # the contestants inherit the setting
+    restart_with_large_pages()  # the candidates inherit the setting
     if args.ours:
         print(json.dumps(ours()))
         return
     config = jpeg.get_config()
-    rows, length = config.batch_size, config.row_length
+    rows, length = config.batch_size, config.seq_len
     cores = len(os.sched_getaffinity(0))
     seconds: dict[str, list[float]] = {}
     for _ in range(args.rounds):

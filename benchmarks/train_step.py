@@ -40,14 +40,11 @@ from configs import jpeg
 from jpeglm_jax.compile import abstract_batch
 from jpeglm_jax.model import flops
 from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.training.step import (
-    Recipe,
-    batch_shardings,
-    compile_init,
-    compile_train_step,
-    model_config,
-)
+from jpeglm_jax.parallel.sharding import batch_shardings
+from jpeglm_jax.training.step import TrainStep, compile_init, compile_train_step
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 320  # the paper's
@@ -110,14 +107,14 @@ def shape_of(platform: str, layers: int, remat: str, implementation: str) -> Con
     config.batch_size = 1
     config.model.update(layers=layers, remat=remat, attention=implementation)
     if platform == "cpu":
-        config.row_length = 256
+        config.seq_len = 256
         config.model.update(width=64, heads=4, kv_heads=4, head_dim=16, ffn=176, dtype="bfloat16")
     return config
 
 
-def recipe_of(config: ConfigDict, platform: str) -> Recipe:
-    model = model_config(config, VOCAB, platform)
-    return Recipe(model, config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
+def recipe_of(config: ConfigDict, platform: str) -> TrainStep:
+    model = model_config(config.model, VOCAB, platform)
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
 
 
 def packed(length: int, document: int) -> np.ndarray:
@@ -152,10 +149,10 @@ def difference(implementation: str, length: int) -> float:
 
 def need(config: ConfigDict, platform: str, mesh: Any) -> int:
     """Bytes that the step of a configuration takes."""
-    recipe = recipe_of(config, platform)
-    step = compile_train_step(recipe, mesh)
+    train_step = recipe_of(config, platform)
+    step = compile_train_step(train_step, mesh)
     with jax.set_mesh(mesh):
-        lowered = step.jitted.lower(recipe.abstract_state(), abstract_batch(config))  # type: ignore[attr-defined]
+        lowered = step.jitted.lower(train_step.abstract_state(), abstract_batch(config))  # type: ignore[attr-defined]
     memory = lowered.compile().memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
@@ -170,7 +167,7 @@ def layers_that_fit(remat: str, implementation: str, platform: str, mesh: Any) -
 
 
 def measure(implementation: str, remat: str) -> dict[str, Any]:
-    """One contestant: checked, then timed; in a process of its own."""
+    """One candidate: checked, then timed; in a process of its own."""
     device = jax.devices()[0]
     platform = device.platform
     mesh = sharding.make_mesh({"fsdp": 1}, devices=[device])
@@ -179,9 +176,9 @@ def measure(implementation: str, remat: str) -> dict[str, Any]:
         return {"wrong": f"differs from the plain form by {apart:.3g} of the largest entry"}
     config = shape_of(platform, 2, remat, implementation)
     config.model.layers = layers_that_fit(remat, implementation, platform, mesh)
-    recipe = recipe_of(config, platform)
+    train_step = recipe_of(config, platform)
     random = np.random.default_rng(0)
-    rows, length = config.batch_size, config.row_length
+    rows, length = config.batch_size, config.seq_len
     segments = packed(length, min(DOCUMENT, length // 2))
     starts = np.maximum.accumulate(
         np.where(np.diff(segments, prepend=0) != 0, np.arange(length), 0), axis=1
@@ -194,7 +191,7 @@ def measure(implementation: str, remat: str) -> dict[str, Any]:
         "weights": (segments > 0).astype(np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
-    state, step = compile_init(recipe, mesh)(0), compile_train_step(recipe, mesh)
+    state, step = compile_init(train_step, mesh)(0), compile_train_step(train_step, mesh)
     found = []
     for _ in range(WARMUP + STEPS):
         began = time.perf_counter()
@@ -204,13 +201,13 @@ def measure(implementation: str, remat: str) -> dict[str, Any]:
         if not finite:
             return {"wrong": "the loss or a gradient is not finite"}
     took = statistics.median(found[WARMUP:])
-    return rates(config, recipe, took) | {"layers": config.model.layers, "difference": apart}
+    return rates(config, train_step, took) | {"layers": config.model.layers, "difference": apart}
 
 
-def rates(config: ConfigDict, recipe: Recipe, took: float) -> dict[str, Any]:
+def rates(config: ConfigDict, train_step: TrainStep, took: float) -> dict[str, Any]:
     """Seconds a step -> tokens a second and, where the peak is known, MFU."""
-    tokens = config.batch_size * config.row_length
-    operations = flops.train_flops_per_token(recipe.model, config.row_length) * tokens
+    tokens = config.batch_size * config.seq_len
+    operations = flops.train_flops_per_token(train_step.model.config, config.seq_len) * tokens
     peak = flops.peak_flops(jax.devices()[0])
     return {
         "seconds": round(took, 4),
@@ -233,7 +230,7 @@ def beside(peer_python: str, layers: int, platform: str) -> dict[str, Any]:
         num_key_value_heads=model.kv_heads,
         head_dim=model.head_dim,
     )
-    arguments = json.dumps([shape, config.batch_size, config.row_length, WARMUP, STEPS])
+    arguments = json.dumps([shape, config.batch_size, config.seq_len, WARMUP, STEPS])
     result = last_line([peer_python, "-c", PEER, arguments])
     if "seconds" not in result:
         return result
@@ -241,7 +238,7 @@ def beside(peer_python: str, layers: int, platform: str) -> dict[str, Any]:
 
 
 def last_line(command: list[str]) -> dict[str, Any]:
-    """What a contestant prints last; or, if it could not run, why."""
+    """What a candidate prints last; or, if it could not run, why."""
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])
@@ -258,7 +255,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(*args.one)))
         return
-    # The contestants need the whole device: what it is, is asked in a process that then ends.
+    # The candidates need the whole device: what it is, is asked in a process that then ends.
     asked = "import jax, json; d = jax.devices()[0]; print(json.dumps([d.platform, d.device_kind]))"
     printed = subprocess.check_output([sys.executable, "-c", asked], text=True)
     platform, kind = json.loads(printed.splitlines()[-1])

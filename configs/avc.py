@@ -50,9 +50,9 @@ def tiny(c: ConfigDict) -> None:
     stream takes 1,353; of held-out clips continued from half of their frames 94 % decode without a
     complaint (docs/experiments.md, 2026-11-24).
     """
-    c.steps, c.batch_size, c.row_length = 2000, 16, 208
+    c.steps, c.batch_size, c.seq_len = 2000, 16, 208
     c.representation.update(size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers")
-    c.data.update(source="moving_digits:10000", conditional=True, heldout=0.02)
+    c.data.update(source="moving_digits:10000", conditional=True, eval_fraction=0.02)
     c.model.update(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
     c.model.update(dtype="float32", remat="none", scan_unroll=4)
     c.optimizer.update(learning_rate=3e-3, warmup_steps=100, final_fraction=0.02)
@@ -73,9 +73,9 @@ def small(c: ConfigDict) -> None:
 
     Hardware: one data-centre GPU. Time and result: not yet measured.
     """
-    c.steps, c.batch_size, c.row_length = 20_000, 32, 4096
+    c.steps, c.batch_size, c.seq_len = 20_000, 32, 4096
     c.representation.update(size=(64, 64), fps=4, frames=8, strip="headers")
-    c.data.update(heldout=0.02)
+    c.data.update(eval_fraction=0.02)
     c.model.update(layers=12, width=768, heads=12, kv_heads=12, head_dim=64, ffn=2048)
     c.model.update(remat="minimal", qk_norm=True)
     c.optimizer.update(learning_rate=6e-4, warmup_steps=500, ema=0.999)
@@ -96,9 +96,9 @@ def paper(c: ConfigDict) -> None:
     and decay are Llama-2's, which it does not report. Result: the paper's is qualitative, 10 frames
     given and 5 generated. Hardware: a pod of 256 TPU v5e (docs/parallelism.md) or better.
     """
-    c.steps, c.batch_size, c.row_length = 20_000, 128, 32_768
+    c.steps, c.batch_size, c.seq_len = 20_000, 128, 32_768
     c.mesh.update(sequence=2)  # two chips a row: 128 rows on a pod of 256
-    c.data.update(heldout=0.0005)
+    c.data.update(eval_fraction=0.0005)
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=4, batch_size=4, top_p=0.9, top_k=50)
 

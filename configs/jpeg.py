@@ -24,14 +24,14 @@ def get_config(preset: str = "digits") -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """What all presets share: the paper's representation, the Llama-2 recipe."""
+    """What all presets share: the paper's representation, the Llama-2 train_step."""
     return ConfigDict(
         dict(
             preset="",
             seed=0,
             steps=0,  # optimiser steps
             batch_size=0,  # rows of all devices together
-            row_length=0,  # places (tokens) of a row: the context
+            seq_len=0,  # places (tokens) of a row: the context
             init_from="",  # workdir of a run whose weights to start from
             representation=dict(
                 name="jpeg",
@@ -45,14 +45,14 @@ def base() -> ConfigDict:
             ),
             data=dict(
                 shards="",  # prepared folder, or "A,B"; empty: prepare `source` into the workdir
-                weights=(),  # of several folders: see docs/data.md; (): each document once an epoch
+                mixture_weights=(),  # of several folders: see docs/data.md; (): each document once an epoch
                 on_damage="stop",  # a stored document is not as it was written: stop or skip
                 source="",  # digits, folder:PATH, tar:GLOB, tfds:NAME, parquet:GLOB
                 conditional=False,  # documents start with the token of their label ...
                 label_dropout=0.1,  # ... but for this share, which start with BOS
                 copies=0,  # augmented copies of every training image
                 augment=dict(),  # fields of data_pipelines.augment.Augment
-                heldout=0.02,  # share of the images kept from training, by a hash of the key
+                eval_fraction=0.02,  # share of the images kept from training, by a hash of the key
                 packing="pack",  # whole documents; "concat": concatenate and cut, as in the paper
                 too_long="drop",  # documents longer than a row: drop (counted) or cut
             ),
@@ -68,7 +68,7 @@ def base() -> ConfigDict:
                 qk_norm=False,
                 tied=False,
                 dtype="auto",  # compute type: bfloat16 where the device has it, else float32
-                remat="full",  # what the backward pass keeps of a layer: see model.py
+                remat="full",  # what the backward pass keeps of a layer: see REMAT_POLICIES
                 attention="auto",
                 scan_unroll=1,
             ),
@@ -83,7 +83,7 @@ def base() -> ConfigDict:
                 eps=1e-8,
                 weight_decay=0.1,
                 clip_norm=1.0,
-                accumulate=1,  # parts a batch is split into, one after the other
+                grad_accum_steps=1,  # parts a batch is split into, one after the other
                 z_loss=0.0,
                 ema=0.0,  # decay of an average of the weights; 0: none
                 skip_spikes=0.0,  # skip steps with so many times the average gradient norm; 0: none
@@ -120,9 +120,9 @@ def digits(c: ConfigDict) -> None:
     221.6, and of 1,000 digits asked for 98.7 % strictly valid and 98.2 % recognised
     (docs/experiments.md, 2026-11-25).
     """
-    c.steps, c.batch_size, c.row_length = 4000, 16, 120
+    c.steps, c.batch_size, c.seq_len = 4000, 16, 120
     c.representation.update(size=16, mode="L", quality=5, strip="header")
-    c.data.update(source="digits", conditional=True, copies=64, heldout=0.15)
+    c.data.update(source="digits", conditional=True, copies=64, eval_fraction=0.15)
     c.data.augment = dict(rotation=8.0, shift=0.04, scale=0.08, shear=0.08)
     c.model.update(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
     c.model.update(dtype="float32", remat="none", scan_unroll=4)
@@ -145,9 +145,9 @@ def cifar10(c: ConfigDict) -> None:
     expected is a held-out likelihood below the file's own code, 1,660 bits an image (207 bytes, the
     mean of the first thousand test images).
     """
-    c.steps, c.batch_size, c.row_length = 6000, 128, 1024
+    c.steps, c.batch_size, c.seq_len = 6000, 128, 1024
     c.representation.update(size=32, quality=50, strip="header")
-    c.data.update(conditional=True, copies=1, heldout=0.02)
+    c.data.update(conditional=True, copies=1, eval_fraction=0.02)
     c.data.augment = dict(rotation=0.0, shift=0.03, scale=0.0, shear=0.0, flip=True)
     c.data.augment.update(border="mirror", oversample=2)
     c.model.update(layers=8, width=512, heads=8, kv_heads=8, head_dim=64, ffn=1408)
@@ -169,9 +169,9 @@ def imagenet64(c: ConfigDict) -> None:
     measurement. Result: not yet measured. To be expected is a held-out likelihood below the file's
     own code, which `data_pipelines.describe` tells of the shards (about 3,300 bits for photos).
     """
-    c.steps, c.batch_size, c.row_length = 26_000, 256, 2048
+    c.steps, c.batch_size, c.seq_len = 26_000, 256, 2048
     c.representation.update(size=64, quality=25, strip="header")
-    c.data.update(conditional=True, heldout=0.01)
+    c.data.update(conditional=True, eval_fraction=0.01)
     c.model.update(layers=24, width=1024, heads=16, kv_heads=16, head_dim=64, ffn=2816)
     c.model.update(remat="minimal", qk_norm=True)
     c.optimizer.update(learning_rate=6e-4, warmup_steps=1000, ema=0.9999)
@@ -194,8 +194,8 @@ def paper(c: ConfigDict) -> None:
     paper took a month on 32 A100. Result: the paper's, not yet repeated here: FID of a completed
     half image 123.1 on ImageNet and 27.2 on FFHQ.
     """
-    c.steps, c.batch_size, c.row_length = 74_000, 256, 12_288
-    c.data.update(heldout=0.0005)
+    c.steps, c.batch_size, c.seq_len = 74_000, 256, 12_288
+    c.data.update(eval_fraction=0.0005)
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=16, top_p=0.9, top_k=50)
 
@@ -219,7 +219,7 @@ def paper_v5p128(c: ConfigDict) -> None:
         --vocab_size=320
     """
     paper(c)
-    c.optimizer.accumulate = 4
+    c.optimizer.grad_accum_steps = 4
     c.model.remat = "minimal_with_attention"
 
 

@@ -29,12 +29,12 @@ _LABELS = 20
 _SHEET_TILES = 64
 
 
-def describe(folder: epath.PathLike, row_length: int = 0) -> str:
+def describe(folder: epath.PathLike, seq_len: int = 0) -> str:
     """What is in a folder of shards, as text to read.
 
     Args:
       folder: a complete folder of shards.
-      row_length: places of the rows whose fill is told; 0 tells it for powers of two.
+      seq_len: places of the rows whose fill is told; 0 tells it for powers of two.
 
     Raises:
       FileNotFoundError, ShardError: see `Shards`.
@@ -51,7 +51,7 @@ def describe(folder: epath.PathLike, row_length: int = 0) -> str:
         f"duplicates      {_duplicates(manifest['duplicates'])}",
     ]
     for split in manifest["splits"]:
-        lines += ["", *_describe_split(Shards(folder, split), row_length)]
+        lines += ["", *_describe_split(Shards(folder, split), seq_len)]
     return "\n".join(lines)
 
 
@@ -89,7 +89,7 @@ def verify(folder: epath.PathLike) -> Iterator[tuple[str, str]]:
         yield from Shards(folder, split).verify()
 
 
-def _describe_split(documents: Shards, row_length: int) -> list[str]:
+def _describe_split(documents: Shards, seq_len: int) -> list[str]:
     part = documents.manifest["splits"][documents.split]
     size = sum(shard["records"]["bytes"] for shard in part["shards"])
     lines = [
@@ -99,7 +99,7 @@ def _describe_split(documents: Shards, row_length: int) -> list[str]:
     if not len(documents):
         return lines
     lines += _lengths(documents.lengths)
-    lines += _fill(documents.lengths, row_length)
+    lines += _fill(documents.lengths, seq_len)
     lines += _labels(documents)
     return lines
 
@@ -119,11 +119,11 @@ def _lengths(lengths: np.ndarray) -> list[str]:
     return lines
 
 
-def _fill(lengths: np.ndarray, row_length: int) -> list[str]:
+def _fill(lengths: np.ndarray, seq_len: int) -> list[str]:
     places = lengths + np.uint32(1)  # the framing takes one
     shortest = 2 ** math.ceil(math.log2(int(places.max())))
-    chosen = [row_length] if row_length else [shortest, 4 * shortest]
-    return [f"  rows of {row:,}: {plan.plan(places, row_length=row).stats}" for row in chosen]
+    chosen = [seq_len] if seq_len else [shortest, 4 * shortest]
+    return [f"  rows of {row:,}: {plan.plan(places, seq_len=row).stats}" for row in chosen]
 
 
 def _labels(documents: Shards) -> list[str]:
@@ -154,7 +154,7 @@ def _define_flags() -> None:
     """Not at import: other jobs have flags of the same names."""
     flags.DEFINE_string("shards", None, "Folder that prepare wrote.", required=True)
     flags.DEFINE_string("split", "train", "Split that --sheet and --document look into.")
-    flags.DEFINE_integer("row_length", 0, "Places of a row whose fill to tell.")
+    flags.DEFINE_integer("seq_len", 0, "Places of a row whose fill to tell.")
     flags.DEFINE_boolean("verify", False, "Hash every file and compare.")
     flags.DEFINE_string("sheet", None, "Write a contact sheet of decoded documents, .png.")
     flags.DEFINE_string("document", None, "Key of a document to write to --out.")
@@ -184,7 +184,7 @@ def _run(given: Any) -> None:
         sheet.save(picture, given.sheet)
         print(f"{given.sheet}: {picture.width} x {picture.height} pixels")
     if not (given.verify or given.document or given.sheet):
-        print(describe(given.shards, given.row_length))
+        print(describe(given.shards, given.seq_len))
 
 
 def _print_verification(folder: str) -> None:

@@ -1,5 +1,5 @@
 """Example: python -m data_pipelines.prepare --config=configs/jpeg.py:imagenet64 \\
-    --source=folder:PHOTOS --out=SHARDS --heldout=0.02
+    --source=folder:PHOTOS --out=SHARDS --eval_fraction=0.02
 
 Turns a source of images into shards of documents, once, before training. A run that was stopped
 goes on where it was when the same command is given again. docs/data.md tells the rest: other
@@ -28,6 +28,7 @@ from data_pipelines.shards import files as shard_files
 from data_pipelines.shards import reader
 from data_pipelines.shards.files import ShardError
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 
 SETUP_TIMEOUT = 3600.0
 _LOG_SECONDS = 30.0
@@ -41,7 +42,7 @@ def prepare(
     conditional: bool = False,
     copies: int = 0,
     augment: Mapping[str, Any] | None = None,
-    heldout: float = 0.0,
+    eval_fraction: float = 0.0,
     num_shards: int = 0,
     drop_duplicates: bool = False,
     train_tokenizer: Mapping[str, Any] | None = None,
@@ -63,7 +64,7 @@ def prepare(
       conditional: give the representation one label token for each of the source's labels.
       copies: augmented copies of each training image, beside the image itself.
       augment: options of `augment.Augment`.
-      heldout: part of the images that go to the split 'heldout', by the hash of their keys.
+      eval_fraction: part of the images that go to the split 'eval', by the hash of their keys.
       num_shards: shards of the split 'train'; 0 chooses by the number of documents.
       drop_duplicates: leave out images whose files are equal to another's, byte for byte.
       train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents, seed).
@@ -91,7 +92,7 @@ def prepare(
         conditional=conditional,
         copies=copies,
         augment=_augment_options(copies, augment or {}),
-        heldout=heldout,
+        eval_fraction=eval_fraction,
         num_shards=num_shards,
         drop_duplicates=drop_duplicates,
         train_tokenizer=dict(train_tokenizer or {}),
@@ -110,7 +111,7 @@ def prepare(
     specs = launchers.of_task(_specs(work, retry_rejected), task, num_tasks)
     if launcher == "pool":
         with _ProgressBar(work, specs) as progress:
-            launchers.run_pool(specs, workers or launchers.num_cpus(), progress)
+            launchers.run_pool(specs, workers or num_cpus(), progress)
     elif launcher == "beam":
         launchers.run_beam(specs, pipeline_arguments)
     else:
@@ -217,7 +218,7 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
         "conditional": data.get("conditional", False),
         "copies": data.get("copies", 0) if given.copies is None else given.copies,
         "augment": dict(data.get("augment", {})),
-        "heldout": data.get("heldout", 0.0) if given.heldout is None else given.heldout,
+        "eval": data.get("eval", 0.0) if given.eval_fraction is None else given.eval_fraction,
         "num_shards": given.num_shards,
         "drop_duplicates": given.drop_duplicates,
         "train_tokenizer": trained if given.train_tokenizer else None,
@@ -262,7 +263,7 @@ def _define_flags() -> None:
         "parquet:GLOB.",
     )
     flags.DEFINE_integer("copies", None, "Augmented copies of each training image.")
-    flags.DEFINE_float("heldout", None, "Part of the images to hold out, by key hash.")
+    flags.DEFINE_float("eval", None, "Part of the images to hold out, by key hash.")
     flags.DEFINE_integer("num_shards", 0, "Shards for training; 0: by size.")
     flags.DEFINE_boolean("drop_duplicates", False, "Leave out files equal byte for byte.")
     flags.DEFINE_integer(

@@ -1,4 +1,4 @@
-"""Example: python -m evals.completion --checkpoint=runs/mine --images=folder:PHOTOS --num=1000 \\
+"""Example: python -m evals.completion --workdir=runs/mine --images=folder:PHOTOS --num=1000 \\
     --ratios=0.25,0.5,0.75 --out=completion --weights=pt_inception-2015-12-05-6726825d.pth
 
 The protocol of JPEG-LM (Han et al., arXiv 2408.08459, section 5): the model is given the first rows
@@ -21,8 +21,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 from evals import likelihood as bits
 from evals import metrics, prompting
 from evals.evaluation import evaluate
@@ -30,14 +30,14 @@ from evals.features import extractors, half_size
 from evals.features.features import Extractor
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
-from jpeglm_jax.generate import chosen_filter, generate
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generate import chosen_sampling_params, generate
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import TrainedModel
 
 UNCONDITIONAL = "unconditional"
-_SAMPLING = [field.name for field in dataclasses.fields(Filter)]
+_SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 # Rows of the table: where each is in metrics.json.
 _ROWS = {
@@ -58,7 +58,7 @@ def completion(
     unconditional: bool = False,
     seeds: int = 3,
     seed: int = 0,
-    choose: Filter = Filter(),  # noqa: B008  a frozen value
+    sampling_params: SamplingParams = SamplingParams(),  # noqa: B008  a frozen value
     given: str = "auto",
     batch_size: int = 64,
     set_aside: Sequence[tuple[str, str]] = (),
@@ -77,7 +77,7 @@ def completion(
       unconditional: also draw as many images without a prompt.
       seeds: how often each is drawn.
       seed: decides what is drawn.
-      choose: how tokens are drawn.
+      sampling_params: how tokens are drawn.
       given: "auto", "label" or "none", see `likelihood.choose_given`.
       batch_size: documents drawn together.
       set_aside: (name, reason) of originals that were lost before `documents`.
@@ -100,7 +100,7 @@ def completion(
         "originals": prompting.digest(originals),
         "given": given,
         "seed": seed,
-        "sampling": dataclasses.asdict(choose),
+        "sampling": dataclasses.asdict(sampling_params),
     }
     _claim(out, settings)
     found: list[dict[str, Any]] = []
@@ -109,7 +109,9 @@ def completion(
         folders = [out / _folder(column) / f"seed-{draw}" for draw in range(seeds)]
         requests = prompting.requests(model.representation, originals, column)
         for draw, folder in enumerate(folders):
-            generate(model, folder, requests, choose, seed=seed + draw, batch_size=batch_size)
+            generate(
+                model, folder, requests, sampling_params, seed=seed + draw, batch_size=batch_size
+            )
             place = out / "evaluations" / _folder(column) / folder.name
             result = evaluate(
                 str(folder),
@@ -252,8 +254,8 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
-    model = checkpoint.load(values.checkpoint, values.step)
-    images = values.images or bits.held_out(model, values.checkpoint)
+    model = checkpoint.load(values.workdir, values.step)
+    images = values.images or bits.held_out(model, values.workdir)
     extractor = extractors.from_flags(values, values.images or model.config.data.source)
     if extractor is None:
         raise ValueError("there is nothing to look with: give --weights=FILE, or --features")
@@ -274,7 +276,9 @@ def main(arguments: Sequence[str]) -> None:
         unconditional=values.unconditional,
         seeds=values.seeds,
         seed=values.seed,
-        choose=chosen_filter(model, {name: values[name].value for name in _SAMPLING}),
+        sampling_params=chosen_sampling_params(
+            model, {name: values[name].value for name in _SAMPLING}
+        ),
         given=values.given,
         batch_size=values.batch_size,
         set_aside=set_aside,

@@ -1,4 +1,4 @@
-"""Example: python -m evals.compression --checkpoint=runs/digits --out=evaluation [--archive]
+"""Example: python -m evals.compression --workdir=runs/digits --out=evaluation [--archive]
 
 The model as a compressor of real files: what its log-likelihood comes to in bytes a file, beside
 the files themselves, the same without restart markers, and JPEG XL's lossless recompression (where
@@ -20,12 +20,12 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import Representation
 from data_pipelines.representations.jpeg import coefficients
 from data_pipelines.representations.jpeg.representation import JpegRepresentation
 from data_pipelines.representations.tokenizer import ByteTokenizer
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 from evals import likelihood as bits
 from evals.codelength import archive as coding
 from evals.codelength import jpegxl
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str]) -> None:
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
     if values.restore:
-        model = checkpoint.load(values.checkpoint, values.step)
+        model = checkpoint.load(values.workdir, values.step)
         print(f"{restore(model, values.restore, values.out)} files written to {values.out}")
         return
     model, documents = bits.open_both(values)

@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils.files import write_atomically
 from evals import metrics
 from evals.distances.statistics import FeatureError, Statistics
 from evals.features import features

@@ -24,7 +24,7 @@ from evals.features import extractors
 from evals.inputs.codec import MANIFEST
 from jpeglm_jax.generate import chosen_labels, generate
 from jpeglm_jax.generation import prompts
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
@@ -36,9 +36,9 @@ def sample(
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
     if not (folder / MANIFEST).is_file():  # which is written last
-        choose = Filter.of(model.config.sample)
+        sampling_params = SamplingParams.of(model.config.sample)
         requests = prompts.of_labels(model.representation, chosen_labels(model, num, None))
-        generate(model, folder, requests, choose, seed=seed, batch_size=min(64, num))
+        generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
 
@@ -88,12 +88,12 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
     sharding.split_cpu(len(os.sched_getaffinity(0)))
     values = flags.FLAGS
-    if (values.generated is None) == (values.checkpoint is None):
-        raise ValueError("give either --generated or --checkpoint")
+    if (values.generated is None) == (values.workdir is None):
+        raise ValueError("give either --generated or --workdir")
     representation = _representation(values)
-    if values.checkpoint:
+    if values.workdir:
         generated, representation = sample(
-            values.checkpoint, values.out, values.num, values.seed, values.step
+            values.workdir, values.out, values.num, values.seed, values.step
         )
     else:
         generated = values.generated
@@ -120,7 +120,7 @@ def _define_flags() -> None:
         "Folder (of a generate job or any), tar, .array_record, shards, an earlier OUT/generated, "
         "or statistics as .npz.",
     )
-    flags.DEFINE_string("checkpoint", None, "Instead: workdir of a run to draw images from.")
+    flags.DEFINE_string("workdir", None, "Instead: workdir of a run to draw images from.")
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_integer("num", 1000, "Images to draw from the checkpoint.")
     flags.DEFINE_integer("seed", 0, "Decides what is drawn.")

@@ -1,4 +1,4 @@
-"""Example: python -m evals.follow --follow=runs/mine --references=folder:PHOTOS --weights=...
+"""Example: python -m evals.follow --workdir=runs/mine --references=folder:PHOTOS --weights=...
 
 Scores every checkpoint of a run as it is written: distances of drawn images from real ones, and
 the bits of held-out documents. Beside the run's own files it writes evaluations/step_N/ (what
@@ -20,9 +20,9 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
-from data_pipelines.shards.files import write_atomically
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.files import write_atomically
 from evals import fid
 from evals import likelihood as bits
 from evals.evaluation import evaluate
@@ -175,7 +175,7 @@ def _score(
     values = {name: value for name, value in metrics.items() if isinstance(value, float)}
     values |= {name: value for name, value in likelihood.items() if isinstance(value, float)}
     codec = metrics["codec"]
-    values["samples_valid"] = codec["strictly_valid"] / codec["requested"]
+    values["samples/valid"] = codec["strictly_valid"] / codec["requested"]
     return {"step": step, **values}
 
 
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     if extractor is None:
         raise ValueError("there is nothing to look with: give --weights=FILE, or --features")
     lines = follow(
-        values.follow,
+        values.workdir,
         values.references,
         extractor=extractor,
         num=values.num,
@@ -198,11 +198,11 @@ def main(arguments: Sequence[str]) -> None:
         seed=values.seed,
         patience=values.patience,
     )
-    print(f"{len(lines)} checkpoints scored; see {epath.Path(values.follow) / FOLDER}")
+    print(f"{len(lines)} checkpoints scored; see {epath.Path(values.workdir) / FOLDER}")
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("follow", None, "Workdir of the run.", required=True)
+    flags.DEFINE_string("workdir", None, "Workdir of the run.", required=True)
     flags.DEFINE_string("references", None, "Real images to compare with.", required=True)
     flags.DEFINE_integer("num", 1000, "Images to draw from each checkpoint.", lower_bound=1)
     flags.DEFINE_integer("num_held_out", 0, "Held-out documents to count bits of; 0: all.")

@@ -1,4 +1,4 @@
-"""Example: python -m evals.likelihood --checkpoint=runs/digits --out=evaluation
+"""Example: python -m evals.likelihood --workdir=runs/digits --out=evaluation
 
 How many bits a model needs for images that it has not seen: its exact log-likelihood, an image, a
 byte of the codec's stream, a pixel and a token. Without --images these are the run's own held-out
@@ -21,10 +21,10 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.files import write_atomically
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.files import write_atomically
 from evals.codelength.scoring import Scorer
 from evals.inputs.documents import Document, Documents
 from jpeglm_jax.parallel import sharding
@@ -54,7 +54,7 @@ def held_out(model: TrainedModel, workdir: epath.PathLike) -> str:
     folder = model.config.data.shards or str(epath.Path(workdir) / "data")
     if not epath.Path(folder).is_dir():
         raise ValueError(f"the run's shards are not in {folder}; give --images")
-    return f"shards:{folder}:heldout"
+    return f"shards:{folder}:eval"
 
 
 def choose_given(given: str, representation: Representation, documents: Documents) -> str:
@@ -318,14 +318,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def open_both(values: Any) -> tuple[TrainedModel, Documents]:
     """The model and the documents that the flags name."""
-    model = checkpoint.load(values.checkpoint, values.step)
-    where = values.images or held_out(model, values.checkpoint)
+    model = checkpoint.load(values.workdir, values.step)
+    where = values.images or held_out(model, values.workdir)
     return model, Documents(where, model.representation, values.num, values.seed)
 
 
 def define_flags() -> None:
     """The flags of jobs that look at real images with one model."""
-    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+    flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_string("images", None, "Real images or shards; default the run's held-out ones.")
     flags.DEFINE_integer("num", 0, "How many of them, at random; 0: all.")

@@ -21,9 +21,9 @@ from absl import flags
 from etils import epath
 
 from data_pipelines import representations
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.base import CONFIG_FILE
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 from evals import metrics
 from evals.distances import correlation, kernels
 from evals.distances.frechet import frechet

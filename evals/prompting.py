@@ -56,8 +56,8 @@ def prompted(
             left_out.append((document.key, str(error)))
             continue
         longest = max(map(len, prompts.values()))
-        if longest + 1 >= model.config.row_length:
-            reason = f"a prompt of {longest} tokens fills the {model.config.row_length} places"
+        if longest + 1 >= model.config.seq_len:
+            reason = f"a prompt of {longest} tokens fills the {model.config.seq_len} places"
             left_out.append((document.key, reason))
             continue
         result.append(Prompted(document, start_token, prompts))

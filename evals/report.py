@@ -1,4 +1,4 @@
-"""Example: python -m evals.report --runs=runs/jpeg-digits --evaluations=evaluation --out=a.html
+"""Example: python -m evals.report --workdirs=runs/jpeg-digits --evaluations=evaluation --out=a.html
 
 One page, in one file, from what training runs and evaluation jobs left: tables, curves, samples,
 originals beside completions, and links to the files. Several runs or evaluations, separated by
@@ -13,8 +13,8 @@ from absl import flags
 from etils import epath
 
 from data_pipelines.media.images import ImageError
-from data_pipelines.shards.files import write_atomically
 from data_pipelines.utils import command
+from data_pipelines.utils.files import write_atomically
 from evals.reporting import curves, page
 from evals.reporting.page import Html
 from evals.reporting.results import Evaluation, ReportError, Run
@@ -22,14 +22,14 @@ from evals.sections import KINDS
 
 # What is drawn of a training run, in this order: a title, and the names of its curves.
 _CURVES = {
-    "Likelihood, nats a token": ("loss", "heldout_loss"),
-    "Bits an image": ("bits_per_image", "heldout_bits_per_image"),
-    "Bits a clip": ("bits_per_clip", "heldout_bits_per_clip"),
-    "Bits a codec byte": ("bits_per_byte", "heldout_bits_per_byte"),
-    "Samples that are strictly valid": ("samples_valid",),
-    "Gradient norm": ("grad_norm",),
-    "Learning rate": ("learning_rate",),
-    "Tokens a second": ("tokens_per_second",),
+    "Loss, nats per token": ("train/loss", "eval/loss"),
+    "Bits per image": ("train/bits_per_image", "eval/bits_per_image"),
+    "Bits per clip": ("train/bits_per_clip", "eval/bits_per_clip"),
+    "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
+    "Strictly valid samples": ("samples/valid",),
+    "Gradient norm": ("train/grad_norm",),
+    "Learning rate": ("train/learning_rate",),
+    "Tokens per second": ("perf/tokens_per_second",),
 }
 
 
@@ -112,7 +112,7 @@ def _samples(run: Run) -> list[Html]:
 
 
 def _spelled(name: str) -> str:
-    return name.replace("heldout_", "held out: ").replace("_", " ")
+    return name.replace("/", ": ").replace("_", " ")
 
 
 def _between(parts: Iterable[Html], separator: str) -> list[Html]:
@@ -125,16 +125,16 @@ def _between(parts: Iterable[Html], separator: str) -> list[Html]:
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     values = flags.FLAGS
-    if not values.runs and not values.evaluations:
+    if not values.workdirs and not values.evaluations:
         raise ReportError("there is nothing to report; give --runs or --evaluations")
-    runs = [Run.read(folder) for folder in values.runs]
+    runs = [Run.read(folder) for folder in values.workdirs]
     evaluations = [Evaluation.read(folder, tuple(KINDS)) for folder in values.evaluations]
     report(runs, evaluations, values.out)
     print(f"wrote {values.out}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("runs", [], "Workdirs of training runs.")
+    flags.DEFINE_list("workdirs", [], "Workdirs of training runs.")
     flags.DEFINE_list("evaluations", [], "Folders that evaluation jobs wrote (their --out).")
     flags.DEFINE_string("out", "report.html", "The page to write.")
     command.run(main)

@@ -1,4 +1,4 @@
-"""Example: python -m evals.suite --checkpoint=runs/jpeg-digits --out=evaluation
+"""Example: python -m evals.suite --workdir=runs/jpeg-digits --out=evaluation
 
 Everything there is to say of a run, by one command: draws documents and compares them with real
 images (evals.fid), bits of held-out documents (evals.likelihood), the model as a compressor beside
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 from evals import compression, fid, likelihood, report
 from evals.evaluation import evaluate
 from evals.features import extractors
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     values = flags.FLAGS
     references = values.references
     if references is None:
-        source = checkpoint.describe(values.checkpoint, values.step).config.data.source
+        source = checkpoint.describe(values.workdir, values.step).config.data.source
         if source != "digits":
             raise ValueError(
                 f"give --references: the run was trained on {source or 'prepared shards'}, and "
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     if extractor is None:
         raise ValueError("give --weights of the FID network; only digits can do without")
     page = suite(
-        values.checkpoint,
+        values.workdir,
         references,
         values.out,
         extractor,
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+    flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_string("references", None, "Real images; default those of a run on digits.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)

@@ -23,10 +23,10 @@ from absl import flags
 from etils import epath
 
 from data_pipelines import representations
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.sources import open_source
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
 from evals.distances import frechet, quality
 from evals.distances.statistics import FeatureError, Statistics
 from evals.features import extractors, video_features

@@ -26,15 +26,11 @@ from jpeglm_jax.hardware import chips, topologies
 from jpeglm_jax.hardware.hlo import Program
 from jpeglm_jax.model import flops
 from jpeglm_jax.model.attention import choose
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig, model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.training.step import (
-    BATCH_KEYS,
-    Recipe,
-    check_mesh,
-    compile_train_step,
-    model_config,
-)
+from jpeglm_jax.parallel.sharding import BATCH_KEYS
+from jpeglm_jax.training.step import TrainStep, check_mesh, compile_train_step
 
 GIB = 2**30
 HOW = (
@@ -45,8 +41,8 @@ HOW = (
 )
 
 
-def make_recipe(config: ConfigDict, platform: str, vocab_size: int = 0) -> Recipe:
-    """The recipe of a run, without its data.
+def make_train_step(config: ConfigDict, platform: str, vocab_size: int = 0) -> TrainStep:
+    """The train step of a run, without its data.
 
     Args:
       config: the run's.
@@ -63,13 +59,13 @@ def make_recipe(config: ConfigDict, platform: str, vocab_size: int = 0) -> Recip
         labels = 1000 if config.data.conditional else 0
         made = representations.make(**config.representation.to_dict(), num_labels=labels)
         vocab_size, eos, byte_lengths = made.vocab_size, made.eos, made.byte_lengths
-    model = model_config(config, vocab_size, platform)
-    return Recipe(model, config.optimizer, config.steps, eos, byte_lengths)
+    model = model_config(config.model, vocab_size, platform)
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, eos, byte_lengths)
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch, [rows, row length]."""
-    shape = (config.batch_size, config.row_length)
+    """Shapes and dtypes of a batch, [rows, sequence length]."""
+    shape = (config.batch_size, config.seq_len)
     types = {"weights": np.float32}
     return {key: jax.ShapeDtypeStruct(shape, types.get(key, np.int32)) for key in BATCH_KEYS}
 
@@ -80,7 +76,7 @@ def compile_step(
     """Compiles the train step of `config` for `devices` and reads what comes out.
 
     Returns:
-      devices, device_kind, mesh, batch_size, row_length, accumulate, remat, attention, parameters,
+      devices, device_kind, mesh, batch_size, seq_len, accumulate, remat, attention, parameters,
       argument_gib, temp_gib, need_gib (a device: their sum), peak_gib, hbm_gib and fits (None where
       the memory is not known), flops (of the model, a device and step), collectives (by kind),
       estimated_gcycles and estimated_seconds (None where the compiler gives no cycles), how,
@@ -95,12 +91,12 @@ def compile_step(
         slices=config.mesh.slices,
         devices=devices,
     )
-    recipe = make_recipe(config, devices[0].platform, vocab_size)
-    check_mesh(config, recipe.model, mesh)
+    train_step = make_train_step(config, devices[0].platform, vocab_size)
+    check_mesh(config, train_step.model.config, mesh)
     known = chips.chip(devices[0].device_kind)
-    report = description(config, recipe, mesh)
+    report = description(config, train_step, mesh)
     started = time.monotonic()
-    step, state = compile_train_step(recipe, mesh), recipe.abstract_state()
+    step, state = compile_train_step(train_step, mesh), train_step.abstract_state()
     try:
         with jax.set_mesh(mesh):
             compiled = step.jitted.lower(state, abstract_batch(config)).compile()  # type: ignore[attr-defined]
@@ -123,31 +119,30 @@ def compile_step(
         cycles = program.cycles()
         report |= dict(
             estimated_gcycles=cycles / 1e9,
-            estimated_seconds=seconds(recipe, config, known, mesh.size, cycles, report),
+            estimated_seconds=seconds(train_step, config, known, mesh.size, cycles, report),
             how=HOW,
         )
     return report
 
 
-def description(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
+def description(config: ConfigDict, train_step: TrainStep, mesh: Mesh) -> dict[str, Any]:
     """What is compiled, before it is."""
-    device, model = mesh.devices.flat[0], recipe.model
+    device, model = mesh.devices.flat[0], train_step.model.config
     known = chips.chip(device.device_kind)
-    per_token = flops.train_flops_per_token(model, config.row_length)
-    shapes = jax.tree.leaves(recipe.abstract_state().params)
+    per_token = flops.train_flops_per_token(model, config.seq_len)
     return dict(
         devices=mesh.size,
         device_kind=device.device_kind,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         batch_size=config.batch_size,
-        row_length=config.row_length,
-        accumulate=config.optimizer.accumulate,
+        seq_len=config.seq_len,
+        grad_accum_steps=config.optimizer.grad_accum_steps,
         vocab_size=model.vocab_size,
         remat=model.remat,
         attention=choose(model.attention, device.platform),
-        parameters=sum(int(np.prod(x.shape)) for x in shapes),
+        parameters=train_step.model.num_parameters,
         hbm_gib=known.hbm_gib if known else None,
-        flops=per_token * config.batch_size * config.row_length / mesh.size,
+        flops=per_token * config.batch_size * config.seq_len / mesh.size,
         estimated_gcycles=None,
         estimated_seconds=None,
         compiler_options=known.options if known else {},
@@ -167,7 +162,7 @@ def refusal(message: str) -> dict[str, Any]:
 
 
 def seconds(
-    recipe: Recipe,
+    train_step: TrainStep,
     config: ConfigDict,
     chip: chips.Chip,
     devices: int,
@@ -178,7 +173,7 @@ def seconds(
     assert chip.clock_hz and chip.link_bytes  # of every TPU of the table
     parts = dict(
         xla=cycles / chip.clock_hz,
-        attention=kernel_flops(recipe.model, config, chip, devices) / chip.peak_flops,
+        attention=kernel_flops(train_step.model.config, config, chip, devices) / chip.peak_flops,
     )
     # Every byte of a sum crosses the links twice.
     rates = {
@@ -198,7 +193,7 @@ def kernel_flops(model: ModelConfig, config: ConfigDict, chip: chips.Chip, devic
         return 0.0  # plain forms are XLA's own operations
     from jpeglm_jax.model.kernels import splash
 
-    length, blocks = config.row_length, chip.splash
+    length, blocks = config.seq_len, chip.splash
     forwards = splash.share_computed(length, blocks.q, blocks.kv)
     backwards = splash.share_computed(length, blocks.q_dkv, blocks.kv_dkv)
     # Products of [queries, head] and [head, keys]: two forwards, five backwards.
@@ -213,7 +208,7 @@ def words(report: dict[str, Any]) -> str:
     lines = [
         f"{report['topology']}: {report['devices']} x {report['device_kind']} ({split or 'alone'})",
         f"{report['parameters']:,} parameters; {report['batch_size']} rows of "
-        f"{report['row_length']:,} places in {report['accumulate']} parts; remat "
+        f"{report['seq_len']:,} places in {report['grad_accum_steps']} parts; remat "
         f"{report['remat']}, attention {report['attention']}",
     ]
     if "refused" in report:

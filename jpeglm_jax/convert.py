@@ -33,7 +33,7 @@ from jpeglm_jax.huggingface import ConversionError, card, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
 from jpeglm_jax.huggingface import tokenizer as hf_tokenizer
 from jpeglm_jax.huggingface.weights import Weight
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 from jpeglm_jax.training import checkpoint, streamed_checkpoint
 from jpeglm_jax.training.streamed_checkpoint import Streamed
 
@@ -46,7 +46,7 @@ def from_hf(
     dst: epath.PathLike,
     config: ConfigDict,
     *,
-    row_length: int = 0,
+    seq_len: int = 0,
     drop_unused_ids: bool = False,
 ) -> dict[str, Any]:
     """Reads a Llama checkpoint of `transformers` into a workdir.
@@ -57,12 +57,12 @@ def from_hf(
       dst: a new folder.
       config: what the checkpoint does not tell: the settings of the representation, how to sample.
         Its model is replaced by the checkpoint's.
-      row_length: the context; 0 takes max_position_embeddings.
+      seq_len: the context; 0 takes max_position_embeddings.
       drop_unused_ids: leave out the rows of embedding and head past the tokenizer's ids, instead
         of refusing them. What probability they had then goes to the others.
 
     Returns:
-      What was read: `parameters`, `dtype` (as stored), `row_length`, `dropped_ids`.
+      What was read: `parameters`, `dtype` (as stored), `seq_len`, `dropped_ids`.
 
     Raises:
       ConversionError, ValueError: the checkpoint is damaged, or holds what our model does not. All
@@ -76,7 +76,7 @@ def from_hf(
     dropped = _unused_ids(described.model, representation, drop_unused_ids)
 
     model = dataclasses.replace(described.model, vocab_size=representation.vocab_size)
-    config = _config_of_run(config, model, representation, row_length or described.row_length, dst)
+    config = _config_of_run(config, model, representation, seq_len or described.seq_len, dst)
     dtypes = {tensors[name].dtype for weight in weights.table(model) for name in weight.names}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     meta = {
@@ -102,7 +102,7 @@ def from_hf(
     return {
         "parameters": num_parameters(model),
         "dtype": dtype,
-        "row_length": config.row_length,
+        "seq_len": config.seq_len,
         "dropped_ids": dropped,
     }
 
@@ -150,14 +150,14 @@ def _config_of_run(
     config: ConfigDict,
     model: ModelConfig,
     representation: Representation,
-    row_length: int,
+    seq_len: int,
     dst: epath.Path,
 ) -> ConfigDict:
     """The configuration of a run that would have made these weights, as far as it is known."""
     config = ConfigDict(config.to_dict())
     shape = checkpoint.shape_of(config)
     config.model.update({name: getattr(model, name) for name in shape})
-    config.row_length = row_length
+    config.seq_len = seq_len
     config.optimizer.ema = 0.0  # the weights are what there is, averaged or not
     config.data.conditional = representation.num_labels > 0
     options = representation.to_config()
@@ -203,7 +203,7 @@ def to_hf(
     table = weights.table(model)
     described = hf_config.to_json(
         model,
-        row_length=config.row_length,
+        seq_len=config.seq_len,
         bos=representation.bos,
         eos=representation.eos,
         dtype=dtype,
@@ -220,19 +220,19 @@ def to_hf(
     representation.save(dst)
     tokenizer = getattr(representation, "tokenizer", None)
     if tokenizer is not None:
-        hf_tokenizer.write(dst, tokenizer, config.row_length)
+        hf_tokenizer.write(dst, tokenizer, config.seq_len)
     parameters = num_parameters(model)
     card.write(
         dst,
         model,
         representation,
         parameters=parameters,
-        row_length=config.row_length,
+        seq_len=config.seq_len,
         dtype=dtype,
     )
     hf_config.write_generation(
         dst,
-        row_length=config.row_length,
+        seq_len=config.seq_len,
         bos=representation.bos,
         eos=representation.eos,
         **{name: config.sample[name] for name in ("temperature", "top_k", "top_p")},
@@ -292,14 +292,14 @@ def _convert(direction: Sequence[str], values: flags.FlagValues) -> str:
             values.src,
             values.dst,
             values.config,
-            row_length=values.row_length,
+            seq_len=values.seq_len,
             drop_unused_ids=values.drop_unused_ids,
         )
         dropped = f", without {done['dropped_ids']} unused ids" if done["dropped_ids"] else ""
         return (
             f"{done['parameters']:,} parameters, stored in {done['dtype']}, context "
-            f"{done['row_length']:,}{dropped}, are in {values.dst}; to sample: "
-            f"python -m jpeglm_jax.generate --checkpoint={values.dst} --out=DIR"
+            f"{done['seq_len']:,}{dropped}, are in {values.dst}; to sample: "
+            f"python -m jpeglm_jax.generate --workdir={values.dst} --out=DIR"
         )
     found = " ".join(direction) or "nothing"
     raise ConversionError(f"found {found}, expected one of to_hf and from_hf; see --help")
@@ -315,7 +315,7 @@ def _define_flags() -> None:
         "to_hf: type of the weights; auto: as they came, else float32.",
     )
     flags.DEFINE_integer("step", None, "to_hf: which checkpoint; default the newest.")
-    flags.DEFINE_integer("row_length", 0, "from_hf: the context; 0: as config.json states it.")
+    flags.DEFINE_integer("seq_len", 0, "from_hf: the context; 0: as config.json states it.")
     flags.DEFINE_bool(
         "drop_unused_ids", False, "from_hf: leave out embeddings past the tokenizer's ids."
     )

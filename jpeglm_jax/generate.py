@@ -1,11 +1,11 @@
-"""Example: python -m jpeglm_jax.generate --checkpoint=runs/jpeg-digits --num=64 --out=samples
+"""Example: python -m jpeglm_jax.generate --workdir=runs/jpeg-digits --num=64 --out=samples
 
 Draws documents from a trained model and writes them as files (clips also as MP4), with a grid of
 them (grid.png) and a line about each (manifest.jsonl). A label-conditional model takes its labels
 in turn, or the one given by --label. With --prompts, beginnings of real media are completed
 instead, --num of each:
 
-  python -m jpeglm_jax.generate --checkpoint=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
+  python -m jpeglm_jax.generate --workdir=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
 With --constrain every image is strictly valid, and of a clip all but its macroblocks. A job that
 was stopped goes on when the same command is given again. Sampling flags that are left out are the
@@ -23,19 +23,19 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines.preparation.launchers import num_cpus
 from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.files import ShardError, write_atomically
 from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.files import write_atomically
 from jpeglm_jax.generation import constraint, pictures, prompts
 from jpeglm_jax.generation.constraint import Constraint
 from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.manifest import Manifest
 from jpeglm_jax.generation.prompts import Medium, Originals, Request
-from jpeglm_jax.generation.sampling import Filter, Sample
+from jpeglm_jax.generation.sampling import Sample, SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import TrainedModel
@@ -60,7 +60,7 @@ def generate(
     model: TrainedModel,
     out: epath.PathLike,
     requests: Sequence[Request],
-    choose: Filter,
+    sampling_params: SamplingParams,
     *,
     seed: int = 0,
     batch_size: int = 64,
@@ -75,7 +75,7 @@ def generate(
       model: what to draw from.
       out: folder for the files, manifest.jsonl and pictures, see `pictures.draw`.
       requests: what to draw.
-      choose: how tokens are drawn.
+      sampling_params: how tokens are drawn.
       seed: with its number it decides what a document is.
       batch_size: documents drawn together.
       constraint: which tokens may come next.
@@ -87,24 +87,29 @@ def generate(
 
     Raises:
       JobError: `out` holds the output of another job.
-      ShardError: the disk is full.
+      WriteError: the disk is full.
       ValueError: a request that cannot be drawn.
     """
     out = epath.Path(out)
     representation = model.representation
     manifest = Manifest(
-        out, _job(model, choose, seed, batch_size, constraint), len(requests), task, num_tasks
+        out,
+        _job(model, sampling_params, seed, batch_size, constraint),
+        len(requests),
+        task,
+        num_tasks,
     )
     missing = manifest.missing
     if missing:
         representation.save(out)
         engine = Engine(
-            model.recipe,
+            model.spec,
             model.mesh,
-            choose,
+            sampling_params,
             batch_size=batch_size,
-            length=model.config.row_length,
+            length=model.config.seq_len,
             seed=seed,
+            eos=representation.eos,
             bos=representation.bos,
             constraint=constraint,
         )
@@ -122,7 +127,7 @@ def generate(
 
 def _job(
     model: TrainedModel,
-    choose: Filter,
+    sampling_params: SamplingParams,
     seed: int,
     batch_size: int,
     constraint: Constraint | None,
@@ -134,7 +139,7 @@ def _job(
         "seed": seed,
         "batch_size": batch_size,
         "constrained": constraint is not None,
-        **dataclasses.asdict(choose),
+        **dataclasses.asdict(sampling_params),
     }
 
 
@@ -142,7 +147,7 @@ def _write(
     representation: Representation, out: epath.Path, sample: Sample, request: Request, seed: int
 ) -> dict[str, Any]:
     """Writes the file of a document, and returns its line for the manifest."""
-    judged = representation.inspect(sample.tokens)
+    judged = representation.validate(sample.tokens)
     name, reason = f"{sample.number:06d}{representation.suffix}", judged.error
     try:
         data = representation.to_bytes(sample.tokens)
@@ -188,19 +193,23 @@ def _known(representation: Representation, label: int) -> int:
     return label
 
 
-def chosen_filter(model: TrainedModel, asked: Mapping[str, float | None]) -> Filter:
+def chosen_sampling_params(
+    model: TrainedModel, asked: Mapping[str, float | None]
+) -> SamplingParams:
     """How to draw: as the run's configuration says, where None is given.
 
     Raises ValueError for a value out of range, and for guidance of a model without labels.
     """
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    choose = dataclasses.replace(Filter.of(model.config.sample), **changes)
-    if choose.guidance != 1 and not (model.representation.num_labels and _drops_labels(model)):
+    sampling_params = dataclasses.replace(SamplingParams.of(model.config.sample), **changes)
+    if sampling_params.guidance != 1 and not (
+        model.representation.num_labels and _drops_labels(model)
+    ):
         raise ValueError(
-            f"guidance is {choose.guidance}; it needs a model trained with labels of which some "
+            f"guidance is {sampling_params.guidance}; it needs a model trained with labels of which some "
             "were left out (data.conditional, data.label_dropout)"
         )
-    return choose
+    return sampling_params
 
 
 def _drops_labels(model: TrainedModel) -> bool:
@@ -219,10 +228,10 @@ def _completions(model: TrainedModel, values: Any, allowed: Constraint | None) -
         num=values.num,
         label=label,
         most=values.max_prompts,
-        length=model.config.row_length,
+        length=model.config.seq_len,
     )
     if allowed is not None:
-        found = prompts.ending_in_time(found, allowed, model.config.row_length)
+        found = prompts.ending_in_time(found, allowed, model.config.seq_len)
     for key, reason in found.set_aside:
         print(f"set aside: {key}: {reason}")
     return found
@@ -230,7 +239,7 @@ def _completions(model: TrainedModel, values: Any, allowed: Constraint | None) -
 
 def _media(representation: Representation, where: str) -> Iterator[Medium]:
     if where.startswith("shards:"):
-        _, folder, split = (*where.split(":", 1), "heldout")
+        _, folder, split = (*where.split(":", 1), "eval")
         shards = Shards(folder, split)
         ours, theirs = representation.to_config(), shards.representation.to_config()
         checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
@@ -274,9 +283,9 @@ def main(arguments: Sequence[str]) -> None:
     if not 0 <= values.task < values.num_tasks:
         raise ValueError(f"task is {values.task}; expected 0 to {values.num_tasks - 1}")
     sharding.split_cpu(num_cpus())
-    model = checkpoint.load(values.checkpoint, values.step)
-    names = [field.name for field in dataclasses.fields(Filter)]
-    choose = chosen_filter(model, {name: values[name].value for name in names})
+    model = checkpoint.load(values.workdir, values.step)
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    sampling_params = chosen_sampling_params(model, {name: values[name].value for name in names})
     allowed = chosen_constraint(model, values.size) if values.constrain else None
     originals: dict[str, np.ndarray] = {}
     if values.prompts:
@@ -290,7 +299,7 @@ def main(arguments: Sequence[str]) -> None:
             model,
             values.out,
             requests,
-            choose,
+            sampling_params,
             seed=values.seed,
             batch_size=min(values.batch_size, len(requests)),
             constraint=allowed,
@@ -313,7 +322,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+    flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("num", 64, "How many documents; with --prompts, of each medium.")
@@ -341,4 +350,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main, ShardError)
+    command.run(main)

@@ -10,14 +10,18 @@ from configs import avc, jpeg
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
 from jpeglm_jax.model import flops
-from jpeglm_jax.parallel.sharding import make_mesh
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.parallel.sharding import BATCH_KEYS, make_mesh
 from jpeglm_jax.training import optimizer
-from jpeglm_jax.training.step import BATCH_KEYS, Recipe, check_mesh, model_config
+from jpeglm_jax.training.step import TrainStep, check_mesh
 
 
-def recipe_of(config, vocab_size=320):
-    model = model_config(config, vocab_size, "tpu")
-    return Recipe(model, config.optimizer, config.steps, 1, np.ones(vocab_size, np.int32))
+def train_step_of(config, vocab_size=320):
+    model = model_config(config.model, vocab_size, "tpu")
+    return TrainStep(
+        ModelSpec(model), config.optimizer, config.steps, 1, np.ones(vocab_size, np.int32)
+    )
 
 
 PAGES = [(page, preset) for page in (jpeg, avc) for preset in page.PRESETS]
@@ -29,26 +33,26 @@ def test_a_preset_is_a_run_that_could_start(page, preset):
     representations.make(**config.representation)
     Augment(**config.data.augment)
     assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
-    recipe = recipe_of(config)
-    check_mesh(config, recipe.model, make_mesh({"fsdp": 4}, devices=jax.devices()[:4]))
+    train_step = train_step_of(config)
+    check_mesh(config, train_step.model.config, make_mesh({"fsdp": 4}, devices=jax.devices()[:4]))
 
 
 def test_the_papers_preset_has_its_size_and_its_step_traces_without_memory():
     config = jpeg.get_config("7b")
-    recipe = recipe_of(config)
-    state = recipe.abstract_state()
+    train_step = train_step_of(config)
+    state = train_step.abstract_state()
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     layer = 4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096
     assert count == 32 * layer + 2 * 320 * 4096 + 4096
-    rows = (config.batch_size, config.row_length)
+    rows = (config.batch_size, config.seq_len)
     batch = {key: jax.ShapeDtypeStruct(rows, np.int32) for key in BATCH_KEYS}
     batch["weights"] = jax.ShapeDtypeStruct(rows, np.float32)
     mesh = make_mesh({"fsdp": 8})
     with jax.set_mesh(mesh):
-        after, metrics = jax.eval_shape(recipe.train_step, state, batch)
+        after, metrics = jax.eval_shape(train_step.update, state, batch)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["nll"].shape == ()
-    shardings = recipe.state_shardings(mesh)
+    shardings = train_step.state_shardings(mesh)
     held = sum(
         math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
@@ -57,7 +61,7 @@ def test_the_papers_preset_has_its_size_and_its_step_traces_without_memory():
 
 
 def test_the_papers_arithmetic():
-    model = model_config(jpeg.get_config("7b"), 320, "tpu")
+    model = model_config(jpeg.get_config("7b").model, 320, "tpu")
     per_row = flops.train_flops_per_token(model, 12_288) * 12_288
     assert per_row == pytest.approx(4.78e14 + 1.19e14, rel=0.01)
 
@@ -71,7 +75,7 @@ def test_the_papers_video_preset_has_its_representation_and_context():
     config = avc.get_config("7b")
     made = representations.make(**config.representation)
     assert made == representations.make("avc"), "whose defaults are the paper's"
-    assert config.row_length == 2**15
-    assert config.steps / 2 * config.batch_size * config.row_length * 1.01 > 42e9
+    assert config.seq_len == 2**15
+    assert config.steps / 2 * config.batch_size * config.seq_len * 1.01 > 42e9
     with pytest.raises(ValueError, match="configs/avc.py has no preset '8b'; it has tiny, small"):
         avc.get_config("8b")

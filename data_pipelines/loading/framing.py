@@ -7,8 +7,8 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 
 
-def empty_batch(rows: int, row_length: int) -> Batch:
-    """Rows of padding, each array [rows, row_length].
+def empty_batch(rows: int, seq_len: int) -> Batch:
+    """Rows of padding, each array [rows, seq_len].
 
     tokens: int32, the inputs: start token and tokens of each document.
     targets: int32, what is to be predicted: tokens of each document and the end token.
@@ -16,7 +16,7 @@ def empty_batch(rows: int, row_length: int) -> Batch:
     positions: int32, 0, 1, ... from the beginning of each piece; 0 for padding.
     weights: float32, 1 for a target, 0 for padding.
     """
-    shape = (rows, row_length)
+    shape = (rows, seq_len)
     batch: Batch = {
         name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segments", "positions")
     }

@@ -55,19 +55,19 @@ class JoinedShards(JoinedDocuments):
         return self.parts[part].key(document - int(self._bounds[part]))
 
     def plan(
-        self, *, row_length: int, mode: str, seed: int, too_long: str, stages: Stages = ()
+        self, *, seq_len: int, mode: str, seed: int, too_long: str, stages: Stages = ()
     ) -> Plan:
         """The plan of rows of all documents.
 
         Args:
-          row_length, mode, seed, too_long: see `packing.plan`.
+          seq_len, mode, seed, too_long: see `packing.plan`.
           stages: (first row, weights) of each stage of a mixture, one weight a folder; without
             them every document of every folder comes once an epoch.
         """
 
         def planned(lengths: np.ndarray) -> packing.EpochPlan:
             return packing.plan(
-                lengths + 1, row_length=row_length, mode=mode, seed=seed, too_long=too_long
+                lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long
             )
 
         if stages:
@@ -108,7 +108,7 @@ def stages(weights: Sequence[Any], batch_size: int) -> Stages:
         ]
     except (TypeError, ValueError):
         raise ValueError(
-            f"data.weights is {weights!r}; expected the shares of the folders, as in (3, 1), or "
+            f"data.mixture_weights is {weights!r}; expected the shares of the folders, as in (3, 1), or "
             "the shares from each step on, as in ((0, (3, 1)), (1000, (1, 1)))"
         ) from None
 

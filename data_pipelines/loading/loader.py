@@ -36,7 +36,7 @@ _ENDLESS = 2**40
 class Loader:
     """Batches of the rows of a plan.
 
-    A batch is a dict of arrays [rows, row_length]: tokens, targets, segments and positions
+    A batch is a dict of arrays [rows, seq_len]: tokens, targets, segments and positions
     (int32), weights (float32). `framing.empty_batch` says what they hold. A document starts with
     the token of its label, if the representation has such tokens and the document a label;
     otherwise with the start of an unlabelled document. Padding is the token 0.
@@ -122,7 +122,7 @@ class Loader:
 
         Args:
           start_step: number of the first batch; what a checkpoint keeps.
-          sharding: of [batch_size, row_length]. With one, batches are global `jax.Array`s, and
+          sharding: of [batch_size, seq_len]. With one, batches are global `jax.Array`s, and
             this process reads the rows that its devices hold.
           rows: without a sharding, the rows of each batch that are read (numpy arrays); default
             all.
@@ -145,7 +145,7 @@ class Loader:
     def read_rows(self, indices: ArrayLike, last_row: int | None = None) -> Batch:
         """Rows of the plan by number, in the order asked for; from `last_row` on they are empty."""
         numbers = np.asarray(indices, np.int64)
-        batch = empty_batch(len(numbers), self.plan.row_length)
+        batch = empty_batch(len(numbers), self.plan.seq_len)
         planned = np.arange(len(numbers))
         if last_row is not None:
             planned = np.flatnonzero(numbers < last_row)
@@ -204,7 +204,7 @@ class Batches(Iterator[dict[str, Any]]):
     ):
         if start_step < 0:
             raise ValueError(f"Steps are numbered from 0; {start_step} was asked for.")
-        shape = (loader.batch_size, loader.plan.row_length)
+        shape = (loader.batch_size, loader.plan.seq_len)
         if sharding is not None:
             rows = rows_of_process(sharding, shape)
         elif rows is None:
@@ -276,7 +276,7 @@ class _Windows:
         return math.ceil((self._num_steps - self._start_step) / self.steps)
 
     def __getitem__(self, window: int) -> Batch:
-        """Arrays [steps * rows, row_length], batch after batch."""
+        """Arrays [steps * rows, seq_len], batch after batch."""
         first = self._start_step + window * self.steps
         steps = np.arange(first, first + self.steps)
         indices = (steps[:, None] * self._loader.batch_size + self._rows).reshape(-1)

@@ -90,7 +90,7 @@ class Stats:
 class Plan(abc.ABC):
     """Rows of documents, numbered from 0 without end: after an epoch the next one follows."""
 
-    row_length: int
+    seq_len: int
     fingerprint: str
 
     @property
@@ -122,11 +122,11 @@ class EpochPlan(Plan):
     rows_per_epoch: int
     stats: Stats
 
-    def __init__(self, lengths: np.ndarray, row_length: int, seed: int, options: dict[str, object]):
+    def __init__(self, lengths: np.ndarray, seq_len: int, seed: int, options: dict[str, object]):
         self._lengths = lengths
-        self.row_length = row_length
+        self.seq_len = seq_len
         self._seed = seed
-        header = {"version": [VERSION, bins.ALGORITHM_VERSION], "row_length": row_length}
+        header = {"version": [VERSION, bins.ALGORITHM_VERSION], "seq_len": seq_len}
         header.update(options, seed=seed)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(lengths, "<u4").data)

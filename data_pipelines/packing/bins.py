@@ -41,7 +41,7 @@ class Templates:
         return int(self.copies.sum())
 
 
-def pack_histogram(histogram: np.ndarray, row_length: int) -> Templates:
+def pack_histogram(histogram: np.ndarray, seq_len: int) -> Templates:
     """Packs lengths into as few rows as it can; every length is used as often as it occurs.
 
     Rows are filled from the longest length down, each with what leaves the least of it empty
@@ -50,16 +50,16 @@ def pack_histogram(histogram: np.ndarray, row_length: int) -> Templates:
     one document is good enough, is taken. Integers only, so that the result is the same anywhere.
 
     Args:
-      histogram: integer [row_length + 1], how often each length occurs; none of length 0.
-      row_length: capacity of a row.
+      histogram: integer [seq_len + 1], how often each length occurs; none of length 0.
+      seq_len: capacity of a row.
 
     Returns:
       The templates of all rows.
     """
-    fewest = -(-int(histogram @ np.arange(row_length + 1)) // row_length)
+    fewest = -(-int(histogram @ np.arange(seq_len + 1)) // seq_len)
     best = None
     for tolerance in _TOLERANCES:
-        templates = _pack(histogram, row_length, int(row_length * tolerance))
+        templates = _pack(histogram, seq_len, int(seq_len * tolerance))
         if best is None or templates.rows < best.rows:
             best = templates
         if best.rows == fewest:
@@ -68,14 +68,14 @@ def pack_histogram(histogram: np.ndarray, row_length: int) -> Templates:
     return best
 
 
-def _pack(histogram: np.ndarray, row_length: int, tolerance: int) -> Templates:
+def _pack(histogram: np.ndarray, seq_len: int, tolerance: int) -> Templates:
     stock = _Stock(histogram)
     lengths: list[int] = []
     sizes: list[int] = []
     copies: list[int] = []
-    while longest := stock.longest(row_length):
+    while longest := stock.longest(seq_len):
         stock.take(longest)
-        row = [longest, *_fill(stock, row_length - longest, tolerance)]
+        row = [longest, *_fill(stock, seq_len - longest, tolerance)]
         lengths += row
         sizes.append(len(row))
         copies.append(1 + stock.take_again(row))

@@ -12,7 +12,7 @@ from data_pipelines.packing.permutation import hash64, permute
 
 
 class ConcatPlan(EpochPlan):
-    """Documents end to end, cut every row length.
+    """Documents end to end, cut every sequence length.
 
     Where a row begins depends on all documents before it in the epoch's order. Only every 32nd
     beginning is kept, and only for the last two epochs asked for.
@@ -21,10 +21,10 @@ class ConcatPlan(EpochPlan):
     _BLOCK = 32
     _EPOCHS_KEPT = 2
 
-    def __init__(self, lengths: np.ndarray, row_length: int, seed: int):
-        super().__init__(lengths, row_length, seed, {"mode": "concat"})
+    def __init__(self, lengths: np.ndarray, seq_len: int, seed: int):
+        super().__init__(lengths, seq_len, seed, {"mode": "concat"})
         places = int(lengths.sum(dtype=np.int64))
-        self.rows_per_epoch = -(-places // row_length)
+        self.rows_per_epoch = -(-places // seq_len)
         self._places = places
         self._lock = threading.Lock()
         self._block_starts: dict[int, np.ndarray] = {}
@@ -35,7 +35,7 @@ class ConcatPlan(EpochPlan):
             split=self.split_documents(0),
             rows=self.rows_per_epoch,
             places=places,
-            padding=self.rows_per_epoch * row_length - places,
+            padding=self.rows_per_epoch * seq_len - places,
         )
 
     def split_documents(self, epoch: int) -> int:
@@ -43,7 +43,7 @@ class ConcatPlan(EpochPlan):
         split = 0
         for start, ends in self._scan(epoch):
             starts = np.concatenate([[start], ends[:-1]])
-            split += int(np.sum(starts // self.row_length != (ends - 1) // self.row_length))
+            split += int(np.sum(starts // self.seq_len != (ends - 1) // self.seq_len))
         return split
 
     def _document(self, epoch: int, place: np.ndarray) -> np.ndarray:
@@ -88,8 +88,8 @@ class ConcatPlan(EpochPlan):
         return Rows(np.concatenate([np.zeros((0, 3), np.int64), *pieces]), offsets)
 
     def _rows_of_epoch(self, epoch: int, place: np.ndarray) -> list[np.ndarray]:
-        row_starts = place * self.row_length
-        row_ends = np.minimum(row_starts + self.row_length, self._places)
+        row_starts = place * self.seq_len
+        row_ends = np.minimum(row_starts + self.seq_len, self._places)
         document, starts, ends = self._documents_around(epoch, row_starts, row_ends)
         first = np.searchsorted(ends, row_starts, side="right")
         last = np.searchsorted(starts, row_ends, side="left")

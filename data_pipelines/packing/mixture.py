@@ -53,7 +53,7 @@ class Mixture(Plan):
         """Mixes plans.
 
         Args:
-          plans: at least one, all of the same row length.
+          plans: at least one, all of the same sequence length.
           schedule: (first row, weights) of each stage, the first of them at row 0. Weights are
             relative shares of rows (and so of places), one for each plan, not negative, not all
             zero. Decimal fractions are taken as written: 0.1 is one tenth. Shares that have no
@@ -65,12 +65,12 @@ class Mixture(Plan):
         self.plans = tuple(plans)
         if not self.plans:
             raise ValueError("A mixture needs at least one plan.")
-        row_lengths = sorted({plan.row_length for plan in self.plans})
+        row_lengths = sorted({plan.seq_len for plan in self.plans})
         if len(row_lengths) > 1:
             raise ValueError(
                 f"The plans of a mixture must have equal row lengths, but they have {row_lengths}."
             )
-        self.row_length = row_lengths[0]
+        self.seq_len = row_lengths[0]
         self._starts = [int(start) for start, _ in schedule]
         if self._starts[:1] != [0] or self._starts != sorted(set(self._starts)):
             raise ValueError(

@@ -16,21 +16,21 @@ class PackPlan(EpochPlan):
     rows, the documents among the slots that they fit, and the pieces within each row.
     """
 
-    def __init__(self, lengths: np.ndarray, row_length: int, seed: int, too_long: str):
-        super().__init__(lengths, row_length, seed, {"mode": "pack", "too_long": too_long})
-        excess = lengths > row_length
+    def __init__(self, lengths: np.ndarray, seq_len: int, seed: int, too_long: str):
+        super().__init__(lengths, seq_len, seed, {"mode": "pack", "too_long": too_long})
+        excess = lengths > seq_len
         dropped = int(excess.sum()) if too_long == "drop" else 0
         if dropped == lengths.size:
             raise ValueError(
-                f"All {dropped:,} documents are longer than a row of {row_length:,} places (the "
+                f"All {dropped:,} documents are longer than a row of {seq_len:,} places (the "
                 f"shortest takes {lengths.min():,}). Make rows longer, or cut documents."
             )
         # Documents by length, equal ones by number; dropped ones at the end and out of reach.
         self._by_length = _stable_order(lengths)
-        histogram = _histogram(lengths, row_length, dropped)
-        templates = bins.pack_histogram(histogram, row_length)
+        histogram = _histogram(lengths, seq_len, dropped)
+        templates = bins.pack_histogram(histogram, seq_len)
         self._lay_out(templates, histogram)
-        places = int(histogram @ np.arange(row_length + 1))
+        places = int(histogram @ np.arange(seq_len + 1))
         self.rows_per_epoch = templates.rows
         self.stats = Stats(
             documents=lengths.size,
@@ -39,7 +39,7 @@ class PackPlan(EpochPlan):
             split=0,
             rows=templates.rows,
             places=places,
-            padding=templates.rows * row_length - places,
+            padding=templates.rows * seq_len - places,
         )
 
     def _lay_out(self, templates: bins.Templates, histogram: np.ndarray) -> None:
@@ -78,7 +78,7 @@ class PackPlan(EpochPlan):
         document = self._by_length[self._group_starts[group] + rank].astype(np.int64)
         shuffled = np.lexsort((hash64(self._seed, PIECES, piece_epoch, document), owner))
         document = document[shuffled]
-        length = np.minimum(self._lengths[document], self.row_length).astype(np.int64)
+        length = np.minimum(self._lengths[document], self.seq_len).astype(np.int64)
         return Rows(np.stack([document, np.zeros_like(document), length], axis=1), offsets)
 
 
@@ -89,10 +89,10 @@ def _stable_order(lengths: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable").astype(np.uint32)
 
 
-def _histogram(lengths: np.ndarray, row_length: int, dropped: int) -> np.ndarray:
-    """How often each length is packed, int64 [row_length + 1]; longer ones are cut or dropped."""
-    histogram = np.bincount(np.minimum(lengths, row_length), minlength=row_length + 1)
-    histogram[row_length] -= dropped
+def _histogram(lengths: np.ndarray, seq_len: int, dropped: int) -> np.ndarray:
+    """How often each length is packed, int64 [seq_len + 1]; longer ones are cut or dropped."""
+    histogram = np.bincount(np.minimum(lengths, seq_len), minlength=seq_len + 1)
+    histogram[seq_len] -= dropped
     return histogram
 
 

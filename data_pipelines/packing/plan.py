@@ -24,7 +24,7 @@ TOO_LONG = ("drop", "cut")
 def plan(
     lengths: ArrayLike,
     *,
-    row_length: int,
+    seq_len: int,
     mode: str = "pack",
     seed: int = 0,
     too_long: str = "drop",
@@ -33,10 +33,10 @@ def plan(
 
     Args:
       lengths: integers [N], places of each document: its tokens and one more.
-      row_length: places of a row.
+      seq_len: places of a row.
       mode: "pack" puts whole documents into rows, few places left empty, anew each epoch.
         "concat" lays them end to end, in an order of its own each epoch, and cuts every
-        `row_length` places; the last row of an epoch is padded (Han et al., arXiv 2408.08459,
+        `seq_len` places; the last row of an epoch is padded (Han et al., arXiv 2408.08459,
         concatenate so, but do not say what they do at the end).
       seed: 0 <= seed < 2**63; decides every order.
       too_long: what "pack" does with documents longer than a row: "drop" leaves them out, "cut"
@@ -48,14 +48,14 @@ def plan(
     Raises:
       ValueError: options out of range, a length below 1, or nothing to plan.
     """
-    _check_options(row_length, mode, seed, too_long)
+    _check_options(seq_len, mode, seed, too_long)
     lengths = _checked_lengths(lengths)
     if mode == "concat":
-        return ConcatPlan(lengths, row_length, seed)
-    return PackPlan(lengths, row_length, seed, too_long)
+        return ConcatPlan(lengths, seq_len, seed)
+    return PackPlan(lengths, seq_len, seed, too_long)
 
 
-def _check_options(row_length: int, mode: str, seed: int, too_long: str) -> None:
+def _check_options(seq_len: int, mode: str, seed: int, too_long: str) -> None:
     if mode not in MODES:
         raise ValueError(f"Packing mode {mode!r} is not known; choose one of {', '.join(MODES)}.")
     if too_long not in TOO_LONG:
@@ -63,8 +63,8 @@ def _check_options(row_length: int, mode: str, seed: int, too_long: str) -> None
             f"The rule {too_long!r} for documents that are too long is not known; choose one of "
             f"{', '.join(TOO_LONG)}."
         )
-    if row_length < 1:
-        raise ValueError(f"A row must have at least 1 place, not {row_length}.")
+    if seq_len < 1:
+        raise ValueError(f"A row must have at least 1 place, not {seq_len}.")
     if not 0 <= seed < 2**63:
         raise ValueError(f"The seed must be at least 0 and below 2**63, not {seed}.")
 

@@ -18,6 +18,7 @@ import numpy as np
 from data_pipelines.preparation import duplicates, listing
 from data_pipelines.preparation.job import Job
 from data_pipelines.shards import files, reader
+from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
 REJECTS = "rejects.jsonl"
 DUPLICATES = "duplicates.jsonl"
@@ -57,9 +58,9 @@ def finish(job: Job) -> dict[str, Any] | None:
         "duplicates": duplicate_facts,
         "splits": splits,
     }
-    files.write_atomically(job.folder / reader.MANIFEST, files.to_json(manifest))
+    write_atomically(job.folder / reader.MANIFEST, to_json(manifest))
     # Another task may be finishing too: only what is certainly abandoned goes.
-    files.remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
+    remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
     return manifest
 
 
@@ -98,7 +99,7 @@ def _write_rejects(job: Job) -> dict[str, Any]:
         rejects += files.read_rejects(job.folder, name)
     rejects.sort()
     data = files.rejects_to_bytes(rejects)
-    files.write_atomically(job.folder / REJECTS, data)
+    write_atomically(job.folder / REJECTS, data)
     return {
         "file": REJECTS,
         "count": len(rejects),
@@ -115,8 +116,8 @@ def _drop_duplicates(
         return {}, {"dropped": False, "count": 0}
     names = [name for _, name in job.names()]
     found = duplicates.find(job.folder, names, sum(s["images"] for s in sidecars.values()))
-    data = b"".join(files.to_json(line, indent=None) for line in found.lines)
-    files.write_atomically(job.folder / DUPLICATES, data)
+    data = b"".join(to_json(line, indent=None) for line in found.lines)
+    write_atomically(job.folder / DUPLICATES, data)
     return found.images, {
         "dropped": True,
         "count": len(found.lines),
@@ -134,7 +135,7 @@ def _split(
     buffer = io.BytesIO()
     np.savez(buffer, **index)  # type: ignore[arg-type]
     index_file = f"{split}.index.npz"
-    files.write_atomically(job.folder / index_file, buffer.getvalue())
+    write_atomically(job.folder / index_file, buffer.getvalue())
     index_hash = hashlib.sha256(buffer.getvalue()).hexdigest()
     parts = [{key: sidecars[name][key] for key in _KEPT} for name in names]
     hashes = [part[file]["sha256"] for part in parts for file in ("records", "table")]

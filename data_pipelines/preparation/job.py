@@ -22,6 +22,7 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shards import files, reader
 from data_pipelines.sources import open_source
 from data_pipelines.sources.base import Kind
+from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
 JOB = "job.json"
 FORMAT = "prepare-job/1"
@@ -44,7 +45,7 @@ class Settings:
       conditional: give the representation one label token for each of the source's labels.
       copies: augmented copies of each training image, beside the image itself.
       augment: options of `augment.Augment`; empty for its defaults.
-      heldout: part of the images, 0 <= heldout < 1, that go to the split 'heldout'.
+      eval_fraction: part of the images, 0 <= eval_fraction < 1, that go to the split 'eval'.
       num_shards: shards of the split 'train'; 0 chooses by the number of documents.
       drop_duplicates: leave out images whose files are equal to another's, byte for byte.
       train_tokenizer: {} for none, else vocab_size, documents and seed (see docs/data.md).
@@ -55,7 +56,7 @@ class Settings:
     conditional: bool = False
     copies: int = 0
     augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    heldout: float = 0.0
+    eval_fraction: float = 0.0
     num_shards: int = 0
     drop_duplicates: bool = False
     train_tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,8 +64,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.copies < 2**16:
             raise SettingsError(f"copies is {self.copies}; expected 0 to 65535")
-        if not 0 <= self.heldout < 1:
-            raise SettingsError(f"heldout is {self.heldout}; expected a part, 0 <= heldout < 1")
+        if not 0 <= self.eval_fraction < 1:
+            raise SettingsError(
+                f"eval_fraction is {self.eval_fraction}; expected a part, 0 <= eval_fraction < 1"
+            )
         if not 0 <= self.num_shards < 100_000:
             raise SettingsError(f"num_shards is {self.num_shards}; expected 0 (choose) to 99999")
 
@@ -121,7 +124,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         require_same(job, settings)
         return job
     folder.mkdir(parents=True, exist_ok=True)
-    files.remove_unfinished(folder)
+    remove_unfinished(folder)
     source = open_source(settings.source, make().kind)
     label_names = list(source.label_names)
     options = {"num_labels": _num_labels(settings, label_names)} if settings.conditional else {}
@@ -135,7 +138,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         source,
         folder,
         copies=settings.copies,
-        heldout=settings.heldout,
+        eval_fraction=settings.eval_fraction,
         num_shards=settings.num_shards,
     )
     if settings.train_tokenizer:
@@ -156,7 +159,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         "encoder": representation.encoder_versions,
         **listed.facts,
     }
-    files.write_atomically(folder / JOB, files.to_json(facts))
+    write_atomically(folder / JOB, to_json(facts))
     made = read_job(folder)
     assert made is not None
     return made

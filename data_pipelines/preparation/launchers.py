@@ -18,13 +18,7 @@ from typing import Any, TextIO
 
 from data_pipelines.preparation.process import Progress, ShardSpec, process_shard
 from data_pipelines.shards.files import ShardError
-
-
-def num_cpus() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from data_pipelines.utils.files import WriteError
 
 
 def check_task(task: int, num_tasks: int) -> None:
@@ -51,7 +45,7 @@ def run_pool(specs: Sequence[ShardSpec], workers: int, progress: Progress) -> No
       progress: called from several threads, one at a time.
 
     Raises:
-      ShardError: a shard could not be written, or a worker died; the others are stopped.
+      ShardError, WriteError: a shard could not be written, or a worker died; the others are stopped.
     """
     workers = min(workers, len(specs))
     if workers <= 1:
@@ -74,7 +68,7 @@ def work(read: TextIO, write: TextIO) -> None:
     for line in read:
         try:
             process_shard(ShardSpec(**json.loads(line)), report)
-        except ShardError as error:
+        except (ShardError, WriteError) as error:
             say(error=str(error))
         else:
             say(done=True)
@@ -170,7 +164,7 @@ class _Pool:
                 spec = self._todo.get_nowait()
                 try:
                     self._make(worker, spec)
-                except (ShardError, OSError) as error:
+                except (ShardError, WriteError, OSError) as error:
                     self._failures.put(error)
                     self._stop()
 

@@ -19,6 +19,7 @@ from etils import epath
 
 from data_pipelines.shards import files as shard_files
 from data_pipelines.sources.base import Item, Kind, Source
+from data_pipelines.utils.files import file_facts, is_remote, read_json_lines, to_json
 
 FOLDER = "listing"
 REJECTS = "rejects"
@@ -43,7 +44,7 @@ class Listing:
 
 
 def write(
-    source: Source, folder: epath.PathLike, *, copies: int, heldout: float, num_shards: int
+    source: Source, folder: epath.PathLike, *, copies: int, eval_fraction: float, num_shards: int
 ) -> Listing:
     """Lists the source into FOLDER/listing, one file of JSON lines a shard.
 
@@ -54,11 +55,11 @@ def write(
         prefix=".listing.", suffix=".tmp", dir=_scratch_parent(folder)
     ) as scratch:
         spool = os.path.join(scratch, "spool")
-        counts = _spool(source, spool, heldout)
+        counts = _spool(source, spool, eval_fraction)
         chosen = num_shards or choose_num_shards(counts["train"] * (1 + copies), source.kind)
         num = {"train": chosen}
-        if counts["heldout"]:
-            num["heldout"] = max(1, round(chosen * heldout))
+        if counts["eval"]:
+            num["eval"] = max(1, round(chosen * eval_fraction))
         parts = os.path.join(scratch, FOLDER)
         os.mkdir(parts)
         _deal(spool, parts, num)
@@ -92,13 +93,13 @@ def read(folder: epath.PathLike, name: str, facts: Mapping[str, Any]) -> list[It
             f"{path}: is missing or damaged; delete {epath.Path(folder) / 'job.json'} and run "
             "prepare again to list the source anew"
         )
-    return [Item(*line) for line in shard_files.read_json_lines(data)]
+    return [Item(*line) for line in read_json_lines(data)]
 
 
 def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
     """Entries of the source that were set aside while listing it."""
     path = _path(folder, REJECTS)
-    lines = shard_files.read_json_lines(path.read_bytes()) if path.exists() else []
+    lines = read_json_lines(path.read_bytes()) if path.exists() else []
     return [shard_files.Reject(**line) for line in lines]
 
 
@@ -110,19 +111,19 @@ def choose_num_shards(files: int, kind: Kind) -> int:
     return max(1, small, math.ceil(files / _FILES_A_SHARD[kind]))
 
 
-def _spool(source: Source, path: str, heldout: float) -> dict[str, int]:
+def _spool(source: Source, path: str, eval_fraction: float) -> dict[str, int]:
     """Writes a line 'split hash item' for each item; counts them by split.
 
     The hash of an item's key decides its split: equal keys and parts are held out alike in every
     preparation. That of its unit decides its shard, so that no unit is read by many shards.
     """
-    counts = {"train": 0, "heldout": 0}
+    counts = {"train": 0, "eval": 0}
     with open(path, "wb") as file:
         for item in source.items():
-            split = "heldout" if _hash(item.key) < heldout * 2**64 else "train"
+            split = "eval" if _hash(item.key) < eval_fraction * 2**64 else "train"
             counts[split] += 1
             file.write(f"{split} {_hash('unit ' + source.unit(item))} ".encode())
-            file.write(shard_files.to_json(list(item), indent=None))
+            file.write(to_json(list(item), indent=None))
     return counts
 
 
@@ -165,7 +166,7 @@ def _all_names(num: Mapping[str, int]) -> Iterator[str]:
 def _facts(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         items = sum(1 for _ in file)
-    return {"items": items, "sha256": shard_files.file_facts(path)["sha256"]}
+    return {"items": items, "sha256": file_facts(path)["sha256"]}
 
 
 def _path(folder: epath.PathLike, name: str) -> epath.Path:
@@ -174,13 +175,13 @@ def _path(folder: epath.PathLike, name: str) -> epath.Path:
 
 def _scratch_parent(folder: epath.Path) -> str | None:
     """Beside the shards, where there is room for them; a remote folder's scratch is local."""
-    return None if shard_files.is_remote(folder) else os.fspath(folder)
+    return None if is_remote(folder) else os.fspath(folder)
 
 
 def _publish(parts: str, final: epath.Path) -> None:
     if final.exists():
         final.rmtree()
-    if not shard_files.is_remote(final):
+    if not is_remote(final):
         os.replace(parts, final)
         return
     final.mkdir(parents=True)

@@ -36,7 +36,7 @@ class ShardSpec:
     Attributes:
       folder: a folder that was set up (see `job.set_up`).
       job: the id of its job: a spec of yesterday's job is refused.
-      split: 'train' or 'heldout'.
+      split: 'train' or 'eval'.
       index, count: this shard and how many the split has.
       retry_rejected: if the shard is finished, take again what it rejected.
     """

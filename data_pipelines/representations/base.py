@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -44,13 +44,13 @@ class Validity:
 
 
 Array = Any  # numpy.ndarray or jax.Array
-NEVER = 1 << 29  # more bytes than any stream has
+UNREACHABLE = 1 << 29  # more bytes than any stream has
 
 
 class ByteMachine(Protocol):
     """What may follow in a stream of bytes. Its methods run on numpy's and on JAX's arrays.
 
-    A NamedTuple of arrays and numbers, and so are its states. `NEVER`, or more, stands for the
+    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for the
     bytes to the end of a stream where no valid one can follow.
     """
 
@@ -60,14 +60,14 @@ class ByteMachine(Protocol):
     def step(self, state: Any, byte: Array) -> Any:
         """The state after one more byte, int32, 0-255; shapes are broadcast."""
 
-    def shortest(self, state: Any) -> Array:
+    def min_bytes_to_end(self, state: Any) -> Array:
         """Bytes after which a stream can end at the earliest, int32: 0 at its end.
 
         There is always a byte that makes it at least one less.
         """
 
-    def futures(self, state_Bx1: Any) -> Array:
-        """`shortest` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
+    def min_bytes_after(self, state_Bx1: Any) -> Array:
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
 
 
 class Representation(abc.ABC):
@@ -130,8 +130,12 @@ class Representation(abc.ABC):
         """The leading tokens that hold the given part (0 <= ratio <= 1) of the medium."""
 
     @abc.abstractmethod
-    def inspect(self, tokens: np.ndarray) -> Validity:
+    def validate(self, tokens: np.ndarray) -> Validity:
         """Judges a document strictly; see `Validity`. Never raises on wrong tokens."""
+
+    def validate_batch(self, documents: Sequence[np.ndarray]) -> list[Validity]:
+        """`validate` of each document."""
+        return [self.validate(tokens) for tokens in documents]
 
     def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
         """What may follow in the bytes of a valid document, for sampling that allows nothing else.

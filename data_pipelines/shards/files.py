@@ -18,9 +18,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,17 +27,27 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
+from data_pipelines.utils.files import (
+    cannot_write,
+    file_facts,
+    is_remote,
+    read_json_lines,
+    remove_unfinished,
+    to_json,
+    write_atomically,
+)
+
 # Codec bytes do not compress, and one record a group makes every document a random access.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER = 32_768
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "eval")
 CONTENT_HASH_BYTES = 16
 _CHECK_EVERY = 256
 
 
 class ShardError(RuntimeError):
-    """A shard could not be written, or what is on disk is not what was written."""
+    """A shard is not what was written."""
 
 
 class Document(NamedTuple):
@@ -229,7 +237,8 @@ def write_shard(
       facts: plain JSON values to store in the sidecar beside the counts.
 
     Raises:
-      ShardError: the disk is full or the file read back is not what was written.
+      WriteError: the disk is full.
+      ShardError: the file read back is not what was written.
     """
     folder = epath.Path(folder)
     _remove_unfinished(folder, name)
@@ -276,11 +285,6 @@ def read_sidecar(folder: epath.PathLike, name: str) -> dict[str, Any] | None:
     return sidecar if whole else None
 
 
-def read_json_lines(data: bytes) -> list[Any]:
-    """Not splitlines(): a key may hold U+2028 and its like, which end no line in JSON lines."""
-    return [json.loads(line) for line in data.split(b"\n") if line]
-
-
 def read_rejects(folder: epath.PathLike, name: str) -> list[Reject]:
     path = rejects_path(folder, name)
     if not path.exists():
@@ -302,58 +306,6 @@ def open_records(path: epath.PathLike) -> array_record_module.ArrayRecordReader:
         raise ShardError(f"{os.fspath(path)}: cannot be opened ({error})") from error
 
 
-def file_facts(path: epath.PathLike) -> dict[str, Any]:
-    """Size and SHA-256 of a file, read in blocks."""
-    digest, size = hashlib.sha256(), 0
-    with epath.Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def to_json(value: Any, indent: int | None = 1) -> bytes:
-    """Equal values give equal bytes; names in any script stay readable."""
-    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
-    return text.encode() + b"\n"
-
-
-def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """The file has all of `data` or does not change. Raises ShardError if the disk is full."""
-    path = epath.Path(path)
-    if is_remote(path):
-        path.write_bytes(data)  # an object store shows an object only when it is whole
-        return
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: epath.Path, pattern: str = ".*", older_than: float = 0.0) -> None:
-    """Removes what killed processes left under temporary names at least `older_than` seconds ago.
-
-    A remote folder has none: there objects appear whole, under their own name.
-    """
-    if is_remote(folder):
-        return
-    for path in folder.glob(f"{pattern}.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process may be clearing up as well
-            if time.time() - path.stat().mtime >= older_than:
-                path.rmtree() if path.is_dir() else path.unlink()
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    return "://" in os.fspath(path)
-
-
 def _write_records(path: epath.Path, documents: Iterable[Document], builder: _TableBuilder) -> None:
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
     try:
@@ -365,7 +317,7 @@ def _write_records(path: epath.Path, documents: Iterable[Document], builder: _Ta
                 break
         writer.close()
     except RuntimeError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _check_count(path: epath.Path, expected: int) -> None:
@@ -386,17 +338,6 @@ def _move(local: epath.Path, final: epath.Path) -> None:
     with open(local, "rb") as file:
         os.fsync(file.fileno())
     os.replace(local, final)
-
-
-def _cannot_write(path: epath.PathLike, error: Exception) -> ShardError:
-    folder = os.path.dirname(os.fspath(path))
-    room = ""
-    with contextlib.suppress(OSError):
-        room = f"; {shutil.disk_usage(folder).free >> 20} MiB are free in {folder}"
-    return ShardError(
-        f"{os.fspath(path)}: cannot be written ({error}){room}; finished shards are kept: make "
-        "room and run the same command again"
-    )
 
 
 def _remove_unfinished(folder: epath.Path, name: str) -> None:

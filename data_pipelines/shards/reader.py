@@ -22,6 +22,7 @@ from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import files
 from data_pipelines.shards.files import ShardError
+from data_pipelines.utils.files import file_facts
 
 MANIFEST = "manifest.json"
 FORMAT = "token-shards/1"
@@ -65,7 +66,7 @@ class Shards:
 
         Args:
           folder: what `prepare` wrote; local or `gs://`.
-          split: 'train' or 'heldout'.
+          split: 'train' or 'eval'.
           on_damage: 'stop' raises DamagedShard when a stored document is not as written; 'skip'
             returns it empty and records it in `damaged`.
 
@@ -218,7 +219,7 @@ class Shards:
 
     def _compare(self, path: epath.Path, expected: dict[str, Any]) -> str:
         try:
-            found = files.file_facts(path)
+            found = file_facts(path)
         except OSError as error:
             return f"cannot be read ({error})"
         if found["bytes"] != expected["bytes"]:

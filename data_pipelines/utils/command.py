@@ -8,8 +8,17 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
+from data_pipelines.utils.files import WriteError
+
 # What a user can cause: values, names, files. Anything else is a fault of ours and shows its trace.
-_MISTAKES = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    WriteError,
+)
 
 
 def run(main: Callable[[Sequence[str]], Any], *mistakes: type[Exception]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
-from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils.files import write_atomically
 
 
 class NpzError(ValueError):

@@ -20,14 +20,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils.files import write_atomically
 from evals.codelength.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
 from evals.codelength.scoring import check_stride
 from jpeglm_jax.generation import decoding
 from jpeglm_jax.parallel import sharding
+from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import TrainedModel
-from jpeglm_jax.training.step import compiled
 
 _MAGIC = b"JLMA\x01"
 _SIZE = 4  # bytes of the size of the header
@@ -58,25 +58,25 @@ class Codec:
     def __init__(self, model: TrainedModel, *, batch_size: int = 32, stride: int = 0):
         parts = sharding.axis_size(model.mesh, "batch")
         self.batch_size = -(-batch_size // parts) * parts
-        self.length: int = model.config.row_length
+        self.length: int = model.config.seq_len
         self.stride = check_stride(stride, self.length)
         self._eos = model.representation.eos
-        mesh, recipe = model.mesh, model.recipe
+        mesh, spec = model.mesh, model.spec
         rows = sharding.named(mesh, "batch")
         self._place_rows = functools.partial(jax.device_put, device=rows)
-        weights = decoding.weight_shardings(recipe, mesh)
-        caches = decoding.cache_shardings(recipe, mesh)
-        laid_out = compiled(
-            functools.partial(decoding.weights, recipe), mesh, out_shardings=weights
+        weights = decoding.weight_shardings(spec, mesh)
+        caches = decoding.cache_shardings(spec, mesh)
+        laid_out = jit_on_mesh(
+            functools.partial(decoding.weights, spec), mesh, out_shardings=weights
         )
         self._weights = laid_out(model.params)
-        self._empty = compiled(
-            functools.partial(decoding.empty_cache, recipe, self.batch_size, self.length),
+        self._empty = jit_on_mesh(
+            functools.partial(decoding.empty_cache, spec, self.batch_size, self.length),
             mesh,
             out_shardings=caches,
         )
-        self._step = compiled(
-            functools.partial(decoding.step, recipe),
+        self._step = jit_on_mesh(
+            functools.partial(decoding.step, spec),
             mesh,
             in_shardings=(weights, rows, rows, caches),
             out_shardings=(sharding.replicated(mesh), caches),

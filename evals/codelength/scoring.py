@@ -20,9 +20,11 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines.loading import framing
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
+from jpeglm_jax.parallel.jit import jit_on_mesh
+from jpeglm_jax.parallel.sharding import BATCH_AXES, Batch, batch_shardings
 from jpeglm_jax.training.checkpoint import TrainedModel
-from jpeglm_jax.training.step import BATCH_AXES, Batch, Recipe, batch_shardings, compiled
 
 
 class Window(NamedTuple):
@@ -61,9 +63,9 @@ def check_stride(stride: int, length: int) -> int:
     return stride or max(1, length // 2)
 
 
-def losses(recipe: Recipe, params: object, batch: Batch) -> jax.Array:
+def losses(spec: ModelSpec, params: object, batch: Batch) -> jax.Array:
     """Negative log-likelihood of every target in nats, float32 [B, S]; 0 for padding."""
-    model = nnx.merge(recipe.graph, params)
+    model = nnx.merge(spec.graph, params)
     logits = model(batch["tokens"], batch["segments"], batch["positions"])
     picked = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
     return batch["weights"] * (jax.nn.logsumexp(logits, axis=-1) - picked)
@@ -80,17 +82,17 @@ class Scorer:
 
     def __init__(self, model: TrainedModel, *, batch_size: int = 16, stride: int = 0):
         parts = sharding.axis_size(model.mesh, "batch")
-        self.length: int = model.config.row_length
+        self.length: int = model.config.seq_len
         self.stride = check_stride(stride, self.length)
         self._batch_size = -(-batch_size // parts) * parts
         self._eos = model.representation.eos
         self._params = model.params
         self._rows = sharding.named(model.mesh, *BATCH_AXES)
-        recipe, mesh = model.recipe, model.mesh
-        self._losses = compiled(
-            lambda params, batch: losses(recipe, params, batch),
+        spec, mesh = model.spec, model.mesh
+        self._losses = jit_on_mesh(
+            lambda params, batch: losses(spec, params, batch),
             mesh,
-            in_shardings=(recipe.state_shardings(mesh).params, batch_shardings(mesh)),
+            in_shardings=(spec.param_shardings(mesh), batch_shardings(mesh)),
             out_shardings=sharding.replicated(mesh),
         )
 

@@ -26,8 +26,8 @@ import tqdm
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.shards.files import write_atomically
 from data_pipelines.utils import npz
+from data_pipelines.utils.files import write_atomically
 from evals.distances.statistics import FeatureError
 from evals.inputs.images import Images
 

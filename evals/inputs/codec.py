@@ -142,7 +142,7 @@ def judge(files: Sequence[bytes], representation: Representation) -> list[Validi
             documents.append(representation.from_bytes(data))  # type: ignore[attr-defined]
         except ValueError:
             documents.append(np.zeros(0, np.uint16))
-    return representation.inspect_batch(documents)  # type: ignore[attr-defined]
+    return representation.validate_batch(documents)  # type: ignore[attr-defined]
 
 
 def _read_manifest(folder: epath.Path) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ class Documents:
             tokens = self._representation.from_bytes(file)
         except (ValueError, AttributeError):  # another header, or media without files of its own
             return None
-        if not self._representation.inspect(tokens).valid:
+        if not self._representation.validate(tokens).valid:
             return None
         image = self._representation.decode(tokens)
         return Document(key, label, tokens, image.width * image.height, 0.0)

@@ -137,7 +137,7 @@ class RecordImages(Images):
 class ShardImages(Images):
     """The documents of prepared shards, decoded: images that have been through the codec."""
 
-    def __init__(self, folder: str, split: str = "heldout"):
+    def __init__(self, folder: str, split: str = "eval"):
         super().__init__(f"shards:{folder}:{split}")
         self.shards = Shards(folder, split)
         self.about = {"decoded_from": self.shards.fingerprint}
@@ -237,7 +237,7 @@ def open_images(where: str) -> Images:
         folder, _, split = (
             argument.rpartition(":") if _names_split(argument) else (argument, "", "")
         )
-        return ShardImages(folder, split or "heldout")
+        return ShardImages(folder, split or "eval")
     if kind == "records":
         return RecordImages(argument)
     return SourceImages(open_source(f"{kind}:{argument}" if argument else kind))

@@ -11,7 +11,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_pipelines.shards.files import write_atomically
+from data_pipelines.utils.files import write_atomically
 from evals.reporting.page import Html, element
 
 # Colours that differ for the colour-blind too (Okabe and Ito), each with its own dash.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.representations.base import NEVER, ByteMachine, Representation
+from data_pipelines.representations.base import UNREACHABLE, ByteMachine, Representation
 from data_pipelines.representations.tokenizer import Tokenizer
 
 Array = Any  # numpy.ndarray or jax.Array
@@ -148,7 +148,7 @@ class ByteConstraint(NamedTuple):
         good = np.zeros(len(streams), int)
         for place, column in enumerate(columns):
             state = _where(place < length, self.machine.step(state, column), state)
-            good += (place < length) & (self.machine.shortest(state) < NEVER)
+            good += (place < length) & (self.machine.min_bytes_to_end(state) < UNREACHABLE)
         for number in np.flatnonzero(good < length)[:1].tolist():
             place = int(good[number])
             raise ValueError(
@@ -176,17 +176,17 @@ class ByteConstraint(NamedTuple):
 
     def needed(self, state: ByteState) -> Array:
         """See `Constraint.needed`."""
-        return self.machine.shortest(state.machine) + 1
+        return self.machine.min_bytes_to_end(state.machine) + 1
 
     def allowed(self, state: ByteState, remaining_B: jax.Array) -> jax.Array:
         """See `Constraint.allowed`."""
         rows = _map(lambda leaf: jnp.asarray(leaf)[:, None], state.machine)
-        shortest = [self.machine.futures(rows), *self._below(rows)]
-        shortest.append(jnp.full_like(shortest[0][:, :1], NEVER))
+        shortest = [self.machine.min_bytes_after(rows), *self._below(rows)]
+        shortest.append(jnp.full_like(shortest[0][:, :1], UNREACHABLE))
         by_token_BxV = jnp.concatenate(shortest, axis=1)[:, jnp.asarray(self.node)]
         # One place for the token, one for the end.
         remaining_Bx1 = remaining_B[:, None]
-        now_Bx1 = self.machine.shortest(rows)
+        now_Bx1 = self.machine.min_bytes_to_end(rows)
         may_begin = ~state.begun[:, None] & (now_Bx1 + 2 <= remaining_Bx1)
         is_eos = jnp.arange(len(self.node)) == self.eos
         return (
@@ -196,7 +196,7 @@ class ByteConstraint(NamedTuple):
         )
 
     def _below(self, rows: Any) -> list[jax.Array]:
-        """What `shortest` is after the nodes of each stage, int32 [B, depths * nodes]."""
+        """What `min_bytes_to_end` is after the nodes of each stage, int32 [B, depths * nodes]."""
         found: list[jax.Array] = []
         batch = rows[0].shape[0]
         nodes = None
@@ -204,7 +204,9 @@ class ByteConstraint(NamedTuple):
         def descend(nodes: Any, depth: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
             byte_W, children_W = depth
             nodes = self._spread(self.machine.step(nodes, byte_W), batch, byte_W)
-            return _map(lambda leaf: leaf[:, children_W], nodes), self.machine.shortest(nodes)
+            return _map(lambda leaf: leaf[:, children_W], nodes), self.machine.min_bytes_to_end(
+                nodes
+            )
 
         for stage in self.stages:
             parent_DxW, byte_DxW = jnp.asarray(stage.parent), jnp.asarray(stage.byte)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jpeglm_jax.model.llama import LayerCache, Llama, rope_tables
+from jpeglm_jax.model.llama import LayerCache, Llama
+from jpeglm_jax.model.ops import rope_tables
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.training.step import Recipe
 
 # Keys and values of all layers.
 Cache = tuple[LayerCache, ...]
@@ -26,29 +27,29 @@ Cache = tuple[LayerCache, ...]
 GATHERED_BYTES = 2 << 30
 
 
-def weights(recipe: Recipe, params: Any) -> dict[str, Any]:
+def weights(spec: ModelSpec, params: Any) -> dict[str, Any]:
     """The parameters as `step` and `prefill` take them: {"outer": ..., "layers": [...]}.
 
     Matrices are in the compute type, scales of norms in float32.
     """
 
     def cast(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-        return weight if "norm" in axes else weight.astype(recipe.model.dtype)
+        return weight if "norm" in axes else weight.astype(spec.config.dtype)
 
-    params = jax.tree.map(cast, params, recipe.axes)
+    params = jax.tree.map(cast, params, spec.axes)
     outer = {name: part for name, part in params.items() if name != "blocks"}
     layers = [
         jax.tree.map(lambda stacked, number=number: stacked[number], params["blocks"])
-        for number in range(recipe.model.layers)
+        for number in range(spec.config.layers)
     ]
     return {"outer": outer, "layers": layers}
 
 
-def weight_shardings(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
+def weight_shardings(spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """Where `weights` lie: as in training, but whole along fsdp if they are small."""
-    shapes = jax.eval_shape(lambda: recipe.init(0).params)
+    shapes = spec.abstract_params
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-    size = count * jnp.dtype(recipe.model.dtype).itemsize // mesh.shape["tensor"]
+    size = count * jnp.dtype(spec.config.dtype).itemsize // mesh.shape["tensor"]
     gathered = size <= GATHERED_BYTES
 
     def place(axes: tuple[str, ...]) -> NamedSharding:
@@ -60,15 +61,15 @@ def weight_shardings(recipe: Recipe, mesh: Mesh) -> dict[str, Any]:
     def is_axes(x: Any) -> bool:
         return isinstance(x, tuple)
 
-    outer = {name: part for name, part in recipe.axes.items() if name != "blocks"}
-    layer = jax.tree.map(lambda axes: axes[1:], recipe.axes["blocks"], is_leaf=is_axes)
-    tree = {"outer": outer, "layers": [layer] * recipe.model.layers}
+    outer = {name: part for name, part in spec.axes.items() if name != "blocks"}
+    layer = jax.tree.map(lambda axes: axes[1:], spec.axes["blocks"], is_leaf=is_axes)
+    tree = {"outer": outer, "layers": [layer] * spec.config.layers}
     return jax.tree.map(place, tree, is_leaf=is_axes)
 
 
-def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
+def empty_cache(spec: ModelSpec, batch: int, length: int) -> Cache:
     """A cache for `batch` sequences of at most `length` tokens, in the compute type."""
-    c = recipe.model
+    c = spec.config
 
     def zeros() -> jax.Array:
         return jnp.zeros((batch, c.kv_heads, length, c.head_dim), c.dtype)
@@ -76,19 +77,19 @@ def empty_cache(recipe: Recipe, batch: int, length: int) -> Cache:
     return tuple((zeros(), zeros()) for _ in range(c.layers))
 
 
-def cache_shardings(recipe: Recipe, mesh: Mesh) -> Any:
+def cache_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
     """Where a cache lies: rows over the axes of the batch, heads over tensor."""
     where = sharding.named(mesh, "batch", "kv_heads", None, None)
-    return ((where, where),) * recipe.model.layers
+    return ((where, where),) * spec.config.layers
 
 
 def step(
-    recipe: Recipe, weights: Any, tokens_B: jax.Array, places_B: jax.Array, cache: Cache
+    spec: ModelSpec, weights: Any, tokens_B: jax.Array, places_B: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """Logits of the next token, given one more token of each sequence.
 
     Args:
-      recipe: which model.
+      spec: which model.
       weights: see `weights`.
       tokens_B: int32 [batch].
       places_B: int32 [batch], the place of each token in its sequence, 0 for the first; what the
@@ -98,8 +99,8 @@ def step(
     Returns:
       float32 [batch, vocabulary], and the cache with these places filled in.
     """
-    model, graph = _modules(recipe, weights)
-    tables = rope_tables(places_B[:, None], recipe.model.head_dim, recipe.model.rope_theta)
+    model, graph = _modules(spec, weights)
+    tables = rope_tables(places_B[:, None], spec.config.head_dim, spec.config.rope_theta)
     x_Bx1xD = model.embed_tokens(tokens_B[:, None])
     filled = []
     for layer, kv in zip(weights["layers"], cache, strict=True):
@@ -109,12 +110,12 @@ def step(
 
 
 def prefill(
-    recipe: Recipe, weights: Any, tokens_RxP: jax.Array, rows_R: jax.Array, cache: Cache
+    spec: ModelSpec, weights: Any, tokens_RxP: jax.Array, rows_R: jax.Array, cache: Cache
 ) -> Cache:
     """Reads the beginnings of some sequences at once.
 
     Args:
-      recipe: which model.
+      spec: which model.
       weights: see `weights`.
       tokens_RxP: int32, the first tokens; shorter beginnings are filled up with anything, which the
         steps that follow overwrite before they read it.
@@ -124,10 +125,10 @@ def prefill(
     Returns:
       The cache with places 0 to P - 1 of these rows filled in.
     """
-    model, graph = _modules(recipe, weights)
+    model, graph = _modules(spec, weights)
     rows, length = tokens_RxP.shape
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    tables = rope_tables(positions, recipe.model.head_dim, recipe.model.rope_theta)
+    tables = rope_tables(positions, spec.config.head_dim, spec.config.rope_theta)
     segments = jnp.ones((rows, length), jnp.int32)
     x_RxPxD = model.embed_tokens(tokens_RxP)
     filled = []
@@ -141,8 +142,8 @@ def prefill(
     return tuple(filled)
 
 
-def _modules(recipe: Recipe, weights: Any) -> tuple[Llama, Any]:
+def _modules(spec: ModelSpec, weights: Any) -> tuple[Llama, Any]:
     """The model but for its layers, and the graph of a layer."""
     # Any layer's weights complete the tree; what is used of this model never touches them.
-    model = nnx.merge(recipe.graph, weights["outer"] | {"blocks": weights["layers"][0]})
+    model = nnx.merge(spec.graph, weights["outer"] | {"blocks": weights["layers"][0]})
     return model, nnx.split(model.blocks)[0]

@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from jpeglm_jax.generation import decoding
 from jpeglm_jax.generation.constraint import Constraint
-from jpeglm_jax.generation.sampling import Filter, Sample, draw
+from jpeglm_jax.generation.sampling import Sample, SamplingParams, sample_token
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.training.step import Recipe, compiled
+from jpeglm_jax.parallel.jit import jit_on_mesh
 
 # Steps between two looks at what has finished, at most: so much the progress bar may lag.
 _STEPS = 64
@@ -71,65 +72,67 @@ class Engine:
     """Draws documents on the mesh of the weights.
 
     Args:
-      recipe: which model.
+      spec: the model without its weights.
       mesh: where it lies.
-      choose: how tokens are drawn.
+      sampling_params: how tokens are drawn.
       batch_size: rows; rounded up to what the mesh divides.
       length: the most places of a document with its start.
       seed: with a document's number it decides what is drawn.
+      eos: the token that ends a document.
       bos: the start token of a document without a label; needed for guidance.
       constraint: which tokens may come next.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: ModelSpec,
         mesh: Mesh,
-        choose: Filter,
+        sampling_params: SamplingParams,
         *,
         batch_size: int,
         length: int,
         seed: int,
+        eos: int,
         bos: int | None = None,
         constraint: Constraint | None = None,
     ):
-        if choose.guidance != 1 and bos is None:
+        if sampling_params.guidance != 1 and bos is None:
             raise ValueError("guidance needs the start token of documents without a label")
         self._parts = sharding.axis_size(mesh, "batch")
         self.batch_size = -(-batch_size // self._parts) * self._parts
         self.length = length
-        self._recipe, self._mesh, self._choose = recipe, mesh, choose
+        self._spec, self._mesh, self._sampling_params = spec, mesh, sampling_params
         self._seed, self._constraint = seed, constraint
         # On the device and an argument of the step, so that its tables are not compiled into it.
         self._rules = jax.device_put(constraint, sharding.replicated(mesh))
-        self._bos = recipe.eos if bos is None else bos
-        self._twins = 1 if choose.guidance == 1 else 2
+        self._eos, self._bos = eos, eos if bos is None else bos
+        self._twins = 1 if sampling_params.guidance == 1 else 2
 
         where = self._state_shardings()
-        weights = decoding.weight_shardings(recipe, mesh)
+        weights = decoding.weight_shardings(spec, mesh)
         replicated = sharding.replicated(mesh)
-        self._weights = compiled(
-            lambda params: decoding.weights(recipe, params),
+        self._weights = jit_on_mesh(
+            lambda params: decoding.weights(spec, params),
             mesh,
-            in_shardings=(recipe.state_shardings(mesh).params,),
+            in_shardings=(spec.param_shardings(mesh),),
             out_shardings=weights,
         )
-        self._empty = compiled(self._empty_state, mesh, out_shardings=where)
-        self._enter = compiled(
+        self._empty = jit_on_mesh(self._empty_state, mesh, out_shardings=where)
+        self._enter = jit_on_mesh(
             self._entered,
             mesh,
             in_shardings=(where, replicated),
             out_shardings=where,
             donate_argnums=0,
         )
-        self._read = compiled(
+        self._read = jit_on_mesh(
             self._with_prompts,
             mesh,
             in_shardings=(weights, where.cache, replicated, replicated),
             out_shardings=where.cache,
             donate_argnums=1,
         )
-        self._advance = compiled(
+        self._advance = jit_on_mesh(
             self._advanced,
             mesh,
             in_shardings=(weights, replicated, where, replicated),
@@ -174,7 +177,7 @@ class Engine:
             for row in [row for row in rows if not active[row]]:
                 number, given = rows.pop(row)
                 drawn = tokens[row, : place[row] + 1]
-                complete = bool(drawn[-1] == self._recipe.eos and len(drawn) > given)
+                complete = bool(drawn[-1] == self._eos and len(drawn) > given)
                 content = drawn[1 : len(drawn) - complete].astype(np.uint16)
                 yield Sample(number, content, complete, float(likelihood[row]))
 
@@ -260,7 +263,7 @@ class Engine:
         constraint = jax.tree.map(
             lambda x: sharding.named(self._mesh, "batch", *[None] * (x.ndim - 1)), shapes.constraint
         )
-        cache = decoding.cache_shardings(self._recipe, self._mesh)
+        cache = decoding.cache_shardings(self._spec, self._mesh)
         where: Any = State
         return where(wide, rows, rows, rows, rows, constraint, cache)
 
@@ -279,7 +282,7 @@ class Engine:
             keys=self._keys(jnp.zeros(batch, jnp.int32)),
             likelihood=jnp.zeros(batch, jnp.float32),
             constraint=constraint,
-            cache=decoding.empty_cache(self._recipe, batch * self._twins, self.length),
+            cache=decoding.empty_cache(self._spec, batch * self._twins, self.length),
         )
 
     def _keys(self, numbers_B: Any) -> jax.Array:
@@ -307,7 +310,7 @@ class Engine:
             tokens_RxP = self._with_twins(tokens_RxP)
             rows_R = jnp.stack([2 * rows_R, 2 * rows_R + 1], 1).reshape(-1)
         tokens_RxP = sharding.constrain(tokens_RxP, "batch", None)
-        return decoding.prefill(self._recipe, weights, tokens_RxP, rows_R, cache)
+        return decoding.prefill(self._spec, weights, tokens_RxP, rows_R, cache)
 
     def _with_twins(self, tokens: jax.Array) -> jax.Array:
         """Each row followed by its twin, which starts without a label."""
@@ -318,14 +321,14 @@ class Engine:
         """(the model's own, to draw from, the cache)."""
         newest_B = jnp.take_along_axis(state.tokens, state.place[:, None], axis=1)[:, 0]
         if self._twins == 1:
-            logits, cache = decoding.step(self._recipe, weights, newest_B, state.place, state.cache)
+            logits, cache = decoding.step(self._spec, weights, newest_B, state.place, state.cache)
             return logits, logits, cache
         twin_B = jnp.where(state.place == 0, self._bos, newest_B)
         both = jnp.stack([newest_B, twin_B], 1).reshape(-1)
         places = jnp.repeat(state.place, 2)
-        logits, cache = decoding.step(self._recipe, weights, both, places, state.cache)
+        logits, cache = decoding.step(self._spec, weights, both, places, state.cache)
         given, plain = logits[0::2], logits[1::2]
-        return given, plain + self._choose.guidance * (given - plain), cache
+        return given, plain + self._sampling_params.guidance * (given - plain), cache
 
     def _advanced(
         self, weights: Any, rules: Constraint | None, state: State, enough: jax.Array
@@ -351,7 +354,7 @@ class Engine:
             allowed = rules.allowed(state.constraint, self.length - 1 - state.place)
             logits = jnp.where(allowed, logits, -jnp.inf)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.place)
-        drawn_B = draw(keys, self._choose(logits))
+        drawn_B = sample_token(keys, self._sampling_params(logits))
         gained_B = jnp.take_along_axis(own, drawn_B[:, None], axis=1)[:, 0]
         gained_B -= jax.nn.logsumexp(own, axis=-1)
         # Rows without an unfinished document stay as they are.
@@ -370,7 +373,7 @@ class Engine:
                 rules.advance(state.constraint, drawn_B),
                 state.constraint,
             )
-        over = (drawn_B == self._recipe.eos) | (place == self.length - 1)
+        over = (drawn_B == self._eos) | (place == self.length - 1)
         rows = jnp.arange(self.batch_size)
         return State(
             tokens=state.tokens.at[rows, place].set(written),

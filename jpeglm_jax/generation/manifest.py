@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.shards.files import is_remote, write_atomically
+from data_pipelines.utils.files import is_remote, write_atomically
 
 MANIFEST = "manifest.jsonl"
 _JOB = "job.json"
@@ -34,7 +34,7 @@ class Manifest:
 
     Raises:
       JobError: the folder holds the output of another job; says what differs.
-      ShardError: the disk is full.
+      WriteError: the disk is full.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Manifest:
         return self._lines
 
     def add(self, line: dict[str, Any]) -> None:
-        """Writes the line of a document whose file is complete. Raises ShardError (disk full)."""
+        """Writes the line of a document whose file is complete. Raises WriteError (disk full)."""
         self._lines.append(line)
         if is_remote(self._path):  # object stores cannot append
             self._rewrite(self._lines)

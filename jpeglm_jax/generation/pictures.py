@@ -98,7 +98,7 @@ def _beginning(representation: Representation, given: np.ndarray) -> list[Image.
             return [representation.salvage(given).image]
         except ValueError:  # not one MCU
             return []
-    return contact_sheet.pictures(representation, given)[: representation.inspect(given).units]
+    return contact_sheet.pictures(representation, given)[: representation.validate(given).units]
 
 
 def _document(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
-class Filter:
+class SamplingParams:
     """How a token is drawn from logits.
 
     Attributes:
@@ -45,7 +45,7 @@ class Filter:
             raise ValueError(f"guidance is {self.guidance}; expected 0 or more, 1 for none")
 
     @classmethod
-    def of(cls, config: ConfigDict) -> Filter:
+    def of(cls, config: ConfigDict) -> SamplingParams:
         """From `config.sample`."""
         return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
@@ -72,7 +72,7 @@ class Filter:
         return logits
 
 
-def draw(keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
+def sample_token(keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
     """One token a row, int32 [B], by the inverse of the cumulated probabilities.
 
     One random number a row, where Gumbel noise would take one an entry. What has a logit of -inf

@@ -8,7 +8,7 @@ from etils import epath
 
 from data_pipelines.representations.base import Representation
 from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 
 CARD_FILE = "README.md"
 
@@ -22,7 +22,7 @@ tags: [jpeg-lm, codec]
 
 A Llama of {parameters:,} parameters: {layers} layers, width {width}, weights in {dtype}. It was
 trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459).
-It continues such a document and knows no language. Its context is {row_length:,} tokens.
+It continues such a document and knows no language. Its context is {seq_len:,} tokens.
 
 ## What a token is
 
@@ -46,9 +46,9 @@ FOLDER = "."
 representation = representations.load(FOLDER)
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 start = torch.tensor([[{start}]])
-row = model.generate(start, max_length={row_length})[0, 1:].tolist()
+row = model.generate(start, max_length={seq_len})[0, 1:].tolist()
 tokens = row[: row.index({eos})] if {eos} in row else row
-print(representation.inspect(tokens))  # could an encoder have written exactly this?
+print(representation.validate(tokens))  # could an encoder have written exactly this?
 open("drawn{suffix}", "wb").write(representation.to_bytes(tokens))
 ```
 
@@ -98,7 +98,7 @@ def write(
     representation: Representation,
     *,
     parameters: int,
-    row_length: int,
+    seq_len: int,
     dtype: str,
 ) -> None:
     """Writes README.md.
@@ -108,7 +108,7 @@ def write(
       model: its shape.
       representation: what its tokens mean.
       parameters: number of its weights.
-      row_length: its context.
+      seq_len: its context.
       dtype: what the weights are stored as.
     """
     tokens, text = _tokens(representation)
@@ -118,7 +118,7 @@ def write(
         layers=model.layers,
         width=model.width,
         dtype=dtype,
-        row_length=row_length,
+        seq_len=seq_len,
         tokens=tokens,
         starts=_starts(representation),
         start="representation.label_token(0)"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from jpeglm_jax.huggingface import ConversionError
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -27,11 +27,11 @@ class Described(NamedTuple):
 
     Attributes:
       model: the shape; `model.vocab_size` is the number of rows of the embedding.
-      row_length: places that the model was made for.
+      seq_len: places that the model was made for.
     """
 
     model: ModelConfig
-    row_length: int
+    seq_len: int
 
 
 def read(folder: epath.Path) -> Described:
@@ -116,12 +116,12 @@ def _count(values: dict[str, Any], name: str) -> int:
     return value
 
 
-def to_json(model: ModelConfig, *, row_length: int, bos: int, eos: int, dtype: str) -> str:
+def to_json(model: ModelConfig, *, seq_len: int, bos: int, eos: int, dtype: str) -> str:
     """The text of config.json.
 
     Args:
       model: a plain Llama.
-      row_length: places that the model was trained with.
+      seq_len: places that the model was trained with.
       bos, eos: ids of the start of an unlabelled document and of the end.
       dtype: what the weights are stored as.
 
@@ -148,7 +148,7 @@ def to_json(model: ModelConfig, *, row_length: int, bos: int, eos: int, dtype: s
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-        "max_position_embeddings": row_length,
+        "max_position_embeddings": seq_len,
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": c.tied,
@@ -162,7 +162,7 @@ def to_json(model: ModelConfig, *, row_length: int, bos: int, eos: int, dtype: s
 def write_generation(
     folder: epath.Path,
     *,
-    row_length: int,
+    seq_len: int,
     bos: int,
     eos: int,
     temperature: float,
@@ -178,6 +178,6 @@ def write_generation(
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
-        "max_length": row_length,
+        "max_length": seq_len,
     }
     (folder / GENERATION_FILE).write_text(json.dumps(values, indent=2) + "\n")

@@ -24,7 +24,7 @@ def label_name(label: int) -> str:
     return f"<label_{label}>"
 
 
-def write(folder: epath.Path, tokenizer: Tokenizer, row_length: int) -> None:
+def write(folder: epath.Path, tokenizer: Tokenizer, seq_len: int) -> None:
     """Writes what `AutoTokenizer.from_pretrained` needs, next to a SentencePiece model.
 
     A text is given its BOS there, and no EOS: what is written so can be continued.
@@ -34,7 +34,7 @@ def write(folder: epath.Path, tokenizer: Tokenizer, row_length: int) -> None:
     else:
         _write_json(folder / FAST_FILE, _byte_tokenizer(tokenizer))
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | _BYTE_SPECIALS
-    common = {"clean_up_tokenization_spaces": False, "model_max_length": row_length}
+    common = {"clean_up_tokenization_spaces": False, "model_max_length": seq_len}
     _write_json(folder / CONFIG_FILE, config | common)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jpeglm_jax.huggingface import ConversionError
 from jpeglm_jax.huggingface.safetensors import DTYPES, Tensor
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 
 # (name, shape in `transformers`) -> that tensor.
 Reader = Callable[[str, tuple[int, ...]], np.ndarray]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 
 from jpeglm_jax.hardware import chips
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 
 FORMULA = (
-    "6 x matrix parameters a token + 6 x layers x heads x head_dim x row length (causal: half)"
+    "6 x matrix parameters a token + 6 x layers x heads x head_dim x sequence length (causal: half)"
 )
 
 
@@ -19,14 +19,14 @@ def matrix_parameters(config: ModelConfig) -> int:
     return c.layers * (attention + 3 * c.width * c.ffn) + c.width * c.vocab_size
 
 
-def train_flops_per_token(config: ModelConfig, row_length: int) -> float:
+def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Operations of forward and backward pass for one place of a row; see FORMULA.
 
     Attention counts the causal half of a full row, whatever documents are in it. What remat
     computes again is not counted: this is the model's work, not the hardware's.
     """
     c = config
-    return 6 * matrix_parameters(c) + 6 * c.layers * c.heads * c.head_dim * row_length
+    return 6 * matrix_parameters(c) + 6 * c.layers * c.heads * c.head_dim * seq_len
 
 
 def peak_flops(device: jax.Device) -> float | None:

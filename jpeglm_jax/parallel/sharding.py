@@ -20,8 +20,16 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from data_pipelines.utils.cpus import num_cpus
 
 AXES = ("replica", "fsdp", "sequence", "tensor")
+
+# The arrays of a batch, each [rows, sequence length], and their logical axes.
+Batch = dict[str, jax.Array]
+BATCH_AXES = ("batch", "length")
+BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights")
 
 # Logical axis -> mesh axes. To try another strategy, change this table and nothing else.
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -103,7 +111,7 @@ def make_mesh(
             "replicas are what spans slices"
         )
     if devices[0].platform == "cpu":
-        grid = np.asarray(devices).reshape(dims)  # pretended devices have no topology
+        grid = np.asarray(devices).reshape(dims)  # simulated devices have no topology
     elif slices > 1:
         inner = (dims[0] // slices, *dims[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -144,6 +152,17 @@ def split_cpu(devices: int) -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def cpu_devices(config: ConfigDict) -> int:
+    """How many devices to split a CPU into: as configured, else the cores that divide a batch."""
+    if config.cpu_devices:
+        return config.cpu_devices
+    sizes = [config.mesh[axis] for axis in AXES]
+    if -1 not in sizes:
+        return math.prod(sizes)
+    part = config.batch_size // config.optimizer.grad_accum_steps
+    return max(n for n in range(1, num_cpus() + 1) if part % n == 0)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
@@ -211,3 +230,8 @@ def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
 def shardings_of(mesh: Mesh, axes: Any) -> Any:
     """A tree of logical axes (tuples of names) -> the same tree of shardings."""
     return jax.tree.map(lambda a: named(mesh, *a), axes, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def batch_shardings(mesh: Mesh) -> dict[str, Any]:
+    """Where the arrays of a batch lie."""
+    return dict.fromkeys(BATCH_KEYS, named(mesh, *BATCH_AXES))

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from etils import epath
 
-from data_pipelines.shards import files
+from data_pipelines.utils.files import WriteError, is_remote, write_atomically
 
 FILE = "lease.json"
 
@@ -113,7 +113,7 @@ class Lease:
         if found is not None:
             self._expect_dead(found)
         self._write()
-        time.sleep(_SETTLE_REMOTE if files.is_remote(self._path) else _SETTLE)
+        time.sleep(_SETTLE_REMOTE if is_remote(self._path) else _SETTLE)
         now = self._read()
         if now is None or now.token != self._holder.token:
             raise FolderInUse(self._in_use(now))
@@ -173,7 +173,7 @@ class Lease:
                 renewed = time.monotonic()
             except FolderInUse as error:
                 self._lost = str(error)
-            except (OSError, files.ShardError) as error:  # a store out of reach comes back
+            except (OSError, WriteError) as error:  # a store out of reach comes back
                 silent = time.monotonic() - renewed
                 if silent > self._silence / 2:
                     self._lost = (
@@ -210,7 +210,7 @@ class Lease:
 
     def _write(self) -> None:
         text = json.dumps(dataclasses.asdict(self._holder), indent=2) + "\n"
-        files.write_atomically(self._path, text.encode())
+        write_atomically(self._path, text.encode())
 
 
 def _machine() -> str:

@@ -12,10 +12,9 @@ import dataclasses
 import errno
 import importlib.metadata
 import logging
-import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,9 +25,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
-from jpeglm_jax.model.llama import ModelConfig
+from data_pipelines.utils.files import WriteError
+from jpeglm_jax.model.config import ModelConfig, model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import inference_mesh
-from jpeglm_jax.training.step import Recipe, TrainState, model_config
+from jpeglm_jax.training.step import TrainState
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
 
@@ -209,7 +210,8 @@ class Checkpoints:
         if shapes.ema is not None:
             items["ema"] = (shapes.ema, where.ema)
         found = self._restore(step, items)
-        return TrainState(found["params"], found["opt_state"], found.get("ema"))
+        finite = jax.device_put(True, where.finite)
+        return TrainState(found["params"], found["opt_state"], found.get("ema"), finite)
 
     def restore_params(
         self, shapes: Any, where: Any, *, ema: bool = False, step: int | None = None
@@ -236,6 +238,22 @@ class Checkpoints:
                 + ", ".join(map(str, sorted(found)))
             )
         return max(found) if step is None else step
+
+    @contextlib.contextmanager
+    def naming_a_full_disk(self) -> Iterator[None]:
+        """Turns an error of whatever else a run writes to a full disk into a SaveError."""
+        try:
+            yield
+        except (OSError, WriteError) as error:
+            if no_room(error):
+                raise self.failure(error) from error
+            raise
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the save under way. Raises SaveError if it failed."""
@@ -269,7 +287,7 @@ class Run:
 
     def model(self, platform: str) -> ModelConfig:
         """The shape of the model; `platform` is "cpu", "gpu" or "tpu"."""
-        return model_config(self.config, self.representation.vocab_size, platform)
+        return model_config(self.config.model, self.representation.vocab_size, platform)
 
 
 def describe(workdir: epath.PathLike, step: int | None = None) -> Run:
@@ -287,7 +305,8 @@ def describe(workdir: epath.PathLike, step: int | None = None) -> Run:
         raise CheckpointError(
             f"{workdir} has no folder checkpoints; expected the workdir of a training run"
         )
-    meta = Checkpoints(workdir).meta(step)
+    with Checkpoints(workdir) as checkpoints:
+        meta = checkpoints.meta(step)
     representation = representations.load(workdir)
     refuse_difference(representation.to_config(), meta["representation"], "representation")
     return Run(ConfigDict(meta["config"]), representation, meta["step"], meta)
@@ -300,7 +319,7 @@ class TrainedModel:
     Attributes:
       config: the run's configuration.
       representation: what the tokens mean.
-      recipe: the model without its weights.
+      spec: the model without its weights.
       mesh: where the weights lie.
       params: the weights, or their moving average where the run kept one.
       step: of the checkpoint.
@@ -308,7 +327,7 @@ class TrainedModel:
 
     config: ConfigDict
     representation: Representation
-    recipe: Recipe
+    spec: ModelSpec
     mesh: Mesh
     params: Any
     step: int
@@ -326,24 +345,14 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
     """
     run = describe(workdir, step)
     representation = run.representation
-    model = run.model(jax.default_backend())
-    recipe = Recipe(
-        model,
-        run.config.optimizer,
-        run.config.steps,
-        representation.eos,
-        representation.byte_lengths,
-    )
-    shapes = recipe.abstract_state().params
-    size = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes))
-    mesh = inference_mesh(size, (model.heads, model.kv_heads, model.ffn))
-    params = Checkpoints(workdir).restore_params(
-        shapes,
-        recipe.state_shardings(mesh).params,
-        ema=run.averaged,
-        step=run.step,
-    )
-    return TrainedModel(run.config, representation, recipe, mesh, params, run.step)
+    spec = ModelSpec(run.model(jax.default_backend()))
+    model = spec.config
+    mesh = inference_mesh(4 * spec.num_parameters, (model.heads, model.kv_heads, model.ffn))
+    with Checkpoints(workdir) as checkpoints:
+        params = checkpoints.restore_params(
+            spec.abstract_params, spec.param_shardings(mesh), ema=run.averaged, step=run.step
+        )
+    return TrainedModel(run.config, representation, spec, mesh, params, run.step)
 
 
 def _in_chunks(weights: Any) -> ocp.args.StandardSave:

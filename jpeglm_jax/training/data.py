@@ -1,20 +1,70 @@
-"""What a run trains on and is judged on, as its configuration names it."""
+"""What a run trains on and is evaluated on, as its configuration names it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import representations
-from data_pipelines.loading.joined_shards import JoinedShards, Stages
+from data_pipelines.loading.joined_shards import JoinedShards, Stages, stages
 from data_pipelines.loading.loader import Loader
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards.reader import read_manifest
 from jpeglm_jax.parallel import distributed
 from jpeglm_jax.training import checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The two splits of a run.
+
+    Attributes:
+      train, eval: documents of each split.
+      train_loader, eval_loader: their batches.
+    """
+
+    train: JoinedShards
+    eval: JoinedShards
+    train_loader: Loader
+    eval_loader: Loader
+
+    @property
+    def representation(self) -> Representation:
+        """What the tokens mean."""
+        return self.train.representation
+
+    @property
+    def num_damaged(self) -> int:
+        """Documents of both splits that were skipped as damaged so far."""
+        return self.train.num_damaged + self.eval.num_damaged
+
+
+def open_data(config: ConfigDict, workdir: epath.Path) -> RunData:
+    """The documents of a run, prepared in the workdir first unless the run names shards.
+
+    Args:
+      config: the run's.
+      workdir: the run's folder.
+
+    Raises:
+      ShardError, FileNotFoundError, SourceError: shards or a source that cannot be read.
+      ValueError: no documents to train or to evaluate on, or shards of another representation.
+    """
+    folders = shard_folders(config.data.shards) or [prepare_here(config, workdir)]
+    train = JoinedShards(folders, "train", config.data.on_damage)
+    check_representation(config.representation, train.representation)
+    eval_split = eval_documents(config.data, folders)
+    mixture = stages(config.data.mixture_weights, config.batch_size)
+    return RunData(
+        train,
+        eval_split,
+        make_loader(config, train, config.data.label_dropout, mixture),
+        make_loader(config, eval_split, label_dropout=0.0),
+    )
 
 
 def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
@@ -28,37 +78,46 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
             conditional=config.data.conditional,
             copies=config.data.copies,
             augment=config.data.augment.to_dict(),
-            heldout=config.data.heldout,
+            eval_fraction=config.data.eval_fraction,
         )
     )
     return folder
 
 
-def shard_folders(config: ConfigDict) -> list[str]:
-    """The prepared folders that the run names; none if it prepares its own."""
-    return [folder for folder in config.data.shards.split(",") if folder]
+def shard_folders(shards: str) -> list[str]:
+    """The folders that `config.data.shards` names, separated by commas; none if it is empty."""
+    return [folder.strip() for folder in shards.split(",") if folder.strip()]
 
 
-def held_out_documents(config: ConfigDict, folders: Sequence[epath.PathLike]) -> JoinedShards:
-    """What the run is judged on. Raises ValueError if no image was held out."""
+def eval_documents(data: ConfigDict, folders: Sequence[epath.PathLike]) -> JoinedShards:
+    """The eval split of the folders. Raises ValueError if it is empty in all of them.
+
+    Args:
+      data: `config.data`.
+      folders: of shards.
+    """
     splits = [read_manifest(folder)["splits"] for folder in folders]
-    if not any(split.get("heldout", {}).get("documents") for split in splits):
+    if not any(split.get("eval", {}).get("documents") for split in splits):
         images = sum(split["train"]["images"] for split in splits)
         raise ValueError(
-            f"{' and '.join(map(str, folders))}: no held-out documents, which a run is judged on: "
-            f"data.heldout = {config.data.heldout} keeps none of {images:,} images from "
-            "training. Raise it, in a new workdir (or prepare the shards again)"
+            f"{' and '.join(map(str, folders))}: the eval split is empty: data.eval_fraction = "
+            f"{data.eval_fraction} takes none of {images:,} images. Raise it, in a new workdir "
+            "(or prepare the shards again)"
         )
-    return JoinedShards(folders, "heldout", config.data.on_damage)
+    return JoinedShards(folders, "eval", data.on_damage)
 
 
-def check_representation(config: ConfigDict, found: Representation) -> None:
+def check_representation(configured: ConfigDict, found: Representation) -> None:
     """Refuses shards that are not what the configuration describes.
 
     The tokenizer and the labels are the shards' own: preparation may have trained the one and
     found the other.
+
+    Args:
+      configured: `config.representation`.
+      found: the shards' own.
     """
-    expected = representations.make(**{**config.representation, "tokenizer": "bytes"})
+    expected = representations.make(**{**configured, "tokenizer": "bytes"})
     ours, theirs = expected.to_config(), found.to_config()
     del ours["tokenizer"], theirs["tokenizer"]
     checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
@@ -72,7 +131,7 @@ def make_loader(
     `mixture`: (first row, weights) of each stage; see `JoinedShards.plan`.
     """
     plan = documents.plan(
-        row_length=config.row_length,
+        seq_len=config.seq_len,
         mode=config.data.packing,
         too_long=config.data.too_long,
         seed=config.seed,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from data_pipelines.loading.joined_shards import JoinedShards
-from data_pipelines.loading.loader import Loader
-from data_pipelines.shards import files
+from data_pipelines.utils import files
 from jpeglm_jax.parallel import distributed, sharding
-from jpeglm_jax.training.step import BATCH_AXES, Recipe, batch_shardings, compiled
+from jpeglm_jax.parallel.jit import jit_on_mesh
+from jpeglm_jax.parallel.sharding import BATCH_AXES, batch_shardings
+from jpeglm_jax.training.data import RunData
+from jpeglm_jax.training.step import TrainState, TrainStep
 
 _NAMED = 8  # documents in the message; the file has all
 
@@ -24,11 +23,10 @@ class NotFinite(RuntimeError):
 
 def not_finite(
     workdir: epath.Path,
-    recipe: Recipe,
+    train_step: TrainStep,
     mesh: Mesh,
-    params: Any,
-    loader: Loader,
-    documents: JoinedShards,
+    state: TrainState,
+    data: RunData,
     step: int,
 ) -> NotFinite:
     """What to raise for a step that was not finite, whose batch it writes down for a replay.
@@ -41,16 +39,19 @@ def not_finite(
 
     Args:
       workdir: the run's folder.
-      recipe, mesh: the model and where it lies.
-      params: the weights now; such a step leaves them alone.
-      loader, documents: where the batch came from.
+      train_step, mesh: the model and where it lies.
+      state: the newest one; such a step, and those after it, leave the weights alone.
+      data: where the batch came from.
       step: number of the step, from 1.
     """
+    loader, documents = data.train_loader, data.train
     rows = sharding.named(mesh, *BATCH_AXES)
     with loader.batches(step - 1, sharding=rows) as batches:
         batch = next(batches)
-    in_shardings = (recipe.state_shardings(mesh).params, batch_shardings(mesh))
-    counts = compiled(recipe.not_finite, mesh, in_shardings=in_shardings)(params, batch)
+    in_shardings = (train_step.state_shardings(mesh).params, batch_shardings(mesh))
+    counts = jit_on_mesh(train_step.not_finite, mesh, in_shardings=in_shardings)(
+        state.params, batch
+    )
     wrong = {name: int(n) for name, n in jax.device_get(counts).items() if n}
 
     first = (step - 1) * loader.batch_size

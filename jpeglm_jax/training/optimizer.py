@@ -57,18 +57,15 @@ def make(config: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformat
             "times the average norm of the gradient"
         )
     decayed = jax.tree.map(lambda a: "norm" not in a, axes, is_leaf=lambda a: isinstance(a, tuple))
-    chain = optax.chain(
+    direction = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.adamw(
-            schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
-    return skip_spikes(chain, config.skip_spikes) if config.skip_spikes else chain
+    if config.skip_spikes:
+        direction = skip_spikes(direction, config.skip_spikes)
+    # Outside of what is skipped: the schedule counts every step of the run.
+    return optax.chain(direction, optax.scale_by_learning_rate(schedule(config, steps)))
 
 
 class SpikeState(NamedTuple):
@@ -124,4 +121,5 @@ def skip_spikes(
 
 def skipped(opt_state: Any) -> jax.Array | None:
     """Steps that `skip_spikes` has skipped so far; None if it is off."""
-    return opt_state.skipped if isinstance(opt_state, SpikeState) else None
+    direction = opt_state[0]
+    return direction.skipped if isinstance(direction, SpikeState) else None

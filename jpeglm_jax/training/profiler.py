@@ -9,14 +9,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from data_pipelines.shards.files import is_remote
+from data_pipelines.utils.files import is_remote
 
 
 class Profiler:
     """Traces the steps START to STOP - 1.
 
     The trace lies in `workdir/tensorboard/plugins/profile/TIME`: `*.xplane.pb` for TensorBoard
-    and `perfetto_trace.json.gz`. The times of `tokens_per_second` include writing it.
+    and `perfetto_trace.json.gz`. The times of `perf/tokens_per_second` include writing it.
 
     Args:
       steps: "START:STOP", or empty for none.
@@ -53,6 +53,12 @@ class Profiler:
         if self._tracing and step == self._stop - 1:
             jax.block_until_ready(values)
             self.close()
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the trace if the run ends within it."""

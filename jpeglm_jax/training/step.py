@@ -1,7 +1,7 @@
 """What one step is: loss, gradients, update. The same function trains on a laptop and on a pod.
 
-Nothing here knows the mesh: `Recipe` is a value made of the configuration, its methods are pure,
-and `compiled` puts one of them on a mesh with explicit shardings.
+Nothing here knows the mesh: `TrainStep` is a value made of the configuration, its methods are pure,
+and `jit_on_mesh` puts one of them on a mesh with explicit shardings.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jpeglm_jax.hardware import chips
-from jpeglm_jax.model.llama import Llama, ModelConfig
+from data_pipelines.representations.base import Representation
+from jpeglm_jax.model.config import ModelConfig, model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
+from jpeglm_jax.parallel.jit import jit_on_mesh
+from jpeglm_jax.parallel.sharding import BATCH_AXES, Batch, batch_shardings
 from jpeglm_jax.training import optimizer
-
-Batch = dict[str, jax.Array]
-
-# Of the arrays of a batch, [rows, row length].
-BATCH_AXES = ("batch", "length")
-BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights")
 
 
 @jax.tree_util.register_dataclass
@@ -40,37 +36,18 @@ class TrainState:
       params: float32 weights, a nested dict.
       opt_state: the optimiser's.
       ema: moving average of the weights, or None if it is switched off.
+      finite: bool scalar, whether all steps so far were; see `TrainStep.update`. Not in checkpoints.
     """
 
     params: Any
     opt_state: Any
     ema: Any
+    finite: jax.Array
 
-
-def compute_dtype(name: str, platform: str) -> str:
-    """The configured compute type, where "auto" is bfloat16 on a TPU or GPU, float32 on a CPU."""
-    if name == "auto":
-        return "float32" if platform == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"model.dtype is {name!r}; expected auto, float32 or bfloat16")
-    return name
-
-
-def model_config(config: ConfigDict, vocab_size: int, platform: str) -> ModelConfig:
-    """The shape of the model of a run; `platform` is "cpu", "gpu" or "tpu"."""
-    values = config.model.to_dict()
-    values["dtype"] = compute_dtype(values["dtype"], platform)
-    return ModelConfig(vocab_size=vocab_size, **values)
-
-
-def abstract_model(config: ModelConfig) -> tuple[Any, Any, Any]:
-    """Graph, shapes and logical axes of the weights, without allocating any."""
-    model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    axes = jax.tree.map(
-        lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-    )
-    return graph, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    @property
+    def averaged(self) -> Any:
+        """The weights to evaluate and to sample from: their moving average if there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
@@ -82,62 +59,48 @@ def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
             "model.heads": ("act_heads", model.heads),
             "model.kv_heads": ("act_heads", model.kv_heads),
             "model.ffn": ("ffn", model.ffn),
-            "row_length": ("length", config.row_length),
-            "batch_size / optimizer.accumulate": (
+            "seq_len": ("length", config.seq_len),
+            "batch_size / optimizer.grad_accum_steps": (
                 "batch",
-                config.batch_size // config.optimizer.accumulate,
+                config.batch_size // config.optimizer.grad_accum_steps,
             ),
         },
     )
-    if config.batch_size % config.optimizer.accumulate:
+    if config.batch_size % config.optimizer.grad_accum_steps:
         raise sharding.MeshError(
-            f"batch_size = {config.batch_size} cannot be split into optimizer.accumulate = "
-            f"{config.optimizer.accumulate} equal parts"
+            f"batch_size = {config.batch_size} cannot be split into optimizer.grad_accum_steps = "
+            f"{config.optimizer.grad_accum_steps} equal parts"
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
+class TrainStep:
     """How a model is made, judged and improved.
 
     Attributes:
-      model: the model's shape.
+      model: the model without its weights.
       config: `config.optimizer`.
       steps: length of the run, for the learning rate's schedule.
       eos: the token that ends a document; in targets it counts documents.
       byte_lengths: codec bytes each token stands for, int32 [vocabulary].
     """
 
-    model: ModelConfig
+    model: ModelSpec
     config: ConfigDict
     steps: int
     eos: int
     byte_lengths: np.ndarray
 
     @functools.cached_property
-    def _abstract(self) -> tuple[Any, Any, Any]:
-        return abstract_model(self.model)
-
-    @property
-    def graph(self) -> Any:
-        """The model without its weights: `nnx.merge(graph, params)` is the model."""
-        return self._abstract[0]
-
-    @property
-    def axes(self) -> Any:
-        """Logical axes of every weight."""
-        return self._abstract[2]
-
-    @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizer.make(self.config, self.steps, self.axes)
+        return optimizer.make(self.config, self.steps, self.model.axes)
 
     def init(self, seed: int | jax.Array) -> TrainState:
         """The state before the first step; a function of the seed alone."""
-        params = nnx.to_pure_dict(nnx.state(Llama(self.model, nnx.Rngs(jax.random.key(seed)))))
+        params = self.model.init(seed)
         # A copy, so that weights and average can be donated one by one.
         ema = jax.tree.map(jnp.copy, params) if self.config.ema else None
-        return TrainState(params, self.optimizer.init(params), ema)
+        return TrainState(params, self.optimizer.init(params), ema, jnp.array(True))
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, without allocating any of it."""
@@ -145,7 +108,7 @@ class Recipe:
 
     def state_shardings(self, mesh: Mesh) -> TrainState:
         """Where every array of the state lies; moments lie where their weights do."""
-        params = sharding.shardings_of(mesh, self.axes)
+        params = self.model.param_shardings(mesh)
         abstract = self.abstract_state()
         opt_state = optax.tree_utils.tree_map_params(
             self.optimizer,
@@ -154,18 +117,18 @@ class Recipe:
             params,
             transform_non_params=lambda _: sharding.replicated(mesh),
         )
-        return TrainState(params, opt_state, params if self.config.ema else None)
+        ema = params if self.config.ema else None
+        where: Any = TrainState  # of shardings instead of arrays
+        return where(params, opt_state, ema, sharding.replicated(mesh))
 
-    def sums(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def loss_sums(self, params: Any, batch: Batch) -> dict[str, jax.Array]:
         """Sums over the places of a batch, float32 scalars.
 
         Returns:
           nll: negative log-likelihood in nats; z: squared log-normaliser (the z-loss);
           tokens: places that count; documents: ends of documents among them; bytes: codec bytes.
         """
-        logits = nnx.merge(self.graph, params)(
-            batch["tokens"], batch["segments"], batch["positions"]
-        )
+        logits = self.model.logits(params, batch)
         weights, targets = batch["weights"], batch["targets"]
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         # Picked by comparison: the gradient of an index is a scatter, which runs entry by entry.
@@ -188,11 +151,11 @@ class Recipe:
         total = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
         def loss(params: Any, part: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-            sums = self.sums(params, part)
+            sums = self.loss_sums(params, part)
             return (sums["nll"] + self.config.z_loss * sums["z"]) / total, sums
 
         gradient = jax.grad(loss, has_aux=True)
-        parts = self.config.accumulate
+        parts = self.config.grad_accum_steps
         if parts == 1:
             return gradient(params, batch)
 
@@ -211,25 +174,28 @@ class Recipe:
         )
         return jax.lax.scan(add, zeros, batch)[0]
 
-    def train_step(
-        self, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One optimiser step.
 
-        If the loss or a gradient is not finite the state stays as it was, and `finite` in the
-        metrics, which are the batch's sums and the gradient norm, is 0. If steps with spikes are
-        skipped, `skipped` counts them from the start of the run.
+        If the loss or a gradient is not finite, the weights stay as they are, in this step and in all
+        that follow: so the weights that a report of the step finds are those it was computed with,
+        although the report comes after the next step was begun.
+
+        Returns:
+          The new state, and metrics: the batch's sums, `grad_norm`, `finite` (0 or 1) and, if steps
+          with spikes are skipped, `skipped`, their number since the start of the run.
         """
         gradients, metrics = self.gradients(state.params, batch)
         metrics["grad_norm"] = optax.tree.norm(gradients)
-        finite = jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(metrics["nll"])
+        finite = jnp.isfinite(metrics["grad_norm"]) & jnp.isfinite(metrics["nll"]) & state.finite
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if self.config.ema:
             ema = optax.incremental_update(params, state.ema, 1.0 - self.config.ema)
-        new = TrainState(params, opt_state, ema)
+        new = TrainState(params, opt_state, ema, finite)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        new.finite = finite
         metrics["finite"] = finite.astype(jnp.float32)
         if (count := optimizer.skipped(new.opt_state)) is not None:
             metrics["skipped"] = count.astype(jnp.float32)
@@ -244,38 +210,27 @@ class Recipe:
         }
 
 
-def batch_shardings(mesh: Mesh) -> dict[str, Any]:
-    """Where the arrays of a batch lie."""
-    return dict.fromkeys(BATCH_KEYS, sharding.named(mesh, *BATCH_AXES))
+def make_train_step(config: ConfigDict, representation: Representation, platform: str) -> TrainStep:
+    """The train step of a run; `platform` is "cpu", "gpu" or "tpu"."""
+    return TrainStep(
+        ModelSpec(model_config(config.model, representation.vocab_size, platform)),
+        config.optimizer,
+        config.steps,
+        representation.eos,
+        representation.byte_lengths,
+    )
 
 
-def compiled(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **options)`, traced with `mesh` as the current one.
-
-    The compiler gets the options of the mesh's chip, see chips.py.
-    """
-    known = chips.chip(mesh.devices.flat[0].device_kind)
-    jitted = jax.jit(function, compiler_options=known.options if known else None, **options)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return jitted(*args)
-
-    call.jitted = jitted  # type: ignore[attr-defined]
-    return call
-
-
-def compile_init(recipe: Recipe, mesh: Mesh) -> Callable[[int], TrainState]:
+def compile_init(train_step: TrainStep, mesh: Mesh) -> Callable[[int], TrainState]:
     """seed -> a fresh state, each device making its own part only."""
-    return compiled(recipe.init, mesh, out_shardings=recipe.state_shardings(mesh))
+    return jit_on_mesh(train_step.init, mesh, out_shardings=train_step.state_shardings(mesh))
 
 
-def compile_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., Any]:
+def compile_train_step(train_step: TrainStep, mesh: Mesh) -> Callable[..., Any]:
     """(state, batch) -> (state, metrics); the old state's memory is given up."""
-    state = recipe.state_shardings(mesh)
-    return compiled(
-        recipe.train_step,
+    state = train_step.state_shardings(mesh)
+    return jit_on_mesh(
+        train_step.update,
         mesh,
         in_shardings=(state, batch_shardings(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
@@ -283,11 +238,11 @@ def compile_train_step(recipe: Recipe, mesh: Mesh) -> Callable[..., Any]:
     )
 
 
-def compile_eval_step(recipe: Recipe, mesh: Mesh) -> Callable[..., Any]:
+def compile_eval_step(train_step: TrainStep, mesh: Mesh) -> Callable[..., Any]:
     """(params, batch) -> sums."""
-    return compiled(
-        recipe.sums,
+    return jit_on_mesh(
+        train_step.loss_sums,
         mesh,
-        in_shardings=(recipe.state_shardings(mesh).params, batch_shardings(mesh)),
+        in_shardings=(train_step.state_shardings(mesh).params, batch_shardings(mesh)),
         out_shardings=sharding.replicated(mesh),
     )

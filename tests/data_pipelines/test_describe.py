@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
         source=f"folder:{root / 'photos'}",
         representation=dict(name="jpeg", size=16, mode="L", quality=50, strip="header"),
         out=root / "shards",
-        heldout=0.3,
+        eval_fraction=0.3,
         drop_duplicates=True,
         workers=1,
     )
@@ -48,7 +48,7 @@ def call(*arguments):
 
 def test_counts_labels_and_rejects_are_told(folder):
     text = describe.describe(folder)
-    train, heldout = Shards(folder), Shards(folder, "heldout")
+    train, heldout = Shards(folder), Shards(folder, "eval")
     assert len(train) + len(heldout) == 30
     assert f"train: {len(train)} documents of {len(train)} images" in text
     assert f"{train.lengths.sum():,} tokens" in text
@@ -69,7 +69,7 @@ def test_fill_is_that_of_the_rows_asked_for(folder):
     places = Shards(folder).lengths + 1
     row = int(places.max())
     expected = f"rows of {row:,}: {len(places)} documents in"
-    assert expected in describe.describe(folder, row_length=row)
+    assert expected in describe.describe(folder, seq_len=row)
 
 
 def test_a_sheet_shows_documents(folder, tmp_path):

@@ -17,7 +17,7 @@ def digits_run(tmp_path_factory):
         representation=config.representation.to_dict(),
         out=folder / "data",
         conditional=True,
-        heldout=0.15,
+        eval_fraction=0.15,
         workers=1,
     )
     config.data.shards = str(folder / "data")

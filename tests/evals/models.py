@@ -5,21 +5,22 @@ import functools
 import jax
 
 from data_pipelines import representations
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import make_mesh
 from jpeglm_jax.training.checkpoint import TrainedModel
-from jpeglm_jax.training.step import Recipe, compile_init, model_config
 from tests.jpeglm_jax.conftest import tiny
 
 DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}
 
 
 @functools.cache
-def untrained(row_length=80, devices=1, num_labels=10, **options):
+def untrained(seq_len=80, devices=1, num_labels=10, **options):
     """A model of digits, or of the JPEG files that the options describe."""
-    config = tiny(3, row_length=row_length)
+    config = tiny(3, seq_len=seq_len)
     representation = representations.make("jpeg", num_labels=num_labels, **(options or DIGITS))
-    model = model_config(config, representation.vocab_size, "cpu")
-    recipe = Recipe(model, config.optimizer, 3, representation.eos, representation.byte_lengths)
+    model = model_config(config.model, representation.vocab_size, "cpu")
+    spec = ModelSpec(model)
     mesh = make_mesh({"fsdp": -1}, devices=jax.devices()[:devices])
-    params = compile_init(recipe, mesh)(1).params
-    return TrainedModel(config, representation, recipe, mesh, params, 3)
+    params = spec.init_on(mesh, 1)
+    return TrainedModel(config, representation, spec, mesh, params, 3)

@@ -16,7 +16,7 @@ from evals.inputs.images import open_images
 from evals.report import report
 from evals.reporting.results import Evaluation
 from evals.sections import KINDS
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.training.checkpoint import CheckpointError
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return untrained(row_length=330, num_labels=0, **OPTIONS)
+    return untrained(seq_len=330, num_labels=0, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def run(model, photos, out, **options):
         "ratios": (0.5,),
         "unconditional": True,
         "seeds": 2,
-        "choose": Filter(top_k=20),
+        "sampling_params": SamplingParams(top_k=20),
         **options,
     }
     return completion(model, documents, photos, out, extractor=patches(), **options)
@@ -143,7 +143,7 @@ def test_what_cannot_be_completed_is_refused(model, photos, tmp_path, options, s
 
 
 def test_prompts_that_leave_no_room_are_named(photos, tmp_path):
-    model = untrained(row_length=24, num_labels=0, **OPTIONS)
+    model = untrained(seq_len=24, num_labels=0, **OPTIONS)
     with pytest.raises(ValueError, match="fills the 24 places"):
         run(model, photos, tmp_path)
 
@@ -171,6 +171,6 @@ def test_half_size_images_are_small_and_looked_at_where_they_are(photos, tmp_pat
 
 
 def test_documents_have_no_half_size(digit_shards, tmp_path):
-    shards = open_images(f"shards:{digit_shards}:heldout")
+    shards = open_images(f"shards:{digit_shards}:eval")
     with pytest.raises(ValueError, match="give --images"):
         half_size.write(shards, shards.shards.representation, tmp_path, 0, 0)

@@ -47,7 +47,7 @@ def write_generated(folder, count=24, damaged=(), absent=(), nonsense=()):
             data = b"nonsense" if number in nonsense else JPEG.to_bytes(tokens)
             (folder / name).write_bytes(data)
         valid = not (number in damaged or number in absent or number in nonsense)
-        assert number in (*absent, *nonsense) or JPEG.inspect(tokens).valid == valid
+        assert number in (*absent, *nonsense) or JPEG.validate(tokens).valid == valid
         lines.append(json.dumps({"file": name, "number": number, "valid": valid, "label": -1}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -336,7 +336,7 @@ def test_the_command_evaluates_digits_without_any_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either --generated or --checkpoint"),
+        ([], "give either --generated or --workdir"),
         (["--generated=absent"], "there are no images at 'absent'"),
         (["--generated=digits"], "nothing to look with: give --weights=FILE"),
         (["--generated=digits", "--weights=absent.pth"], "there is no file absent.pth"),

@@ -30,13 +30,13 @@ def test_one_command_leaves_every_result_and_a_page_of_them(digits_run, tmp_path
     ("arguments", "sentence"),
     [
         (["--references=folder:photos"], "give --weights of the FID network"),
-        (["--checkpoint=nowhere"], "nowhere has no folder checkpoints"),
+        (["--workdir=nowhere"], "nowhere has no folder checkpoints"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     digits_run, tmp_path, arguments, sentence
 ):
-    command = [sys.executable, "-m", "evals.suite", f"--checkpoint={digits_run}", "--out=out"]
+    command = [sys.executable, "-m", "evals.suite", f"--workdir={digits_run}", "--out=out"]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert sentence in result.stderr and "Traceback" not in result.stderr

@@ -10,7 +10,7 @@ from tests.jpeglm_jax.runs import command, run
 def tiny(steps=12, **changes):
     """The default preset, cut down: seconds instead of minutes."""
     config = jpeg.get_config("digits")
-    config.steps, config.batch_size, config.row_length = steps, 8, 80
+    config.steps, config.batch_size, config.seq_len = steps, 8, 80
     config.data.copies = 0
     config.model.update(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, ffn=64)
     config.optimizer.update(warmup_steps=min(4, steps - 1))
@@ -33,7 +33,7 @@ def digit_shards(tmp_path_factory):
         representation=config.representation.to_dict(),
         out=folder,
         conditional=True,
-        heldout=0.15,
+        eval_fraction=0.15,
         workers=1,
     )
     return str(folder)

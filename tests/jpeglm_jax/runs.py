@@ -15,7 +15,7 @@ from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMINGS = ("tokens_per_second", "mfu", "goodput")
+TIMINGS = ("perf/tokens_per_second", "perf/mfu", "perf/goodput")
 
 
 def lines(workdir):
@@ -35,7 +35,7 @@ def command(shards, workdir, *flags, **changes):
     values = {
         "steps": 200,
         "batch_size": 8,
-        "row_length": 80,
+        "seq_len": 80,
         "data.shards": shards,
         "model.layers": 1,
         "model.width": 32,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jpeglm_jax.compile import abstract_batch, compile_step, make_recipe, words
+from jpeglm_jax.compile import abstract_batch, compile_step, make_train_step, words
 from jpeglm_jax.hardware import chips, topologies
 from jpeglm_jax.hardware.hlo import Program, num_bytes
 from jpeglm_jax.hardware.topologies import TopologyError
@@ -86,9 +86,9 @@ def test_the_step_is_compiled_for_a_mesh_of_this_machine():
     assert report["need_gib"] == report["argument_gib"] + report["temp_gib"] > 0
     layers = config.model.layers
     assert report["collectives"]["all-gather"]["runs"] >= 14 * layers  # seven weights, twice
-    recipe = make_recipe(config, "cpu")
+    train_step = make_train_step(config, "cpu")
     assert report["parameters"] == sum(
-        x.size for x in jax.tree.leaves(recipe.abstract_state().params)
+        x.size for x in jax.tree.leaves(train_step.abstract_state().params)
     )
     assert report["fits"] is report["hbm_gib"] is report["estimated_gcycles"] is None
     assert json.loads(json.dumps(report)) == report
@@ -151,7 +151,7 @@ def test_a_pod_is_compiled_for_without_a_tpu(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "jpeglm_jax.compile", "--config=configs/jpeg.py:7b"]
         + ["--topology=v5e:4x4", f"--json={out}", "--config.batch_size=16"]
-        + ["--config.row_length=2048", "--vocab_size=320"]
+        + ["--config.seq_len=2048", "--vocab_size=320"]
         + [f"--config.model.{key}={value}" for key, value in changes.items()],
         check=True,
     )

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_pipelines.representations.avc.bitstream import IDR, SLICE, I, P, SliceHeader, slice_header
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES, REF_IDC, AvcFormat
-from data_pipelines.representations.base import NEVER, Array
+from data_pipelines.representations.base import UNREACHABLE, Array
 
 
 class Kind(enum.IntEnum):
@@ -116,14 +116,14 @@ class AvcMachine(NamedTuple):
         wrong = (state.phase == Phase.WRONG) | (closes & (state.ends == 0))
         return after._replace(phase=xp.where(wrong, int(Phase.WRONG), after.phase))
 
-    def shortest(self, state: State) -> Array:
+    def min_bytes_to_end(self, state: State) -> Array:
         """Bytes after which a stream can end at the earliest: 0 at its end, int32.
 
         There is always an allowed byte that makes it at least one less. No stream can follow from
-        a state where it is `NEVER`.
+        a state where it is `UNREACHABLE`.
         """
         xp = state.phase.__array_namespace__()
-        opening = NEVER + 0 * state.phase
+        opening = UNREACHABLE + 0 * state.phase
         for kind in Kind:
             possible = (state.kinds >> kind & 1) == 1
             here = self._row(self.least, kind, state, xp) - state.offset
@@ -138,12 +138,12 @@ class AvcMachine(NamedTuple):
         closed = xp.where(tail == 0, state.zeros > 0, tail - state.zeros)
         data = xp.where(state.ends == 1, closed, tail + 1)
         here = xp.where(state.phase == Phase.OPENING, opening, data)
-        return xp.where(state.phase == Phase.WRONG, NEVER, here)
+        return xp.where(state.phase == Phase.WRONG, UNREACHABLE, here)
 
-    def futures(self, state_Bx1: State) -> Array:
-        """`shortest` after each of the 256 bytes, int32 [B, 256]."""
+    def min_bytes_after(self, state_Bx1: State) -> Array:
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]."""
         xp = state_Bx1.phase.__array_namespace__()
-        return self.shortest(self.step(state_Bx1, xp.arange(256, dtype=xp.int32)))
+        return self.min_bytes_to_end(self.step(state_Bx1, xp.arange(256, dtype=xp.int32)))
 
     def _step_opening(self, state: State, byte: Array, xp: Any) -> State:
         """Keeps the kinds of picture whose opening goes on with this byte."""

@@ -238,7 +238,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
             end = len(stream)
         return self.tokenizer.encode(stream[:end])
 
-    def inspect(self, tokens: np.ndarray) -> base.Validity:
+    def validate(self, tokens: np.ndarray) -> base.Validity:
         """Judges a document strictly: could the encoder have written it?
 
         First its structure is walked (see `avc_walk`). If that is right, the macroblocks are given

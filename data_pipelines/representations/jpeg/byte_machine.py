@@ -2,7 +2,7 @@
 
 The machine here generates what `jpeg_entropy` accepts, from the same automaton over bits
 (`jpeg_automaton`): header, MCUs, padding, byte stuffing, restart markers, EOI. A byte is two steps
-in one table by (state, four bits); what is not finite, the MCUs and lanes that are left, is counted
+in one table by (state, four bits); what is not finite, the MCUs and segments that are left, is counted
 beside it. The table is 4.3 MB for 4:2:0 and 0.7 MB for grey. Another one, eight
 times as large, saves walking all 256 bytes to know what each would lead to.
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.base import NEVER, Array
+from data_pipelines.representations.base import UNREACHABLE, Array
 from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
 from data_pipelines.representations.jpeg.format import JpegFormat
 
@@ -42,7 +42,7 @@ class Phase(enum.IntEnum):
     HEADER = 0
     DATA = 1
     STUFFING = 2  # the 00 after an FF of the data
-    MARKER = 3  # the FF of the marker that ends a lane
+    MARKER = 3  # the FF of the marker that ends a segment
     CODE = 4  # its second byte
     END = 5  # after EOI: nothing follows
     WRONG = 6  # no valid stream begins like this
@@ -54,14 +54,14 @@ class State(NamedTuple):
     Attributes:
       phase: a `Phase`.
       word: of the automaton's state; in the header, the place there.
-      mcus: not yet ended in this lane.
-      lanes: after this one.
+      mcus: not yet ended in this segment.
+      segments: after this one.
     """
 
     phase: Array
     word: Array
     mcus: Array
-    lanes: Array
+    segments: Array
 
 
 class JpegMachine(NamedTuple):
@@ -69,13 +69,13 @@ class JpegMachine(NamedTuple):
 
     Attributes:
       table: by 16 * state + four bits, the word they lead to, int32 [states * 16].
-      rows: by state and byte, what `futures` needs to know, uint16 [states, 256].
+      rows: by state and byte, what `min_bytes_after` needs to know, uint16 [states, 256].
       header: the bytes before the scan, then one more that is never read, int32 [n + 1].
       first: the word that an MCU begins with.
       mcu_bits: of the shortest MCU.
-      lanes: of the image.
-      lane_mcus: MCUs in each lane but the last.
-      last_mcus: MCUs in the last lane.
+      segments: of the image.
+      segment_mcus: MCUs in each segment but the last.
+      last_mcus: MCUs in the last segment.
     """
 
     table: Array
@@ -83,16 +83,16 @@ class JpegMachine(NamedTuple):
     header: Array
     first: int
     mcu_bits: int
-    lanes: int
-    lane_mcus: int
+    segments: int
+    segment_mcus: int
     last_mcus: int
 
     def start(self) -> State:
         """Before the first byte; int32 scalars."""
         if len(self.header) > 1:
-            state = (Phase.HEADER, 0, 0, self.lanes)
+            state = (Phase.HEADER, 0, 0, self.segments)
         else:
-            state = (Phase.DATA, self.first, self._mcus_of(self.lanes, np), self.lanes - 1)
+            state = (Phase.DATA, self.first, self._mcus_of(self.segments, np), self.segments - 1)
         return State(*(np.int32(value) for value in state))
 
     def step(self, state: State, byte: Array) -> State:
@@ -102,7 +102,7 @@ class JpegMachine(NamedTuple):
         data, forced = self._step_data(state, byte, xp), self._step_forced(state, byte, xp)
         return State(*(xp.where(in_data, a, b) for a, b in zip(data, forced, strict=True)))
 
-    def shortest(self, state: State) -> Array:
+    def min_bytes_to_end(self, state: State) -> Array:
         """Bytes after which a file can end at the earliest: 0 at its end, int32.
 
         There is always an allowed byte that makes it at least one less. No file can follow from
@@ -111,35 +111,40 @@ class JpegMachine(NamedTuple):
         """
         xp = state.word.__array_namespace__()
         phase = state.phase
-        lane = -(-((state.word & _DEAD) + (state.mcus - 1) * self.mcu_bits) // 8)
-        lane = xp.where(state.mcus > 0, lane, 0)
-        here = xp.where(phase == Phase.DATA, lane + 2, 0)
-        here = xp.where(phase == Phase.STUFFING, lane + 3, here)
+        segment = -(-((state.word & _DEAD) + (state.mcus - 1) * self.mcu_bits) // 8)
+        segment = xp.where(state.mcus > 0, segment, 0)
+        here = xp.where(phase == Phase.DATA, segment + 2, 0)
+        here = xp.where(phase == Phase.STUFFING, segment + 3, here)
         here = xp.where(phase == Phase.MARKER, 2, here)
         here = xp.where(phase == Phase.CODE, 1, here)
         here = xp.where(phase == Phase.HEADER, len(self.header) - 1 - state.word, here)
-        here = xp.where(phase == Phase.WRONG, NEVER, here)
-        return here + self._lanes_bytes(state.lanes, xp)
+        here = xp.where(phase == Phase.WRONG, UNREACHABLE, here)
+        return here + self._segments_bytes(state.segments, xp)
 
-    def futures(self, state_Bx1: State) -> Array:
-        """`shortest` after each of the 256 bytes, int32 [B, 256]."""
-        phase, word, mcus, lanes = state_Bx1
+    def min_bytes_after(self, state_Bx1: State) -> Array:
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]."""
+        phase, word, mcus, segments = state_Bx1
         xp = word.__array_namespace__()
         row_BxN = xp.asarray(self.rows)[(word >> _STATE)[:, 0]].astype(xp.int32)
         byte = xp.arange(256, dtype=xp.int32)
         left = mcus - (row_BxN >> _ENDED & 3)
         distance = row_BxN & _DEAD
-        lane = distance + (left - 1) * self.mcu_bits + 7 >> 3
+        segment = distance + (left - 1) * self.mcu_bits + 7 >> 3
         right = xp.where(left == 0, row_BxN >> _PADDED_ROW & 1, distance != _DEAD)
         right = (left >= 0) & (right == 1)
-        data = xp.where(left == 0, 0, lane) + (byte == 0xFF) + 2 + self._lanes_bytes(lanes, xp)
+        data = (
+            xp.where(left == 0, 0, segment)
+            + (byte == 0xFF)
+            + 2
+            + self._segments_bytes(segments, xp)
+        )
         forced_right = byte == self._forced(state_Bx1, xp)
         right = xp.where(phase == Phase.DATA, right, forced_right)
-        shortest = xp.where(phase == Phase.DATA, data, self.shortest(state_Bx1) - 1)
-        return xp.where(right, shortest, NEVER)
+        shortest = xp.where(phase == Phase.DATA, data, self.min_bytes_to_end(state_Bx1) - 1)
+        return xp.where(right, shortest, UNREACHABLE)
 
     def _step_data(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
-        """Four bits and four bits more; where the lane's last MCU ended, ones alone."""
+        """Four bits and four bits more; where the segment's last MCU ended, ones alone."""
         table = xp.asarray(self.table)
         high = table[(state.word >> _STATE) * 16 + (byte >> 4)]
         low = table[(high >> _STATE) * 16 + (byte & 15)]
@@ -151,14 +156,14 @@ class JpegMachine(NamedTuple):
         phase = xp.where(left == 0, int(Phase.MARKER), int(Phase.DATA))
         phase = xp.where(byte == 0xFF, int(Phase.STUFFING), phase)
         phase = xp.where(right, phase, int(Phase.WRONG))
-        return phase, low, left, state.lanes
+        return phase, low, left, state.segments
 
     def _step_forced(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
         """Where only one byte can follow."""
-        phase, word, mcus, lanes = state
+        phase, word, mcus, segments = state
         in_header = phase == Phase.HEADER
         header_over = in_header & (word == len(self.header) - 2)
-        begins = header_over | ((phase == Phase.CODE) & (lanes > 0))
+        begins = header_over | ((phase == Phase.CODE) & (segments > 0))
         after = xp.where(in_header, int(Phase.HEADER), int(Phase.END))
         after = xp.where(phase == Phase.MARKER, int(Phase.CODE), after)
         stuffed = xp.where(mcus == 0, int(Phase.MARKER), int(Phase.DATA))
@@ -168,37 +173,37 @@ class JpegMachine(NamedTuple):
         return (
             after,
             xp.where(begins, self.first, xp.where(in_header, word + 1, word)),
-            xp.where(begins, self._mcus_of(lanes, xp), mcus),
-            xp.where(begins, lanes - 1, lanes),
+            xp.where(begins, self._mcus_of(segments, xp), mcus),
+            xp.where(begins, segments - 1, segments),
         )
 
     def _forced(self, state: State, xp: Any) -> Array:
         """The byte that has to follow outside the data; -1 if none can."""
-        phase, word, _, lanes = state
+        phase, word, _, segments = state
         in_header = phase == Phase.HEADER
-        marker = xp.where(lanes == 0, _EOI, _RST0 + (self.lanes - 1 - lanes) % 8)
+        marker = xp.where(segments == 0, _EOI, _RST0 + (self.segments - 1 - segments) % 8)
         byte = xp.where(in_header, xp.asarray(self.header)[xp.where(in_header, word, 0)], -1)
         byte = xp.where(phase == Phase.STUFFING, 0, byte)
         byte = xp.where(phase == Phase.MARKER, 0xFF, byte)
         return xp.where(phase == Phase.CODE, marker, byte)
 
-    def _mcus_of(self, lanes: Array, xp: Any) -> Array:
-        """MCUs of the next lane, where so many lanes are left with it."""
-        return xp.where(lanes == 1, self.last_mcus, self.lane_mcus)
+    def _mcus_of(self, segments: Array, xp: Any) -> Array:
+        """MCUs of the next segment, where so many segments are left with it."""
+        return xp.where(segments == 1, self.last_mcus, self.segment_mcus)
 
-    def _lanes_bytes(self, lanes: Array, xp: Any) -> Array:
-        """Bytes of so many whole lanes up to the file's end, each with its marker."""
-        lane, last = (
-            -(-mcus * self.mcu_bits // 8) + 2 for mcus in (self.lane_mcus, self.last_mcus)
+    def _segments_bytes(self, segments: Array, xp: Any) -> Array:
+        """Bytes of so many whole segments up to the file's end, each with its marker."""
+        segment, last = (
+            -(-mcus * self.mcu_bits // 8) + 2 for mcus in (self.segment_mcus, self.last_mcus)
         )
-        return xp.where(lanes > 0, (lanes - 1) * lane + last, 0)
+        return xp.where(segments > 0, (segments - 1) * segment + last, 0)
 
 
 def machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegMachine:
     """The machine of images of this size (width, height) whose streams begin with this header."""
     mcus = settings.geometry(*size).mcus
     interval = settings.restart_interval or mcus
-    lanes = -(-mcus // interval)
+    segments = -(-mcus // interval)
     table, rows, distance = _tables(settings)
     return JpegMachine(
         table=table,
@@ -206,9 +211,9 @@ def machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegM
         header=np.frombuffer(header + b"\0", np.uint8).astype(np.int32),
         first=START << _STATE | int(distance[START]),
         mcu_bits=int(distance[START]),
-        lanes=lanes,
-        lane_mcus=interval,
-        last_mcus=mcus - (lanes - 1) * interval,
+        segments=segments,
+        segment_mcus=interval,
+        last_mcus=mcus - (segments - 1) * interval,
     )
 
 

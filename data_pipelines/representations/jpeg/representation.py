@@ -129,7 +129,7 @@ class JpegRepresentation(base.TokenizedRepresentation):
         """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
 
         The stream is taken up to its first EOI, or given one. What no viewer opens, or opens as an
-        image of another size, is shown by `salvage`. Other damage is not reported: see `inspect`.
+        image of another size, is shown by `salvage`. Other damage is not reported: see `validate`.
 
         Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
         """
@@ -214,12 +214,12 @@ class JpegRepresentation(base.TokenizedRepresentation):
         end = validity.place_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 
-    def inspect(self, tokens: np.ndarray) -> base.Validity:
+    def validate(self, tokens: np.ndarray) -> base.Validity:
         """Judges a document strictly: could the encoder have written it? See `jpeg_entropy`."""
-        return self.inspect_batch([tokens])[0]
+        return self.validate_batch([tokens])[0]
 
-    def inspect_batch(self, documents: Sequence[np.ndarray]) -> list[base.Validity]:
-        """`inspect` of each document, tokens integer [n]; far faster than one at a time."""
+    def validate_batch(self, documents: Sequence[np.ndarray]) -> list[base.Validity]:
+        """`validate` of each document, tokens integer [n]; far faster than one at a time."""
         contents = [self._content(tokens) for tokens in documents]
         streams = [stream for stream, _ in contents]
         header = self.format.header(self.strip)

@@ -1,6 +1,6 @@
 """Walking runs of entropy-coded bytes through the automaton, many at a time.
 
-A *lane* is the bytes between two markers, byte stuffing removed. Lanes know nothing of each other,
+A *segment* is the bytes between two markers, byte stuffing removed. Segments know nothing of each other,
 so they walk in step, one byte of each at a time; the few longest ones finish alone, for a numpy
 call is dear for a handful of values.
 """
@@ -14,11 +14,11 @@ import numpy as np
 
 from data_pipelines.representations.jpeg.automaton import START, Automaton, Reject
 
-_FEW = 16  # lanes; fewer than this walk one by one
+_FEW = 16  # segments; fewer than this walk one by one
 
 
 class Fault(enum.IntEnum):
-    """What can be wrong with the bits of a lane."""
+    """What can be wrong with the bits of a segment."""
 
     UNDEFINED_CODE = Reject.UNDEFINED_CODE
     PAST_END = Reject.PAST_END
@@ -26,14 +26,14 @@ class Fault(enum.IntEnum):
     PADDING = 3
 
 
-class Lanes(NamedTuple):
-    """Lanes to walk. All but `data` [lanes].
+class Segments(NamedTuple):
+    """Segments to walk. All but `data` [segments].
 
     Attributes:
-      data: the bytes of all lanes, uint8.
+      data: the bytes of all segments, uint8.
       start: place of the first byte in `data`.
       length: number of bytes.
-      mcus: MCUs that the lane should hold, at least 1.
+      mcus: MCUs that the segment should hold, at least 1.
     """
 
     data: np.ndarray
@@ -43,11 +43,11 @@ class Lanes(NamedTuple):
 
 
 class Stops(NamedTuple):
-    """Where lanes fail. All int64 [lanes].
+    """Where segments fail. All int64 [segments].
 
     Attributes:
-      byte: place in the lane of the byte that is wrong, or after which it is: too long or too
-        short. 0 for an empty lane, -1 for a lane without damage.
+      byte: place in the segment of the byte that is wrong, or after which it is: too long or too
+        short. 0 for an empty segment, -1 for a segment without damage.
       state: of the automaton before that byte.
       left: MCUs not yet ended before that byte.
     """
@@ -56,19 +56,21 @@ class Stops(NamedTuple):
     state: np.ndarray
     left: np.ndarray
 
-    def set(self, lanes: np.ndarray, byte: object, state: object, left: object) -> None:
-        """Notes a stop of some lanes."""
-        self.byte[lanes], self.state[lanes], self.left[lanes] = byte, state, left
+    def set(self, segments: np.ndarray, byte: object, state: object, left: object) -> None:
+        """Notes a stop of some segments."""
+        self.byte[segments], self.state[segments], self.left[segments] = byte, state, left
 
 
-def run(lanes: Lanes, machine: Automaton) -> Stops:
-    """Walks lanes and finds where each one first fails."""
-    order = np.argsort(-lanes.length, kind="stable")  # those still walking are then the first
+def run(segments: Segments, machine: Automaton) -> Stops:
+    """Walks segments and finds where each one first fails."""
+    order = np.argsort(-segments.length, kind="stable")  # those still walking are then the first
     walk = _Walk(
         machine,
-        Lanes(lanes.data, lanes.start[order], lanes.length[order], lanes.mcus[order]),
+        Segments(
+            segments.data, segments.start[order], segments.length[order], segments.mcus[order]
+        ),
         state=np.full(len(order), START, np.int32),
-        left=lanes.mcus[order].astype(np.int32),
+        left=segments.mcus[order].astype(np.int32),
         stops=Stops(*(np.full(len(order), fill, np.int64) for fill in (-1, START, 0))),
     )
     _walk_to_last_byte(walk)
@@ -99,16 +101,16 @@ def examine(machine: Automaton, state: int, left: int, byte: int) -> tuple[int, 
     return end, left, None
 
 
-def whole_bytes(machine: Automaton, lane: bytes, mcus: int) -> int:
-    """Number of leading bytes of a lane that hold nothing but its first MCUs.
+def whole_bytes(machine: Automaton, segment: bytes, mcus: int) -> int:
+    """Number of leading bytes of a segment that hold nothing but its first MCUs.
 
     Raises ValueError if it does not have so many.
     """
-    at, state, left, _ = _walk_alone(machine, lane, 0, START, mcus)
+    at, state, left, _ = _walk_alone(machine, segment, 0, START, mcus)
     end = 0
-    if lane:
+    if segment:
         # The last wanted MCU ends inside this byte; what follows it there is of no concern.
-        end, left, _ = examine(machine, state, left, lane[at])
+        end, left, _ = examine(machine, state, left, segment[at])
     if left > 0:
         raise ValueError(f"{left} of {mcus} MCUs are not there")
     return at + (end == 8)
@@ -116,19 +118,19 @@ def whole_bytes(machine: Automaton, lane: bytes, mcus: int) -> int:
 
 class _Walk(NamedTuple):
     machine: Automaton
-    lanes: Lanes  # longest first
+    segments: Segments  # longest first
     state: np.ndarray
     left: np.ndarray
     stops: Stops
 
 
 def _walk_to_last_byte(walk: _Walk) -> None:
-    """Takes every lane to its last byte, where its last MCU has to end, or to where it fails."""
+    """Takes every segment to its last byte, where its last MCU has to end, or to where it fails."""
     machine, (data, start, length, _), state, left, stops = walk
     shortest_first = length[::-1]
     longest = int(length[0]) if len(length) else 0
     for t in range(longest - 1):
-        # The lanes in which this is not the last byte.
+        # The segments in which this is not the last byte.
         n = len(length) - int(np.searchsorted(shortest_first, t + 1, side="right"))
         if n < _FEW:
             _finish_alone(walk, t, n)
@@ -145,7 +147,7 @@ def _walk_to_last_byte(walk: _Walk) -> None:
 
 
 def _step_nibble(machine: Automaton, state: np.ndarray, nibble: np.ndarray) -> np.ndarray:
-    """Takes states four bits on, in place. Returns the number of MCUs that ended, [lanes]."""
+    """Takes states four bits on, in place. Returns the number of MCUs that ended, [segments]."""
     step = machine.nibbles.take((state << 4) + nibble)
     np.right_shift(step, 5, out=state)
     step &= 31
@@ -153,13 +155,13 @@ def _step_nibble(machine: Automaton, state: np.ndarray, nibble: np.ndarray) -> n
 
 
 def _finish_alone(walk: _Walk, t: int, n: int) -> None:
-    """Takes the first n lanes from byte t on, one after the other."""
+    """Takes the first n segments from byte t on, one after the other."""
     machine, (data, start, length, _), state, left, stops = walk
     for i in range(n):
         if state[i] == Reject.DEAD:
             continue
-        lane = data[start[i] : start[i] + length[i]].tobytes()
-        at, now, remaining, failed = _walk_alone(machine, lane, t, int(state[i]), int(left[i]))
+        segment = data[start[i] : start[i] + length[i]].tobytes()
+        at, now, remaining, failed = _walk_alone(machine, segment, t, int(state[i]), int(left[i]))
         state[i], left[i] = now, remaining
         if failed:
             stops.set(i, at, now, remaining)  # type: ignore[arg-type]
@@ -167,25 +169,25 @@ def _finish_alone(walk: _Walk, t: int, n: int) -> None:
 
 
 def _walk_alone(
-    machine: Automaton, lane: bytes, t: int, state: int, left: int
+    machine: Automaton, segment: bytes, t: int, state: int, left: int
 ) -> tuple[int, int, int, bool]:
-    """One lane from byte t up to its last byte.
+    """One segment from byte t up to its last byte.
 
     Returns (byte, state and MCUs left before it, whether it is wrong).
     """
     table = machine.nibbles.data
-    for at in range(t, len(lane) - 1):
-        high = table[state << 4 | lane[at] >> 4]
-        low = table[high >> 5 << 4 | lane[at] & 15]
+    for at in range(t, len(segment) - 1):
+        high = table[state << 4 | segment[at] >> 4]
+        low = table[high >> 5 << 4 | segment[at] & 15]
         now, remaining = low >> 5, left - (high & 31) - (low & 31)
         if now < START or remaining <= 0:
             return at, state, left, True
         state, left = now, remaining
-    return len(lane) - 1, state, left, False
+    return len(segment) - 1, state, left, False
 
 
 def _walk_last_byte(walk: _Walk) -> None:
-    """The last byte of each lane, bit by bit: its last MCU ends inside it, and ones fill it up."""
+    """The last byte of each segment, bit by bit: its last MCU ends inside it, and ones fill it up."""
     machine, (data, start, length, _), state, left, stops = walk
     alive = np.flatnonzero((state != Reject.DEAD) & (length > 0))
     now, remaining = state[alive], left[alive]

@@ -4,8 +4,8 @@ A stream is valid if its header is the representation's own, every MCU of the im
 defined codes and coefficients in place, restart markers come in order, the bits before each marker
 are padded with at most seven ones, FF is stuffed, and EOI ends it with nothing after.
 
-The bytes between two markers are a lane (see `jpeg_lanes`; a stream without restart markers is
-one). All lanes of many streams are walked together, and only one that fails is then looked at bit
+The bytes between two markers are a segment (see `jpeg_segments`; a stream without restart markers is
+one). All segments of many streams are walked together, and only one that fails is then looked at bit
 by bit, to tell why.
 """
 
@@ -21,14 +21,14 @@ from data_pipelines.representations.jpeg.automaton import Automaton, automaton
 from data_pipelines.representations.jpeg.format import Geometry, Header, JpegFormat
 from data_pipelines.representations.jpeg.segments import (
     Fault,
-    Lanes,
+    Segments,
     Stops,
     examine,
     run,
     whole_bytes,
 )
 
-# Streams are walked together up to so many lanes (enough to make numpy's calls cheap) and so many
+# Streams are walked together up to so many segments (enough to make numpy's calls cheap) and so many
 # bytes (few enough to hold in memory).
 _CHUNK_LANES = 1 << 15
 _CHUNK_BYTES = 1 << 26
@@ -101,18 +101,18 @@ def place_after(
         return len(stream)
     cut = _cut([scan], settings.restart_interval)
     interval = settings.restart_interval or geometry.mcus
-    lane, inside = divmod(mcus, interval)
-    last = lane if inside else lane - 1
+    segment, inside = divmod(mcus, interval)
+    last = segment if inside else segment - 1
     if last >= len(cut.start) or not cut.markers.right[:last].all():
         raise ValueError(f"the stream has no place after MCU {mcus - 1}: markers are missing")
     if not inside:
         if not cut.markers.right[last]:
             raise ValueError(f"no restart marker follows MCU {mcus - 1}")
         return scan.start + int(cut.markers.at[last]) + 2
-    first = int(cut.lanes.start[lane])
-    data = cut.lanes.data[first : first + int(cut.lanes.length[lane])].tobytes()
+    first = int(cut.segments.start[segment])
+    data = cut.segments.data[first : first + int(cut.segments.length[segment])].tobytes()
     whole = whole_bytes(automaton(settings), data, inside)
-    return scan.start + _raw_place(cut, lane, whole)
+    return scan.start + _raw_place(cut, segment, whole)
 
 
 class _Scan(NamedTuple):
@@ -147,34 +147,36 @@ def _read_header(
 def _chunks(scans: list[_Scan], interval: int) -> Iterator[list[_Scan]]:
     """The scans in groups to walk together."""
     chunk: list[_Scan] = []
-    lanes = size = 0
+    segments = size = 0
     for scan in scans:
         chunk.append(scan)
-        # No more lanes than the image has, and none without a marker of two bytes.
-        lanes += min(-(-scan.geometry.mcus // interval), len(scan.stream) // 2) if interval else 1
+        # No more segments than the image has, and none without a marker of two bytes.
+        segments += (
+            min(-(-scan.geometry.mcus // interval), len(scan.stream) // 2) if interval else 1
+        )
         size += len(scan.stream)
-        if lanes >= _CHUNK_LANES or size >= _CHUNK_BYTES:
+        if segments >= _CHUNK_LANES or size >= _CHUNK_BYTES:
             yield chunk
-            chunk, lanes, size = [], 0, 0
+            chunk, segments, size = [], 0, 0
     if chunk:
         yield chunk
 
 
 def _walk_scans(scans: list[_Scan], settings: JpegFormat) -> list[Walk]:
-    """Cuts scans into lanes, walks these, and gathers what was found by stream."""
+    """Cuts scans into segments, walks these, and gathers what was found by stream."""
     machine = automaton(settings)
     cut = _cut(scans, settings.restart_interval)
-    stops = run(cut.lanes, machine)
+    stops = run(cut.segments, machine)
     wrong = np.flatnonzero((stops.byte >= 0) | ~cut.markers.right)
     scan_of, first = np.unique(cut.markers.scan[wrong], return_index=True)
     results = [Walk(scan.geometry.mcus, scan.geometry.mcus, -1, "") for scan in scans]
-    for index, lane in zip(scan_of.tolist(), wrong[first].tolist(), strict=True):
-        results[index] = _explain(lane, scans[index], cut, stops, machine, settings)
+    for index, segment in zip(scan_of.tolist(), wrong[first].tolist(), strict=True):
+        results[index] = _explain(segment, scans[index], cut, stops, machine, settings)
     return results
 
 
 class _Markers(NamedTuple):
-    """The markers of some scans, in order; each ends a lane. All [lanes].
+    """The markers of some scans, in order; each ends a segment. All [segments].
 
     Attributes:
       at: place in the raw bytes.
@@ -182,8 +184,8 @@ class _Markers(NamedTuple):
       expected: what it should be.
       right: whether it is, EOI with nothing after.
       scan: index of the scan.
-      number: of the lane in its scan, from 0.
-      last: whether that is the last lane of a whole scan.
+      number: of the segment in its scan, from 0.
+      last: whether that is the last segment of a whole scan.
     """
 
     at: np.ndarray
@@ -200,21 +202,21 @@ class _Markers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """Scans cut into lanes, up to the first wrong marker in each.
+    """Scans cut into segments, up to the first wrong marker in each.
 
     Attributes:
       raw: the bytes of the scans, a sentinel after each.
       scan_ends: places of the sentinels, [scans].
-      markers: those that end the lanes.
-      start: place of the first raw byte of each lane, [lanes].
-      lanes: their bytes without stuffing.
+      markers: those that end the segments.
+      start: place of the first raw byte of each segment, [segments].
+      segments: their bytes without stuffing.
     """
 
     raw: np.ndarray
     scan_ends: np.ndarray
     markers: _Markers
     start: np.ndarray
-    lanes: Lanes
+    segments: Segments
 
 
 def _cut(scans: list[_Scan], interval: int) -> _Cut:
@@ -240,8 +242,8 @@ def _cut(scans: list[_Scan], interval: int) -> _Cut:
     data_start = start - np.searchsorted(stuffing, start)
     length = markers.at - np.searchsorted(stuffing, markers.at) - data_start
     in_last = mcus[markers.scan] - markers.number * interval
-    in_lane = np.where(markers.last, in_last, interval)
-    return _Cut(raw, ends, markers, start, Lanes(raw[is_data], data_start, length, in_lane))
+    in_segment = np.where(markers.last, in_last, interval)
+    return _Cut(raw, ends, markers, start, Segments(raw[is_data], data_start, length, in_segment))
 
 
 def _judge_markers(
@@ -255,8 +257,8 @@ def _judge_markers(
     """Numbers the markers at these places and compares them with what should be there."""
     scan = np.searchsorted(ends, at)
     number = np.arange(len(at)) - np.searchsorted(at, starts)[scan]
-    lanes = -(-mcus // interval) if interval else np.ones_like(mcus)
-    last = number == lanes[scan] - 1
+    segments = -(-mcus // interval) if interval else np.ones_like(mcus)
+    last = number == segments[scan] - 1
     code = raw[at + 1].astype(np.int32)
     expected = np.where(last, _EOI, _RST0 + number % 8)
     right = (code == expected) & (~last | (at + 2 == ends[scan]))
@@ -264,7 +266,7 @@ def _judge_markers(
 
 
 def _up_to_first_wrong(markers: _Markers) -> np.ndarray:
-    """Which markers are looked at, bool [lanes]: in each scan, up to a wrong one or the last."""
+    """Which markers are looked at, bool [segments]: in each scan, up to a wrong one or the last."""
     final = np.flatnonzero(~markers.right | markers.last)
     scan, first = np.unique(markers.scan[final], return_index=True)
     end = np.zeros(int(markers.scan[-1]) + 1, np.int64)
@@ -273,32 +275,34 @@ def _up_to_first_wrong(markers: _Markers) -> np.ndarray:
 
 
 def _explain(
-    lane: int, scan: _Scan, cut: _Cut, stops: Stops, machine: Automaton, settings: JpegFormat
+    segment: int, scan: _Scan, cut: _Cut, stops: Stops, machine: Automaton, settings: JpegFormat
 ) -> Walk:
-    """The judgement on a scan whose first wrong lane is this one."""
+    """The judgement on a scan whose first wrong segment is this one."""
     shift = len(scan.stream) - int(
-        cut.scan_ends[cut.markers.scan[lane]]
+        cut.scan_ends[cut.markers.scan[segment]]
     )  # from places in `raw` to the stream's
-    end = int(cut.markers.number[lane]) * settings.restart_interval + int(cut.lanes.mcus[lane])
-    marker_at = int(cut.markers.at[lane]) + shift
+    end = int(cut.markers.number[segment]) * settings.restart_interval + int(
+        cut.segments.mcus[segment]
+    )
+    marker_at = int(cut.markers.at[segment]) + shift
 
     def damage(left: int, at: int, reason: str) -> Walk:
         return Walk(end - left, scan.geometry.mcus, at, f"byte {at}: {reason}")
 
-    stop = int(stops.byte[lane])
+    stop = int(stops.byte[segment])
     if stop < 0:
-        return damage(0, *_wrong_marker(lane, cut, marker_at, len(scan.stream), end))
-    left, fault = int(stops.left[lane]), None
-    if stop < cut.lanes.length[lane]:
-        byte = int(cut.lanes.data[cut.lanes.start[lane] + stop])
-        _, left, fault = examine(machine, int(stops.state[lane]), left, byte)
+        return damage(0, *_wrong_marker(segment, cut, marker_at, len(scan.stream), end))
+    left, fault = int(stops.left[segment]), None
+    if stop < cut.segments.length[segment]:
+        byte = int(cut.segments.data[cut.segments.start[segment] + stop])
+        _, left, fault = examine(machine, int(stops.state[segment]), left, byte)
     place = f"in MCU {end - left}" if left else f"after MCU {end - 1}"
     if fault is not None:
-        return damage(left, shift + _raw_place(cut, lane, stop), f"{_REASONS[fault]}, {place}")
+        return damage(left, shift + _raw_place(cut, segment, stop), f"{_REASONS[fault]}, {place}")
     if left:
-        found = _marker_name(lane, cut, marker_at, len(scan.stream))
+        found = _marker_name(segment, cut, marker_at, len(scan.stream))
         return damage(left, marker_at, f"{found} cuts MCU {end - left} short")
-    at = shift + _raw_place(cut, lane, stop + 1)
+    at = shift + _raw_place(cut, segment, stop + 1)
     return damage(0, at, f"bytes are left over {place}, before any marker")
 
 
@@ -310,27 +314,27 @@ _REASONS = {
 }
 
 
-def _raw_place(cut: _Cut, lane: int, byte: int) -> int:
-    """Place in `raw` of a byte of a lane; the lane's end if it has no such byte."""
-    start, end = int(cut.start[lane]), int(cut.markers.at[lane])
+def _raw_place(cut: _Cut, segment: int, byte: int) -> int:
+    """Place in `raw` of a byte of a segment; the segment's end if it has no such byte."""
+    start, end = int(cut.start[segment]), int(cut.markers.at[segment])
     raw = cut.raw[start:end]
     stuffed = np.concatenate([[False], (raw[:-1] == 0xFF) & (raw[1:] == 0)])[: len(raw)]
     places = np.flatnonzero(~stuffed)
     return start + int(places[byte]) if byte < len(places) else end
 
 
-def _marker_name(lane: int, cut: _Cut, at: int, end: int) -> str:
+def _marker_name(segment: int, cut: _Cut, at: int, end: int) -> str:
     if at == end:
         return "the end of the stream"
     if at + 1 == end:
         return "an FF that ends the stream"
-    return f"marker FF{int(cut.markers.code[lane]):02X}"
+    return f"marker FF{int(cut.markers.code[segment]):02X}"
 
 
-def _wrong_marker(lane: int, cut: _Cut, at: int, end: int, done: int) -> tuple[int, str]:
-    """(place, reason) where the lane is right and what follows it is not."""
-    found, wanted = int(cut.markers.code[lane]), int(cut.markers.expected[lane])
+def _wrong_marker(segment: int, cut: _Cut, at: int, end: int, done: int) -> tuple[int, str]:
+    """(place, reason) where the segment is right and what follows it is not."""
+    found, wanted = int(cut.markers.code[segment]), int(cut.markers.expected[segment])
     if found == wanted == _EOI and at + 2 < end:
         return at + 2, f"{end - at - 2} bytes are left over after EOI"
-    name = _marker_name(lane, cut, at, end)
+    name = _marker_name(segment, cut, at, end)
     return at, f"found {name} after MCU {done - 1}, expected marker FF{wanted:02X}"

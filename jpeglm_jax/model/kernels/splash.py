@@ -20,7 +20,7 @@ def _divisor(length: int, at_most: int) -> int:
     if not fits:
         raise ValueError(
             f"splash attention needs rows that are a multiple of {LANES} places, found {length}; "
-            "change row_length, or set model.attention=chunked"
+            "change seq_len, or set model.attention=chunked"
         )
     return fits[-1]
 

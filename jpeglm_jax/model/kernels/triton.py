@@ -31,7 +31,7 @@ def attention(
     if length % block or block & (block - 1):
         raise ValueError(
             f"the Triton kernel needs rows that are a multiple of {BLOCK} places (or a power of "
-            f"two below it), found {length}; change row_length, or set model.attention=chunked"
+            f"two below it), found {length}; change seq_len, or set model.attention=chunked"
         )
     repeats = heads // k_BxSxGxK.shape[2]
     k, v = (jnp.repeat(x, repeats, axis=2) for x in (k_BxSxGxK, v_BxSxGxK))

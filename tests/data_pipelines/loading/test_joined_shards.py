@@ -34,11 +34,11 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("joined")
     (root / "one").mkdir()
     (root / "two").mkdir()
-    return [make(root / "one", 20, heldout=0.2), make(root / "two", 9, seed=1)]
+    return [make(root / "one", 20, eval_fraction=0.2), make(root / "two", 9, seed=1)]
 
 
 def load(documents, mixture=(), batch_size=5):
-    plan = documents.plan(row_length=512, mode="pack", seed=3, too_long="drop", stages=mixture)
+    plan = documents.plan(seq_len=512, mode="pack", seed=3, too_long="drop", stages=mixture)
     return Loader(documents.parts, plan, batch_size=batch_size)
 
 
@@ -84,10 +84,10 @@ def test_rows_come_from_folders_as_the_weights_say_and_change_at_a_step(folders)
 
 
 def test_a_folder_that_held_nothing_out_has_no_part_in_the_evaluation(folders):
-    heldout = JoinedShards(folders, "heldout")
+    heldout = JoinedShards(folders, "eval")
     assert [part.folder for part in heldout.parts] == [folders[0]]
-    with pytest.raises(ValueError, match="two/shards: no documents in the split 'heldout'"):
-        JoinedShards(folders[1:], "heldout")
+    with pytest.raises(ValueError, match="two/shards: no documents in the split 'eval'"):
+        JoinedShards(folders[1:], "eval")
 
 
 def test_labels_of_other_names_are_refused_where_they_are_tokens(folders, tmp_path):

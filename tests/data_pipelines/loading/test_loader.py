@@ -51,7 +51,7 @@ class Numbers(Representation):
     def prompt(self, tokens, ratio):
         return tokens[: int(ratio * len(tokens))]
 
-    def inspect(self, tokens):
+    def validate(self, tokens):
         return Validity(True, 1, 1)
 
     def label_token(self, label):
@@ -85,11 +85,11 @@ class Memory:
 
 
 def loader(
-    documents=None, *, mode="pack", row_length=ROW, plan_seed=0, batch_size=8, **options
+    documents=None, *, mode="pack", seq_len=ROW, plan_seed=0, batch_size=8, **options
 ) -> Loader:
     documents = [Memory(200)] if documents is None else documents
     lengths = np.concatenate([part.lengths for part in documents]).astype(np.int64) + 1
-    plan = packing.plan(lengths, row_length=row_length, mode=mode, seed=plan_seed)
+    plan = packing.plan(lengths, seq_len=seq_len, mode=mode, seed=plan_seed)
     return Loader(documents, plan, batch_size=batch_size, **options)
 
 
@@ -203,7 +203,7 @@ def test_concatenated_pieces_join_to_whole_documents():
 
 def test_a_document_cut_to_a_row_has_no_end():
     documents = Memory(30, longest=150)
-    plan = packing.plan(documents.lengths + 1, row_length=ROW, too_long="cut")
+    plan = packing.plan(documents.lengths + 1, seq_len=ROW, too_long="cut")
     cut = Loader(documents, plan, batch_size=4)
     batch = cut.read_rows(np.arange(plan.rows_per_epoch))
     order = plan.rows(np.arange(plan.rows_per_epoch)).pieces[:, 0].tolist()
@@ -263,7 +263,7 @@ def test_every_document_is_read_once_an_epoch_across_batches(mode):
 
 def test_a_mixture_of_sources_is_read_like_any_plan():
     sources = [Memory(120, seed=1), Memory(75, seed=2)]
-    plans = [packing.plan(source.lengths + 1, row_length=ROW) for source in sources]
+    plans = [packing.plan(source.lengths + 1, seq_len=ROW) for source in sources]
     mixed = Loader(sources, Mixture(plans, [(0, (3, 1)), (40, (0, 1))]), batch_size=8)
     alone = [
         Loader(source, plan, batch_size=1) for source, plan in zip(sources, plans, strict=True)
@@ -294,7 +294,7 @@ def test_every_key_of_real_shards_is_read_once_an_epoch(tmp_path):
         workers=1,
     )
     documents = Shards(folder)
-    stored = loader([documents], row_length=1024, batch_size=3)
+    stored = loader([documents], seq_len=1024, batch_size=3)
     rows_per_epoch = stored.plan.rows_per_epoch
     for epoch in range(2):
         numbers = np.arange(rows_per_epoch) + epoch * rows_per_epoch
@@ -447,7 +447,7 @@ def test_documents_of_another_length_than_planned_are_refused():
 def test_a_plan_for_other_documents_is_refused():
     documents = Memory(20)
     for lengths in (documents.lengths, documents.lengths[:-1] + 1):
-        plan = packing.plan(lengths, row_length=ROW)
+        plan = packing.plan(lengths, seq_len=ROW)
         with pytest.raises(ValueError, match="The plan was made for .* these are 20 documents"):
             Loader(documents, plan, batch_size=2)
 

@@ -68,7 +68,7 @@ def test_copies_depend_on_seed_key_and_number_and_on_nothing_else(digits):
 def test_a_fresh_process_makes_the_same_copies(digits):
     key, image = digits[3]
     code = (
-        "import io, sys; from PIL import Image; from data_pipelines.augment import Augment\n"
+        "import io, sys; from PIL import Image; from data_pipelines.media.augment import Augment\n"
         "image = Image.open(io.BytesIO(sys.stdin.buffer.read()))\n"
         "sys.stdout.buffer.write(Augment(flip=True).apply(image, sys.argv[1], 5, 16).tobytes())"
     )

@@ -132,7 +132,7 @@ def test_small_sets_are_packed_as_well_as_they_can_be(lengths, rows):
     [(1_000, 0.985), (20_000, 0.994), pytest.param(2_000_000, 0.9955, marks=pytest.mark.slow)],
 )
 def test_rows_of_the_papers_lengths_are_full(documents, least_fill):
-    plan = packing.plan(paper_lengths(documents), row_length=PAPER_ROW)
+    plan = packing.plan(paper_lengths(documents), seq_len=PAPER_ROW)
     assert plan.stats.fill > least_fill
 
 
@@ -141,7 +141,7 @@ def test_rows_of_the_papers_lengths_are_full(documents, least_fill):
 
 def test_every_document_is_in_one_row_of_every_epoch():
     lengths = paper_lengths(3000)
-    plan = packing.plan(lengths, row_length=PAPER_ROW, seed=3)
+    plan = packing.plan(lengths, seq_len=PAPER_ROW, seed=3)
     fitting = np.flatnonzero(lengths <= PAPER_ROW)
     assert plan.stats.dropped == len(lengths) - len(fitting) > 0
     for epoch in range(3):
@@ -157,7 +157,7 @@ def test_rows_and_their_company_change_with_the_epoch():
     # The fewer documents, the fewer can take each other's places in tightly filled rows.
     sets = [(paper_lengths(1000), 0.65), (paper_lengths(30_000), 0.2), (np.full(500, 3000), 0.02)]
     for lengths, most_kept in sets:
-        plan = packing.plan(lengths, row_length=PAPER_ROW, seed=3)
+        plan = packing.plan(lengths, seq_len=PAPER_ROW, seed=3)
         first, second = epoch_of(plan, 0), epoch_of(plan, 1)
         assert np.mean(first.pieces[:100, 0] == second.pieces[:100, 0]) < 0.1
         company = [
@@ -169,29 +169,29 @@ def test_rows_and_their_company_change_with_the_epoch():
 
 def test_pieces_come_in_any_order_within_a_row():
     lengths = np.tile([2, 8], 500)
-    plan = packing.plan(lengths, row_length=10)
+    plan = packing.plan(lengths, seq_len=10)
     long_first = np.mean([row[0, 2] == 8 for row in epoch_of(plan, 0)])
     assert 0.4 < long_first < 0.6
 
 
 def test_rows_are_random_access_and_do_not_depend_on_what_was_asked_before():
     for mode in packing.MODES:
-        plan = packing.plan(paper_lengths(500), row_length=PAPER_ROW, mode=mode)
+        plan = packing.plan(paper_lengths(500), seq_len=PAPER_ROW, mode=mode)
         numbers = np.array([7, 3 * plan.rows_per_epoch + 5, 0, 7, plan.rows_per_epoch - 1])
         together = plan.rows(numbers)
         assert len(together) == len(numbers)
         for number, row in zip(numbers, together, strict=True):
-            fresh = packing.plan(paper_lengths(500), row_length=PAPER_ROW, mode=mode)
+            fresh = packing.plan(paper_lengths(500), seq_len=PAPER_ROW, mode=mode)
             assert np.array_equal(row, fresh.row(int(number)))
         assert len(plan.rows([])) == 0
 
 
 def test_documents_longer_than_a_row_are_dropped_or_cut_and_counted():
     lengths = [5, 30, 10, 11]
-    dropped = packing.plan(lengths, row_length=10, too_long="drop")
+    dropped = packing.plan(lengths, seq_len=10, too_long="drop")
     assert dropped.stats.dropped == 2 and "2 documents longer than a row" in str(dropped.stats)
     assert sorted(epoch_of(dropped, 0).pieces[:, 0].tolist()) == [0, 2]
-    cut = packing.plan(lengths, row_length=10, too_long="cut")
+    cut = packing.plan(lengths, seq_len=10, too_long="cut")
     assert cut.stats.shortened == 2 and cut.stats.dropped == 0
     pieces = sorted(epoch_of(cut, 0).pieces.tolist())
     assert pieces == [[0, 0, 5], [1, 0, 10], [2, 0, 10], [3, 0, 10]]
@@ -205,7 +205,7 @@ def test_documents_longer_than_a_row_are_dropped_or_cut_and_counted():
 def test_concatenation_covers_every_place_of_every_document_once(documents):
     lengths = paper_lengths(documents, seed=documents) // 50
     lengths[0] = 1000  # longer than several rows
-    plan = packing.plan(lengths, row_length=300, mode="concat", seed=1)
+    plan = packing.plan(lengths, seq_len=300, mode="concat", seed=1)
     first_places = np.cumsum(lengths) - lengths
     for epoch in range(2):
         rows = epoch_of(plan, epoch)
@@ -221,7 +221,7 @@ def test_concatenation_covers_every_place_of_every_document_once(documents):
 
 def test_concatenation_says_how_many_documents_it_splits():
     lengths = paper_lengths(2000) // 40
-    plan = packing.plan(lengths, row_length=300, mode="concat")
+    plan = packing.plan(lengths, seq_len=300, mode="concat")
     rows_of_document = collections.Counter(epoch_of(plan, 0).pieces[:, 0].tolist())
     split = sum(count > 1 for count in rows_of_document.values())
     assert plan.stats.split == split > 0
@@ -229,7 +229,7 @@ def test_concatenation_says_how_many_documents_it_splits():
 
 
 def test_concatenation_has_another_order_each_epoch():
-    plan = packing.plan(np.full(1000, 7), row_length=70, mode="concat")
+    plan = packing.plan(np.full(1000, 7), seq_len=70, mode="concat")
     first, second = (epoch_of(plan, epoch).pieces[:, 0] for epoch in range(2))
     assert np.mean(first == second) < 0.05
 
@@ -240,15 +240,15 @@ def test_concatenation_has_another_order_each_epoch():
 def test_the_fingerprint_covers_everything_that_decides_the_rows():
     lengths = [5, 6, 7]
     plans = [
-        packing.plan(lengths, row_length=10),
-        packing.plan(lengths, row_length=11),
-        packing.plan(lengths, row_length=10, seed=1),
-        packing.plan(lengths, row_length=10, mode="concat"),
-        packing.plan(lengths, row_length=10, too_long="cut"),
-        packing.plan([5, 7, 6], row_length=10),
+        packing.plan(lengths, seq_len=10),
+        packing.plan(lengths, seq_len=11),
+        packing.plan(lengths, seq_len=10, seed=1),
+        packing.plan(lengths, seq_len=10, mode="concat"),
+        packing.plan(lengths, seq_len=10, too_long="cut"),
+        packing.plan([5, 7, 6], seq_len=10),
     ]
     assert len({plan.fingerprint for plan in plans}) == len(plans)
-    again = packing.plan(np.array(lengths, np.uint16), row_length=10)
+    again = packing.plan(np.array(lengths, np.uint16), seq_len=10)
     assert again.fingerprint == plans[0].fingerprint
 
 
@@ -260,7 +260,7 @@ def test_plans_are_the_ones_they_always_were(mode):
     by their fingerprint, and print the new values.
     """
     lengths = 20 + np.arange(200) ** 2 % 97
-    plan = packing.plan(lengths, row_length=128, mode=mode, seed=11)
+    plan = packing.plan(lengths, seq_len=128, mode=mode, seed=11)
     pieces = np.ascontiguousarray(plan.rows(np.arange(1000)).pieces, "<i8")
     found = (plan.fingerprint, hashlib.sha256(pieces).hexdigest()[:16])
     assert found == GOLDEN_PLANS[mode]
@@ -276,25 +276,25 @@ def test_plans_are_the_ones_they_always_were(mode):
         ([30, 40], {}, "All 2 documents are longer than a row of 10 places"),
         ([3], {"mode": "best"}, "'best' is not known; choose one of pack, concat"),
         ([3], {"too_long": "keep"}, "'keep'.* choose one of drop, cut"),
-        ([3], {"row_length": 0}, "at least 1 place"),
+        ([3], {"seq_len": 0}, "at least 1 place"),
         ([3], {"seed": -1}, "not -1"),
     ],
 )
 def test_impossible_plans_are_refused_in_words(lengths, options, message):
     with pytest.raises(ValueError, match=message):
-        packing.plan(lengths, **{"row_length": 10, **options})
+        packing.plan(lengths, **{"seq_len": 10, **options})
 
 
 def test_negative_rows_are_refused():
     with pytest.raises(IndexError, match="-1"):
-        packing.plan([3], row_length=10).rows([0, -1])
+        packing.plan([3], seq_len=10).rows([0, -1])
 
 
 # Mixtures
 
 
 def three_plans() -> list[EpochPlan]:
-    return [packing.plan(np.full(n, 5 + n % 3), row_length=10) for n in (90, 13, 500)]
+    return [packing.plan(np.full(n, 5 + n % 3), seq_len=10) for n in (90, 13, 500)]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +366,6 @@ def test_impossible_mixtures_are_refused_in_words(schedule, message):
 
 
 def test_rows_of_unequal_length_do_not_mix():
-    plans = [packing.plan([3], row_length=10), packing.plan([3], row_length=12)]
+    plans = [packing.plan([3], seq_len=10), packing.plan([3], seq_len=12)]
     with pytest.raises(ValueError, match=r"\[10, 12\]"):
         Mixture(plans, [(0, (1, 1))])

@@ -30,6 +30,7 @@ from data_pipelines.shards.files import ShardError
 from data_pipelines.shards.reader import Shards, read_manifest
 from data_pipelines.sources import Item, SourceError
 from data_pipelines.sources.table import Table
+from data_pipelines.utils.files import read_json_lines
 
 ROOT = pathlib.Path(__file__).parents[3]
 OPTIONS = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
@@ -83,7 +84,7 @@ def keys(folder, split="train"):
 
 
 def rejects(folder):
-    lines = shard_files.read_json_lines((pathlib.Path(folder) / finish.REJECTS).read_bytes())
+    lines = read_json_lines((pathlib.Path(folder) / finish.REJECTS).read_bytes())
     return {(line["key"], line["copy"]): line["reason"] for line in lines}
 
 
@@ -91,16 +92,16 @@ def rejects(folder):
 
 
 def test_shards_do_not_depend_on_the_number_of_workers(photos, tmp_path):
-    options = dict(heldout=0.2, copies=2, drop_duplicates=True, conditional=True)
+    options = dict(eval_fraction=0.2, copies=2, drop_duplicates=True, conditional=True)
     one = run(photos, tmp_path / "one", workers=1, **options)
     three = run(photos, tmp_path / "three", workers=3, **options)
     assert hashes(one) == hashes(three)
 
 
 def test_shards_do_not_depend_on_the_order_in_which_they_are_made(photos, tmp_path):
-    whole = run(photos, tmp_path / "whole", heldout=0.2)
+    whole = run(photos, tmp_path / "whole", eval_fraction=0.2)
     for task in (0, 2, 1):
-        run(photos, tmp_path / "tasks", heldout=0.2, task=task, num_tasks=3)
+        run(photos, tmp_path / "tasks", eval_fraction=0.2, task=task, num_tasks=3)
         assert (tmp_path / "tasks" / "manifest.json").exists() == (task == 1)
     assert hashes(tmp_path / "tasks") == hashes(whole)
 
@@ -148,16 +149,16 @@ def test_a_listing_larger_than_its_buffer_is_the_same(photos, tmp_path, monkeypa
 
 
 def test_every_image_becomes_one_document(photos, tmp_path):
-    out = run(photos, tmp_path / "out", heldout=0.3)
+    out = run(photos, tmp_path / "out", eval_fraction=0.3)
     expected = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
-    assert sorted(keys(out) + keys(out, "heldout")) == expected
+    assert sorted(keys(out) + keys(out, "eval")) == expected
     assert rejects(out) == {}
 
 
 def test_the_manifest_counts_what_is_there(photos, tmp_path):
-    out = run(photos, tmp_path / "out", heldout=0.3, copies=1)
+    out = run(photos, tmp_path / "out", eval_fraction=0.3, copies=1)
     manifest = read_manifest(out)
-    assert manifest["items"]["train"] + manifest["items"]["heldout"] == 200
+    assert manifest["items"]["train"] + manifest["items"]["eval"] == 200
     for split, part in manifest["splits"].items():
         documents = Shards(out, split)
         assert part["documents"] == len(documents)
@@ -168,21 +169,21 @@ def test_the_manifest_counts_what_is_there(photos, tmp_path):
 
 
 def test_the_same_images_are_held_out_whatever_else_changes(photos, tmp_path):
-    first = run(photos, tmp_path / "first", heldout=0.2)
+    first = run(photos, tmp_path / "first", eval_fraction=0.2)
     other = {**OPTIONS, "quality": 90}
-    second = run(photos, tmp_path / "second", heldout=0.2, num_shards=9, representation=other)
-    larger = run(photos, tmp_path / "larger", heldout=0.4)
-    assert sorted(keys(first, "heldout")) == sorted(keys(second, "heldout"))
-    assert set(keys(first, "heldout")) < set(keys(larger, "heldout"))
-    assert 20 <= len(keys(first, "heldout")) <= 60
+    second = run(photos, tmp_path / "second", eval_fraction=0.2, num_shards=9, representation=other)
+    larger = run(photos, tmp_path / "larger", eval_fraction=0.4)
+    assert sorted(keys(first, "eval")) == sorted(keys(second, "eval"))
+    assert set(keys(first, "eval")) < set(keys(larger, "eval"))
+    assert 20 <= len(keys(first, "eval")) <= 60
 
 
 def test_copies_are_documents_of_training_images_only(photos, tmp_path):
-    plain = run(photos, tmp_path / "plain", heldout=0.2)
-    out = run(photos, tmp_path / "out", heldout=0.2, copies=3)
+    plain = run(photos, tmp_path / "plain", eval_fraction=0.2)
+    out = run(photos, tmp_path / "out", eval_fraction=0.2, copies=3)
     documents, originals = Shards(out), Shards(plain)
     assert len(documents) == 4 * len(originals)
-    assert keys(out, "heldout") == keys(plain, "heldout")
+    assert keys(out, "eval") == keys(plain, "eval")
     for number in range(0, 40):
         key, copy = documents.key(number), documents.copy(number)
         assert copy == number % 4
@@ -220,7 +221,7 @@ def test_a_complete_folder_is_returned_at_once(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (dict(heldout=0.5), r"heldout \(0.0 in the folder, 0.5 asked for\)"),
+        (dict(eval_fraction=0.5), r"eval_fraction \(0.0 in the folder, 0.5 asked for\)"),
         (dict(representation={**OPTIONS, "quality": 75}), r"quality \(50.*75"),
         (dict(copies=2), r"copies \(0.*2"),
         (dict(num_shards=7), r"num_shards \(4.*7"),
@@ -236,7 +237,7 @@ def test_other_settings_in_the_same_folder_are_refused_naming_both(photos, tmp_p
 
 def test_settings_out_of_range_are_refused_before_anything_is_written(photos, tmp_path):
     wrong = [
-        dict(heldout=1.0),
+        dict(eval_fraction=1.0),
         dict(copies=-1),
         dict(num_shards=-1),
         dict(copies=1, augment=dict(rotate=3)),
@@ -481,11 +482,11 @@ def twins(tmp_path):
 
 
 def test_of_equal_files_the_smallest_key_is_kept_across_splits(twins, tmp_path):
-    out = run(twins, tmp_path / "out", heldout=0.4, drop_duplicates=True, copies=1)
-    kept = keys(out)[::2] + keys(out, "heldout")
+    out = run(twins, tmp_path / "out", eval_fraction=0.4, drop_duplicates=True, copies=1)
+    kept = keys(out)[::2] + keys(out, "eval")
     assert sorted(kept) == sorted(key for key in kept if key[0] in "ab")
     assert len(kept) == 40
-    lines = shard_files.read_json_lines((tmp_path / "out" / finish.DUPLICATES).read_bytes())
+    lines = read_json_lines((tmp_path / "out" / finish.DUPLICATES).read_bytes())
     assert len(lines) == 20
     for line in lines:
         assert (twins / line["key"]).read_bytes() == (twins / line["kept"]).read_bytes()
@@ -528,12 +529,16 @@ def test_without_the_option_duplicates_stay(twins, tmp_path):
 
 def test_a_tokenizer_is_trained_on_training_images_and_stored(photos, tmp_path):
     train = dict(vocab_size=300, documents=50)
-    first = run(photos, tmp_path / "first", train_tokenizer=train, heldout=0.2, conditional=True)
-    second = run(photos, tmp_path / "second", train_tokenizer=train, heldout=0.2, conditional=True)
+    first = run(
+        photos, tmp_path / "first", train_tokenizer=train, eval_fraction=0.2, conditional=True
+    )
+    second = run(
+        photos, tmp_path / "second", train_tokenizer=train, eval_fraction=0.2, conditional=True
+    )
     assert hashes(first) == hashes(second)
     trained = representations.load(first)
     assert trained.num_labels == 2
-    plain = run(photos, tmp_path / "plain", heldout=0.2)
+    plain = run(photos, tmp_path / "plain", eval_fraction=0.2)
     documents, originals = Shards(first), Shards(plain)
     assert documents.lengths.sum() < originals.lengths.sum()
     for number in range(10):
@@ -626,10 +631,10 @@ def test_tasks_wait_for_the_set_up_and_say_what_they_waited_for(photos, tmp_path
 
 
 def test_array_tasks_started_together_complete_the_folder(photos, tmp_path):
-    whole = run(photos, tmp_path / "whole", heldout=0.2)
+    whole = run(photos, tmp_path / "whole", eval_fraction=0.2)
     code = (
         "import sys; from data_pipelines.prepare import prepare;"
-        f"prepare(source='folder:{photos}', representation={OPTIONS}, num_shards=4, heldout=0.2,"
+        f"prepare(source='folder:{photos}', representation={OPTIONS}, num_shards=4, eval_fraction=0.2,"
         f"out={str(tmp_path / 'tasks')!r}, workers=1, task=int(sys.argv[1]), num_tasks=3)"
     )
     tasks = [subprocess.Popen([sys.executable, "-c", code, str(n)], cwd=ROOT) for n in (2, 1, 0)]
@@ -682,7 +687,7 @@ def test_a_full_disk_stops_with_what_to_do_and_the_next_run_completes(
                 raise RuntimeError("write() failed: No space left on device")
 
     monkeypatch.setattr(shard_files.array_record_module, "ArrayRecordWriter", FullDisk)
-    with pytest.raises(ShardError, match="No space left.*MiB are free.*same command again"):
+    with pytest.raises(WriteError, match="No space left.*MiB are free.*same command again"):
         run(photos, tmp_path / "out")
     monkeypatch.undo()
     assert not list((tmp_path / "out").glob(".*"))
@@ -692,13 +697,13 @@ def test_a_full_disk_stops_with_what_to_do_and_the_next_run_completes(
 
 def test_beam_makes_the_same_shards(photos, tmp_path):
     pytest.importorskip("apache_beam", reason="the extra [beam] is not installed")
-    whole = run(photos, tmp_path / "whole", heldout=0.2)
-    beam = run(photos, tmp_path / "beam", heldout=0.2, launcher="beam")
+    whole = run(photos, tmp_path / "whole", eval_fraction=0.2)
+    beam = run(photos, tmp_path / "beam", eval_fraction=0.2, launcher="beam")
     assert hashes(beam) == hashes(whole)
 
 
 def test_a_remote_folder_gets_the_same_files_by_copy(photos, tmp_path, monkeypatch):
-    options = dict(heldout=0.2, drop_duplicates=True)
+    options = dict(eval_fraction=0.2, drop_duplicates=True)
     whole = run(photos, tmp_path / "whole", **options)
     monkeypatch.setattr(shard_files, "is_remote", lambda path: "bucket" in str(path))
     replaced = []
@@ -723,9 +728,9 @@ def kill_and_restart(photos, tmp_path, kills):
     code = (
         "from data_pipelines.prepare import prepare;"
         f"prepare(source='folder:{photos}', representation={OPTIONS}, num_shards=8, copies=10,"
-        f"heldout=0.1, out={str(tmp_path / 'killed')!r}, workers=2)"
+        f"eval_fraction=0.1, out={str(tmp_path / 'killed')!r}, workers=2)"
     )
-    options = dict(num_shards=8, copies=10, heldout=0.1, workers=2)
+    options = dict(num_shards=8, copies=10, eval_fraction=0.1, workers=2)
     began = time.monotonic()
     start = [sys.executable, "-c", code]
     subprocess.run(start, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=120)

@@ -63,7 +63,7 @@ def test_a_folder_of_videos_becomes_clips(folder, tmp_path):
     assert {"b/damaged.ts#0", "b/damaged.ts#1"} <= set(found), "what came before the damage"
     for n in range(len(train)):
         (tokens,) = train.read([n])
-        assert train.representation.inspect(tokens).valid
+        assert train.representation.validate(tokens).valid
         assert train.labels[n] == (0 if train.key(n).startswith("a/") else 1)
     assert train.label_names == ("a", "b")
     rejects = (out / read_manifest(out)["rejects"]["file"]).read_text().splitlines()
@@ -123,7 +123,7 @@ def test_a_tokenizer_is_trained_on_clips(tmp_path):
     shards = Shards(out, "train")
     assert shards.representation.vocab_size == 300
     (tokens,) = shards.read([0])
-    assert shards.representation.inspect(tokens).valid
+    assert shards.representation.validate(tokens).valid
 
 
 def test_moving_digits_move_and_are_what_they_are_by_their_key():

@@ -19,4 +19,4 @@ def ends_right(machine, streams):
         byte = np.array([stream[place] if place < len(stream) else 0 for stream in streams])
         after = machine.step(state, byte.astype(np.int32))
         state = type(state)(*(np.where(there, a, b) for a, b in zip(after, state, strict=True)))
-    return machine.shortest(state) == 0
+    return machine.min_bytes_to_end(state) == 0

@@ -227,8 +227,8 @@ def test_an_unfinished_folder_is_refused(tmp_path):
 
 
 def test_an_unknown_split_is_refused_with_those_there_are(prepared):
-    with pytest.raises(ValueError, match="'heldout'.*has: train"):
-        Shards(prepared / "shards", "heldout")
+    with pytest.raises(ValueError, match="'eval'.*has: train"):
+        Shards(prepared / "shards", "eval")
 
 
 def test_a_table_that_holds_pickles_is_refused(folder):
@@ -315,12 +315,13 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_counts(tmp_path):
     """A limit on the size of files makes the operating system refuse the write, as a full disk."""
     code = """
 import sys, numpy as np
-from data_pipelines import shard_files
+from data_pipelines.shards import files as shard_files
+from data_pipelines.utils.files import WriteError
 tokens = np.zeros(50_000, np.uint16)
 documents = (shard_files.Document(tokens, str(n), 0, -1, bytes(16)) for n in range(100_000))
 try:
     shard_files.write_shard(sys.argv[1], "s", documents, [], {})
-except shard_files.ShardError as error:
+except WriteError as error:
     print(error)
     print(next(documents).key)
 """

@@ -65,7 +65,7 @@ def test_frequencies_lose_almost_nothing():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_documents_of_all_lengths_come_back_in_the_size_of_their_likelihood(devices, tmp_path):
-    model = untrained(row_length=24, devices=devices)
+    model = untrained(seq_len=24, devices=devices)
     rng = np.random.default_rng(0)
     documents = [
         (256 + n % 2, rng.integers(0, 256, size).astype(np.uint16))
@@ -87,7 +87,7 @@ def test_documents_of_all_lengths_come_back_in_the_size_of_their_likelihood(devi
 
 
 def test_a_damaged_or_foreign_archive_is_refused(tmp_path):
-    model = untrained(row_length=24)
+    model = untrained(seq_len=24)
     documents = [(256, np.arange(40, dtype=np.uint16))] * 3
     path = tmp_path / "archive"
     archive.write_archive(path, model, Codec(model, batch_size=4), documents, "abc")
@@ -111,7 +111,7 @@ def test_a_damaged_or_foreign_archive_is_refused(tmp_path):
 
 
 def test_sizes_stand_side_by_side_and_the_archive_gives_files_back(tmp_path):
-    model = untrained(row_length=300, num_labels=0, size=32, quality=25)
+    model = untrained(seq_len=300, num_labels=0, size=32, quality=25)
     photos = Documents(str(write_photos(tmp_path / "photos", range(5))), model.representation)
     out = tmp_path / "out"
     found = compression(model, photos, out, archive=True, batch_size=8)
@@ -139,7 +139,7 @@ def test_sizes_stand_side_by_side_and_the_archive_gives_files_back(tmp_path):
 
 def test_a_missing_tool_is_named_and_the_rest_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    model = untrained(row_length=300, num_labels=0, size=32, quality=25, restart_interval=0)
+    model = untrained(seq_len=300, num_labels=0, size=32, quality=25, restart_interval=0)
     photos = Documents(str(write_photos(tmp_path / "photos", range(2))), model.representation)
     found = compression(model, photos, tmp_path / "out")
     missing = found["not_computed"]

@@ -21,7 +21,7 @@ from tests.evals.test_evaluation import ROOT, write_photos
 
 def one_by_one(model, length=80, stride=80):
     """(start token, tokens) -> log-likelihood, window by window, each in a row of its own."""
-    graph, eos = model.recipe.graph, model.representation.eos
+    graph, eos = model.spec.graph, model.representation.eos
 
     @jax.jit
     def log_probs(row):
@@ -64,7 +64,7 @@ def test_windows_predict_each_place_once_with_the_context_that_is_stated(places,
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_documents_of_all_lengths_have_the_likelihood_of_the_definition(devices):
-    model = untrained(row_length=24, devices=devices)
+    model = untrained(seq_len=24, devices=devices)
     rng = np.random.default_rng(0)
     documents = [(256, rng.integers(0, 256, size).astype(np.uint16)) for size in (5, 23, 0, 9, 60)]
     found = list(Scorer(model, batch_size=2, stride=10)(documents))
@@ -79,11 +79,11 @@ def test_the_marginal_is_the_mean_probability_over_all_labels(digit_shards, tmp_
     model = untrained()
     found = {}
     for given in ("label", "none", "marginal"):
-        documents = Documents(f"shards:{digit_shards}:heldout", model.representation, 3)
+        documents = Documents(f"shards:{digit_shards}:eval", model.representation, 3)
         likelihood(model, documents, tmp_path / given, given=given)
         text = (tmp_path / given / "likelihood.jsonl").read_text()
         found[given] = [json.loads(line) for line in text.splitlines()]
-    documents = list(Documents(f"shards:{digit_shards}:heldout", model.representation, 3))
+    documents = list(Documents(f"shards:{digit_shards}:eval", model.representation, 3))
     exact = one_by_one(model)
     for place, document in enumerate(documents):
         assert found["label"][place]["key"] == document.key
@@ -99,7 +99,7 @@ def test_the_marginal_is_the_mean_probability_over_all_labels(digit_shards, tmp_
 
 
 def test_a_report_states_bits_errors_windows_and_what_was_set_aside(tmp_path):
-    model = untrained(row_length=100, num_labels=0, size=32, quality=25)
+    model = untrained(seq_len=100, num_labels=0, size=32, quality=25)
     folder = write_photos(tmp_path / "photos", range(6))
     (folder / "broken.png").write_bytes(b"not an image")
     documents = Documents(str(folder), model.representation)
@@ -134,7 +134,7 @@ def test_files_that_are_the_representations_own_are_taken_to_the_byte(tmp_path):
     image.save(tmp_path / "b" / "other.jpg", quality=90)
     other, own = Documents(str(tmp_path / "b"), jpeg)
     assert jpeg.to_bytes(own.tokens) == file and own.squared_error == 0
-    assert jpeg.inspect(other.tokens).valid and other.squared_error > 0
+    assert jpeg.validate(other.tokens).valid and other.squared_error > 0
 
 
 def test_the_error_of_a_ratio_is_that_of_repeated_draws():
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused(digit_shards, tmp_path):
 
 def test_a_folder_that_is_no_run_ends_in_a_sentence(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "evals.likelihood", f"--checkpoint={tmp_path}", "--out=out"],
+        [sys.executable, "-m", "evals.likelihood", f"--workdir={tmp_path}", "--out=out"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -50,7 +50,12 @@ def run(tmp_path):
     folder = tmp_path / "a <run> & more"
     (folder / "samples").mkdir(parents=True)
     lines = [
-        {"step": step, "loss": 5.0 / step, "learning_rate": 1e-3, "heldout_loss": 6.0 / step}
+        {
+            "step": step,
+            "train/loss": 5.0 / step,
+            "train/learning_rate": 1e-3,
+            "eval/loss": 6.0 / step,
+        }
         for step in (1, 2, 3)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -111,7 +116,7 @@ def test_the_page_can_be_read_by_ear(run, evaluation, tmp_path):
     assert len(found.every("caption")) == len(found.every("table")) >= 3
     assert all(a["scope"] in ("row", "col") for a in found.every("th"))
     figures = [a for a in found.every("figure") if "role" in a]
-    assert any("heldout" in a["aria-label"] or "held out" in a["aria-label"] for a in figures)
+    assert any("eval" in a["aria-label"] or "held out" in a["aria-label"] for a in figures)
     names = [a["id"] for _, a in found.elements if "id" in a]
     assert len([n for n in names if n.startswith("section-")]) == len(found.every("h2"))
     assert len(found.every("h1")) == 1
@@ -128,7 +133,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(run, evaluation, tmp_path
         tables: document.querySelectorAll("table").length, drawn:
         [...document.querySelectorAll("figure svg")].every(s => s.clientHeight > 50)
       })})</script></html>"""
-    # A window cannot be as narrow as a phone: the page is looked at in a frame that is.
+    # A window cannot be as down_projection as a phone: the page is looked at in a frame that is.
     framed = tmp_path / "page.html"
     framed.write_text(out.read_text().replace("</html>", probe))
     outer = f"""<!doctype html><iframe width="{width}" height="900" src="page.html"
@@ -170,7 +175,13 @@ def test_a_folder_without_results_is_refused(tmp_path, write, sentence):
 
 def test_a_folder_that_is_no_run_is_refused_by_the_command(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "evals.report", f"--runs={tmp_path}", f"--out={tmp_path}/a.html"],
+        [
+            sys.executable,
+            "-m",
+            "evals.report",
+            f"--workdirs={tmp_path}",
+            f"--out={tmp_path}/a.html",
+        ],
         capture_output=True,
         text=True,
         check=False,

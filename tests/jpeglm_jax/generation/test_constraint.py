@@ -12,9 +12,10 @@ from PIL import Image
 from data_pipelines.representations import make
 from jpeglm_jax.generation.constraint import constraint
 from jpeglm_jax.generation.engine import Engine
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import make_mesh
-from jpeglm_jax.training.step import Recipe, compile_init, model_config
 from tests.jpeglm_jax.conftest import tiny
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tokenizer"
@@ -98,7 +99,7 @@ def judge(settings, limits, batch, seed):
             assert not stuck
             assert (drawn == representation.eos).sum(axis=1).tolist() == [1] * batch
             documents = [row[: int(np.argmax(row == representation.eos))] for row in drawn]
-            judged = representation.inspect_batch(documents)
+            judged = representation.validate_batch(documents)
             errors = {judgement.error for judgement in judged}
             assert errors == {""}, (name, limit, errors)
             if limit and name in ("nothing", "FF"):
@@ -122,30 +123,24 @@ def grey():
     """A representation and a model of it with random weights."""
     representation = make("jpeg", size=16, mode="L", quality=10, strip="header", num_labels=3)
     config = tiny()
-    model = model_config(config, representation.vocab_size, "cpu")
-    recipe = Recipe(
-        model,
-        config.optimizer,
-        config.steps,
-        representation.eos,
-        np.asarray(representation.byte_lengths),
-    )
-    return representation, recipe
+    model = model_config(config.model, representation.vocab_size, "cpu")
+    return representation, ModelSpec(model)
 
 
 def draw(grey, prompts, sizes=None, length=40, **options):
-    representation, recipe = grey
+    representation, spec = grey
     mesh = make_mesh(sizes or {}, devices=jax.devices()[: 8 if sizes else 1])
     engine = Engine(
-        recipe,
+        spec,
         mesh,
-        Filter(**options),
+        SamplingParams(**options),
         batch_size=8,
         length=length,
         seed=0,
+        eos=representation.eos,
         constraint=constraint(representation),
     )
-    return sorted(engine(compile_init(recipe, mesh)(3).params, prompts), key=lambda s: s.number)
+    return sorted(engine(spec.init_on(mesh, 3), prompts), key=lambda s: s.number)
 
 
 @pytest.mark.parametrize("sizes", [None, {"replica": 2, "fsdp": 2, "tensor": 2}])
@@ -161,7 +156,7 @@ def test_random_weights_draw_valid_files_and_keep_their_prompts(grey, sizes):
     for sample in samples:
         given = prompts[sample.number][1:]
         np.testing.assert_array_equal(sample.tokens[: len(given)], given)
-        assert representation.inspect(sample.tokens).error == ""
+        assert representation.validate(sample.tokens).error == ""
     assert len({sample.tokens.tobytes() for sample in samples}) > 8
 
 
@@ -170,7 +165,7 @@ def test_the_shortest_limit_is_kept_and_a_shorter_one_refused(grey):
     representation, _ = grey
     bos = np.array([representation.bos])
     first, second = draw(grey, [bos] * 2, length=14, temperature=0.0)
-    assert representation.inspect(first.tokens).valid
+    assert representation.validate(first.tokens).valid
     np.testing.assert_array_equal(first.tokens, second.tokens)
     with pytest.raises(ValueError, match="takes 14 places, more than the 13 there are"):
         draw(grey, [bos], length=13)

@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from data_pipelines.loading.joined_shards import JoinedShards
-from data_pipelines.shards.files import ShardError
 from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
+from data_pipelines.utils.files import WriteError
 from evals import digits
 from jpeglm_jax import generate as generate_module
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.constraint import constraint
 from jpeglm_jax.generation.manifest import JobError
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.train import train
 from jpeglm_jax.training import checkpoint
 from tests.jpeglm_jax.conftest import tiny
@@ -43,7 +43,7 @@ def generate(workdir, out, *arguments):
     return subprocess.run(
         [
             *(sys.executable, "-m", "jpeglm_jax.generate"),
-            *(f"--checkpoint={workdir}", f"--out={out}", *arguments),
+            *(f"--workdir={workdir}", f"--out={out}", *arguments),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -71,12 +71,12 @@ def test_every_document_asked_for_is_accounted_for(workdir, tmp_path):
 def test_real_digits_are_recognised(digit_shards, tmp_path):
     from data_pipelines.shards.reader import Shards
 
-    documents = Shards(digit_shards, "heldout")
+    documents = Shards(digit_shards, "eval")
     lines = []
     for number, tokens in enumerate(documents.read(range(60))):
         (tmp_path / f"{number}.jpg").write_bytes(documents.representation.to_bytes(tokens))
         line = {"file": f"{number}.jpg", "label": int(documents.labels[number])}
-        lines.append(json.dumps(line | {"valid": documents.representation.inspect(tokens).valid}))
+        lines.append(json.dumps(line | {"valid": documents.representation.validate(tokens).valid}))
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
     judged = digits.judge(tmp_path)
     assert judged["strictly_valid"] == 1.0
@@ -112,7 +112,7 @@ def draw(model, out, num=7, **options):
     options.setdefault("constraint", constraint(model.representation))
     labels = prompts.every_label(model.representation, num)
     requests = prompts.of_labels(model.representation, labels)
-    return generate_module.generate(model, out, requests, Filter(), batch_size=4, **options)
+    return generate_module.generate(model, out, requests, SamplingParams(), batch_size=4, **options)
 
 
 def contents(folder):
@@ -152,7 +152,7 @@ def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monke
 
 @pytest.mark.slow
 def test_ctrl_c_ends_in_a_sentence_with_what_is_on_disk(workdir, tmp_path):
-    arguments = [f"--checkpoint={workdir}", f"--out={tmp_path}", "--num=100000"]
+    arguments = [f"--workdir={workdir}", f"--out={tmp_path}", "--num=100000"]
     command = [sys.executable, "-m", "jpeglm_jax.generate", *arguments]
     process = subprocess.Popen(
         command,
@@ -204,7 +204,7 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_what_is_whole(model, tmp_path,
         original(path, data)
 
     monkeypatch.setattr(generate_module, "write_atomically", full)
-    with pytest.raises(ShardError, match="No space left"):
+    with pytest.raises(WriteError, match="No space left"):
         draw(model, tmp_path)
     part = (tmp_path / "manifest-00000-of-00001.jsonl").read_text().splitlines()
     assert len(part) < 7
@@ -249,7 +249,7 @@ def test_a_beginning_that_leaves_no_room_is_set_aside(model, tmp_path):
 
 
 def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
-    shards = Shards(digit_shards, "heldout")
+    shards = Shards(digit_shards, "eval")
     found = prompts.of_beginnings(
         model.representation, prompts.stored(shards), 0.5, num=2, most=3, length=80
     )
@@ -260,7 +260,7 @@ def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
 
 
 def test_a_beginning_that_leaves_no_room_for_a_valid_end_is_set_aside(model, digit_shards):
-    stored = prompts.stored(Shards(digit_shards, "heldout"))
+    stored = prompts.stored(Shards(digit_shards, "eval"))
     found = prompts.of_beginnings(model.representation, stored, 0.5, num=2, most=20, length=80)
     allowed = constraint(model.representation)
     lengths = [len(request.prompt) for request in found.requests]
@@ -275,7 +275,7 @@ def test_a_beginning_that_leaves_no_room_for_a_valid_end_is_set_aside(model, dig
 
 
 def test_a_run_shows_a_label_each_or_goes_on_from_held_out_documents(model, digit_shards):
-    heldout = JoinedShards([digit_shards], "heldout")
+    heldout = JoinedShards([digit_shards], "eval")
     sample = ConfigDict({"num": 12, "prefix_ratio": 0.0})
     assert [request.label for request in prompts.of_run(sample, heldout, 80)] == [*range(10), 0, 1]
     sample.prefix_ratio = 0.5
@@ -288,11 +288,11 @@ def test_a_run_shows_a_label_each_or_goes_on_from_held_out_documents(model, digi
 
 
 def test_guidance_needs_labels_of_which_some_were_left_out(model):
-    assert generate_module.chosen_filter(model, {"guidance": 2.0}).guidance == 2.0
+    assert generate_module.chosen_sampling_params(model, {"guidance": 2.0}).guidance == 2.0
     model = dataclasses.replace(model, config=model.config.copy_and_resolve_references())
     model.config.data.label_dropout = 0.0
     with pytest.raises(ValueError, match="it needs a model trained with labels"):
-        generate_module.chosen_filter(model, {"guidance": 2.0})
+        generate_module.chosen_sampling_params(model, {"guidance": 2.0})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -303,8 +303,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_another_checkpoint_can_be_loaded_and_averages_are_preferred(workdir):
     earlier, last = checkpoint.load(workdir, 2), checkpoint.load(workdir)
     assert (earlier.step, last.step) == (2, 3)
-    shapes = last.recipe.abstract_state().params
-    where = last.recipe.state_shardings(last.mesh).params
+    shapes = last.train_step.abstract_state().params
+    where = last.train_step.state_shardings(last.mesh).params
     plain = checkpoint.Checkpoints(workdir).restore_params(shapes, where)
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), plain, last.params)
     assert all(jax.tree.leaves(differs))

@@ -7,32 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeglm_jax.generation.sampling import Filter, draw
+from jpeglm_jax.generation.sampling import SamplingParams, sample_token
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]]))
 
 
 @pytest.mark.parametrize(
-    ("choose", "kept"),
+    ("sampling_params", "kept"),
     [
-        (Filter(), [[1, 1, 1, 1], [1, 1, 1, 1]]),
-        (Filter(top_k=2), [[1, 0, 1, 0], [0, 0, 1, 1]]),
-        (Filter(top_k=9), [[1, 1, 1, 1], [1, 1, 1, 1]]),
-        (Filter(top_p=0.6), [[1, 0, 1, 0], [0, 0, 1, 1]]),
-        (Filter(top_p=0.45), [[1, 0, 0, 0], [0, 0, 1, 1]]),
-        (Filter(top_p=1e-6), [[1, 0, 0, 0], [0, 0, 0, 1]]),
-        (Filter(top_k=3, top_p=0.8), [[1, 0, 1, 0], [0, 1, 1, 1]]),
-        (Filter(min_p=0.55), [[1, 0, 1, 0], [0, 0, 1, 1]]),
-        (Filter(min_p=0.05), [[1, 1, 1, 1], [1, 1, 1, 1]]),
-        (Filter(temperature=0.0), [[1, 0, 0, 0], [0, 0, 0, 1]]),
+        (SamplingParams(), [[1, 1, 1, 1], [1, 1, 1, 1]]),
+        (SamplingParams(top_k=2), [[1, 0, 1, 0], [0, 0, 1, 1]]),
+        (SamplingParams(top_k=9), [[1, 1, 1, 1], [1, 1, 1, 1]]),
+        (SamplingParams(top_p=0.6), [[1, 0, 1, 0], [0, 0, 1, 1]]),
+        (SamplingParams(top_p=0.45), [[1, 0, 0, 0], [0, 0, 1, 1]]),
+        (SamplingParams(top_p=1e-6), [[1, 0, 0, 0], [0, 0, 0, 1]]),
+        (SamplingParams(top_k=3, top_p=0.8), [[1, 0, 1, 0], [0, 1, 1, 1]]),
+        (SamplingParams(min_p=0.55), [[1, 0, 1, 0], [0, 0, 1, 1]]),
+        (SamplingParams(min_p=0.05), [[1, 1, 1, 1], [1, 1, 1, 1]]),
+        (SamplingParams(temperature=0.0), [[1, 0, 0, 0], [0, 0, 0, 1]]),
     ],
 )
-def test_a_filter_keeps_what_it_says(choose, kept):
-    np.testing.assert_array_equal(np.isfinite(choose(LOGITS)), np.array(kept, bool))
+def test_a_filter_keeps_what_it_says(sampling_params, kept):
+    np.testing.assert_array_equal(np.isfinite(sampling_params(LOGITS)), np.array(kept, bool))
 
 
 def test_filtered_logits_keep_their_proportions():
-    probs = jax.nn.softmax(Filter(temperature=2.0, top_k=2)(LOGITS))
+    probs = jax.nn.softmax(SamplingParams(temperature=2.0, top_k=2)(LOGITS))
     np.testing.assert_allclose(probs[0, 0] / probs[0, 2], (0.5 / 0.3) ** 0.5, rtol=1e-5)
 
 
@@ -48,14 +48,14 @@ def test_filtered_logits_keep_their_proportions():
 )
 def test_impossible_filters_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        dataclasses.replace(Filter(), **change)
+        dataclasses.replace(SamplingParams(), **change)
 
 
 def test_draws_follow_the_probabilities_and_never_take_what_is_filtered_out():
     rows = 20_000
     keys = jax.vmap(jax.random.key)(jnp.arange(rows))
     logits = jnp.log(jnp.array([0.5, 0.0, 0.3, 0.2, 0.0]))
-    drawn = np.asarray(draw(keys, jnp.tile(logits, (rows, 1))))
+    drawn = np.asarray(sample_token(keys, jnp.tile(logits, (rows, 1))))
     shares = np.bincount(drawn, minlength=5) / rows
     np.testing.assert_allclose(shares, [0.5, 0, 0.3, 0.2, 0], atol=0.015)
     assert shares[1] == shares[4] == 0

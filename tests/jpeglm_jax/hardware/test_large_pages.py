@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from jpeglm_jax.pages import restart_with_large_pages
+from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 print(os.getpid(), flush=True)
 restart_with_large_pages()
 print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.utf8_mode)

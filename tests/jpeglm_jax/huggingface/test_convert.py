@@ -14,10 +14,10 @@ from flax import nnx
 from configs import jpeg
 from jpeglm_jax.convert import from_hf, to_hf
 from jpeglm_jax.generation.engine import Engine
-from jpeglm_jax.generation.sampling import Filter
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.huggingface import ConversionError, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
-from jpeglm_jax.model.llama import ModelConfig
+from jpeglm_jax.model.config import ModelConfig
 from jpeglm_jax.training import checkpoint
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -47,7 +47,7 @@ def make(folder, model=SMALL, dtype="float32", change=lambda tensors: None):
     shards = safetensors.plan([(n, t.shape) for n, t in tensors.items()], dtype, 40_000)
     values = (tensor.astype(stored) for tensor in tensors.values())
     safetensors.write(epath.Path(folder), shards, dtype, values)
-    described = hf_config.to_json(model, row_length=64, bos=1, eos=2, dtype=dtype)
+    described = hf_config.to_json(model, seq_len=64, bos=1, eos=2, dtype=dtype)
     (folder / "config.json").write_text(described)
     shutil.copy(TOKENIZER, folder / "tokenizer.model")
     return folder
@@ -60,7 +60,7 @@ def stored(folder):
 
 def logits_of(model, tokens):
     places = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    params = nnx.merge(model.recipe.graph, model.params)
+    params = nnx.merge(model.spec.graph, model.params)
     return np.asarray(params(tokens, np.ones_like(tokens), places))
 
 
@@ -73,7 +73,7 @@ def test_logits_of_a_converted_checkpoint_equal_those_of_transformers(tmp_path):
     shutil.copytree(GOLDEN / "convert" / "checkpoint", src)
     shutil.copy(TOKENIZER, src / "tokenizer.model")
     done = from_hf(src, tmp_path / "run", config())
-    assert done["dtype"] == "bfloat16" and done["row_length"] == 12_288
+    assert done["dtype"] == "bfloat16" and done["seq_len"] == 12_288
     golden = np.load(GOLDEN / "convert" / "logits.npz")
     model = checkpoint.load(tmp_path / "run")
     assert golden["logits"].std() > 0.5
@@ -112,7 +112,7 @@ def test_configurations_of_both_generations_are_read_or_refused_by_name(version,
         return hf_config.read(epath.Path(tmp_path))
 
     plain = read("plain")
-    assert plain.model == SMALL and plain.row_length == 12_288
+    assert plain.model == SMALL and plain.seq_len == 12_288
     assert read("grouped").model.kv_heads == 2
     assert read("tied").model.tied
     assert read("base").model.rope_theta == 500_000.0
@@ -229,7 +229,13 @@ def test_what_goes_out_computes_and_continues_as_in_transformers(name, tmp_path)
 
     prompts = [np.array([1, *tokens[0, : n - 1]], np.int32) for n in (1, 2, 7, 20, 40)]
     engine = Engine(
-        model.recipe, model.mesh, Filter(temperature=0.0), batch_size=8, length=64, seed=0
+        model.spec,
+        model.mesh,
+        SamplingParams(temperature=0.0),
+        batch_size=8,
+        length=64,
+        seed=0,
+        eos=model.representation.eos,
     )
     for sample in engine(model.params, prompts):
         prompt = torch.from_numpy(prompts[sample.number][None].astype(np.int64))

@@ -11,15 +11,9 @@ import pytest
 from flax import nnx
 
 from jpeglm_jax.hardware import chips
-from jpeglm_jax.model.llama import (
-    REMAT_POLICIES,
-    Llama,
-    ModelConfig,
-    normal,
-    rope_tables,
-    rotate,
-    widen,
-)
+from jpeglm_jax.model.config import REMAT_POLICIES, ModelConfig
+from jpeglm_jax.model.llama import Llama
+from jpeglm_jax.model.ops import normal, rope_tables, rotate, up_projection
 from jpeglm_jax.training.step import abstract_model
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "llama"
@@ -156,7 +150,7 @@ def test_the_gradients_of_a_widening_product_are_those_of_the_product(dtype):
     x, w, g = (
         jnp.asarray(random.normal(size=shape), dtype) for shape in ((2, 5, 4), (4, 6), (2, 5, 6))
     )
-    out, backward = jax.vjp(widen, x, w)
+    out, backward = jax.vjp(up_projection, x, w)
     expected, expected_backward = jax.vjp(lambda x, w: x @ w, x, w)
     np.testing.assert_array_equal(out, expected)
     tolerance = 1e-6 if dtype == "float32" else 1e-2

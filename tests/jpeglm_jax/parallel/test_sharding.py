@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpeglm_jax.model.llama import REMAT_POLICIES
+from jpeglm_jax.model.config import REMAT_POLICIES, model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
-from jpeglm_jax.parallel.sharding import AXES, MeshError, make_mesh, mesh_shape
-from jpeglm_jax.training.step import (
+from jpeglm_jax.parallel.sharding import (
+    AXES,
     BATCH_AXES,
-    Recipe,
+    MeshError,
     batch_shardings,
-    check_mesh,
-    compile_init,
-    compile_train_step,
-    model_config,
+    make_mesh,
+    mesh_shape,
 )
+from jpeglm_jax.training.step import TrainStep, check_mesh, compile_init, compile_train_step
 from tests.jpeglm_jax.conftest import tiny
 
 VOCAB = 40
@@ -32,15 +32,15 @@ MESHES = [
 ]
 
 
-def recipe_of(config):
-    model = model_config(config, VOCAB, "cpu")
-    return Recipe(model, config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
+def train_step_of(config):
+    model = model_config(config.model, VOCAB, "cpu")
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
 
 
 def batches(config):
     """Packed rows of two documents whose tokens can be learned: each follows from the last."""
     random = np.random.RandomState(0)
-    rows, length = config.batch_size, config.row_length
+    rows, length = config.batch_size, config.seq_len
     while True:
         start = random.randint(0, VOCAB, (rows, 1))
         tokens = (start + np.cumsum(random.randint(1, 4, (rows, length)), 1)) % VOCAB
@@ -58,11 +58,11 @@ def batches(config):
 def run(config, sizes, devices=8, slices=1):
     """Losses and gradient norms of every step, and the initial weights."""
     mesh = make_mesh(sizes, devices=jax.devices()[:devices], slices=slices)
-    recipe = recipe_of(config)
-    check_mesh(config, recipe.model, mesh)
-    state = compile_init(recipe, mesh)(config.seed)
+    train_step = train_step_of(config)
+    check_mesh(config, train_step.model.config, mesh)
+    state = compile_init(train_step, mesh)(config.seed)
     initial = jax.device_get(state.params)
-    step, where = compile_train_step(recipe, mesh), batch_shardings(mesh)
+    step, where = compile_train_step(train_step, mesh), batch_shardings(mesh)
     numbers = []
     for _, batch in zip(range(config.steps), batches(config), strict=False):
         state, metrics = step(state, jax.device_put(batch, where))
@@ -95,14 +95,14 @@ def test_a_mesh_changes_neither_losses_nor_initial_weights(alone, steps, sizes):
 
 def test_a_row_that_is_split_is_never_gathered_with_its_whole_width():
     config = tiny(**{"model.remat": "full"})
-    mesh, recipe = make_mesh({"fsdp": 2, "sequence": 4}), recipe_of(config)
-    step, batch = compile_train_step(recipe, mesh), next(batches(config))
+    mesh, train_step = make_mesh({"fsdp": 2, "sequence": 4}), train_step_of(config)
+    step, batch = compile_train_step(train_step, mesh), next(batches(config))
     with jax.set_mesh(mesh):
-        text = step.jitted.lower(recipe.abstract_state(), batch).compile().as_text()
+        text = step.jitted.lower(train_step.abstract_state(), batch).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     assert gathered and " all-to-all(" in text
     for shape in gathered:
-        assert not {config.row_length, config.model.width} <= set(map(int, shape.split(",")))
+        assert not {config.seq_len, config.model.width} <= set(map(int, shape.split(",")))
 
 
 def test_replicas_in_slices_of_their_own_change_nothing(alone, steps):
@@ -123,7 +123,7 @@ def test_attention_in_chunks_changes_nothing(alone, steps):
 
 
 def test_accumulation_changes_nothing_but_memory(alone, steps):
-    config = tiny(steps, **{"optimizer.accumulate": 4})
+    config = tiny(steps, **{"optimizer.grad_accum_steps": 4})
     numbers, _, _ = run(config, {"fsdp": 2}, devices=2)
     np.testing.assert_allclose(numbers, alone[0], rtol=1e-5)
 
@@ -134,7 +134,7 @@ def test_a_step_is_compiled_once(alone):
 
 def test_every_weight_is_split_over_fsdp_but_norms():
     mesh = make_mesh({"fsdp": 8})
-    where = recipe_of(tiny()).state_shardings(mesh)
+    where = train_step_of(tiny()).state_shardings(mesh)
     split = {
         jax.tree_util.keystr(path, simple=True, separator="/"): "fsdp" in str(leaf.spec)
         for path, leaf in jax.tree_util.tree_leaves_with_path(where.params)
@@ -148,7 +148,7 @@ def test_every_weight_is_split_over_fsdp_but_norms():
 
 def test_moments_lie_where_their_weights_lie():
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    where = recipe_of(tiny()).state_shardings(mesh)
+    where = train_step_of(tiny()).state_shardings(mesh)
     specs = {str(leaf.spec) for leaf in jax.tree.leaves(where.opt_state)}
     assert {str(leaf.spec) for leaf in jax.tree.leaves(where.params)} <= specs
 
@@ -174,16 +174,16 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, sentence):
         ({"fsdp": 8}, {"batch_size": 12}, "batch_size"),
         ({"tensor": 8}, {}, "model.heads = 4 is split 8 ways, mesh.tensor x mesh.sequence"),
         ({"tensor": 4, "sequence": 2}, {}, "model.kv_heads = 4 is split 8 ways"),
-        ({"fsdp": 2, "sequence": 4}, {"row_length": 81}, "row_length = 81"),
+        ({"fsdp": 2, "sequence": 4}, {"seq_len": 81}, "seq_len = 81"),
         ({"fsdp": 8}, {"model.width": 36}, "model.width = 36"),
-        ({"fsdp": 2}, {"optimizer.accumulate": 3, "mesh.fsdp": 1}, "accumulate"),
+        ({"fsdp": 2}, {"optimizer.grad_accum_steps": 3, "mesh.fsdp": 1}, "grad_accum_steps"),
     ],
 )
 def test_a_split_that_does_not_divide_is_refused_by_name(sizes, change, name):
     config = tiny(**change)
     mesh = make_mesh({"replica": -1, **sizes} if "replica" not in sizes else sizes)
     with pytest.raises(MeshError, match=name):
-        check_mesh(config, recipe_of(config).model, mesh)
+        check_mesh(config, train_step_of(config).model, mesh)
 
 
 def test_slices_divide_the_replicas():

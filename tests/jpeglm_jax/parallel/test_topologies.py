@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from jpeglm_jax.model.config import model_config
+from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import make_mesh
 from jpeglm_jax.training.checkpoint import Checkpoints
-from jpeglm_jax.training.step import Recipe, compile_init, model_config
+from jpeglm_jax.training.step import TrainStep, compile_init
 from tests.jpeglm_jax.conftest import tiny
 from tests.jpeglm_jax.runs import (
     ROOT,
@@ -27,22 +29,24 @@ from tests.jpeglm_jax.runs import (
 
 def test_a_state_goes_through_meshes_of_8_4_and_1_devices_and_back_unchanged(tmp_path):
     config = tiny(**{"optimizer.ema": 0.9})
-    model = model_config(config, 40, "cpu")
-    recipe = Recipe(model, config.optimizer, config.steps, 1, np.ones(40, np.int32))
+    model = model_config(config.model, 40, "cpu")
+    train_step = TrainStep(
+        ModelSpec(model), config.optimizer, config.steps, 1, np.ones(40, np.int32)
+    )
     meshes = [
         make_mesh({"fsdp": 8}),
         make_mesh({"fsdp": 2, "tensor": 2}, devices=jax.devices()[:4]),
         make_mesh({}, devices=jax.devices()[:1]),
         make_mesh({"replica": 2, "fsdp": 4}),
     ]
-    state = compile_init(recipe, meshes[0])(0)
+    state = compile_init(train_step, meshes[0])(0)
     expected = jax.device_get(state)
     for number, mesh in enumerate(meshes[1:], 1):
         checkpoints = Checkpoints(tmp_path, config.checkpoint)
         checkpoints.save(number, state, {"step": number})
         checkpoints.close()
-        where = recipe.state_shardings(mesh)
-        state = Checkpoints(tmp_path).restore(number, recipe.abstract_state(), where)
+        where = train_step.state_shardings(mesh)
+        state = Checkpoints(tmp_path).restore(number, train_step.abstract_state(), where)
         placed = jax.tree.map(
             lambda x, there: x.sharding.is_equivalent_to(there, x.ndim), state, where
         )
@@ -72,6 +76,6 @@ def test_a_run_goes_on_with_4_devices_then_1_then_8_and_generate_reads_it_with_1
         assert ours == pytest.approx(theirs, rel=1e-5)
 
     out = tmp_path / "samples"
-    generate = [sys.executable, "-m", "jpeglm_jax.generate", f"--checkpoint={moved}"]
+    generate = [sys.executable, "-m", "jpeglm_jax.generate", f"--workdir={moved}"]
     subprocess.run([*generate, f"--out={out}", "--num=2"], cwd=ROOT, env=environment(), check=True)
     assert (out / "grid.png").exists()

@@ -26,7 +26,7 @@ def holder_elsewhere():
 def ended():
     """A process of this machine that has ended, as the holder of a lease."""
     code = (
-        "import json, dataclasses; from jpeglm_jax.lease import Holder;"
+        "import json, dataclasses; from jpeglm_jax.supervision.lease import Holder;"
         "print(json.dumps(dataclasses.asdict(Holder.this_process())))"
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

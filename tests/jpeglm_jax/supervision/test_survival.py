@@ -49,8 +49,8 @@ def test_sigterm_while_evaluating_evaluates_after_the_restart(digit_shards, tmp_
     run(command(digit_shards, tmp_path, **changes))
     found = [(line["step"], name) for line in lines(tmp_path) for name in line]
     for step in range(1, 13):
-        assert found.count((step, "loss")) == 1
-        assert found.count((step, "heldout_loss")) == (step % 3 == 0)
+        assert found.count((step, "train/loss")) == 1
+        assert found.count((step, "eval/loss")) == (step % 3 == 0)
 
 
 def test_sigterm_before_the_first_step_ends_with_the_same_status(digit_shards, tmp_path):
@@ -91,7 +91,7 @@ def test_a_hung_run_shows_its_stacks_and_ends(digit_shards, tmp_path):
     """The loader waits for ever in step 5."""
     code = """
 import sys, threading
-from data_pipelines.input import Batches
+from data_pipelines.loading.loader import Batches
 real = Batches.__next__
 def stuck(self):
     if self.step == 4 and self._num_steps is None:
@@ -99,7 +99,7 @@ def stuck(self):
     return real(self)
 Batches.__next__ = stuck
 from absl import flags
-from data_pipelines import command
+from data_pipelines.utils import command
 from jpeglm_jax import train
 train._define_flags()
 command.run(train.main)

@@ -10,7 +10,7 @@ from tests.jpeglm_jax.runs import ROOT
 
 CODE = """
 import time
-from jpeglm_jax.watchdog import Watchdog
+from jpeglm_jax.supervision.watchdog import Watchdog
 with Watchdog(1.0, compiling=3.0) as dog:
     {}
 print("ended by itself")

@@ -53,8 +53,8 @@ def settings(folder, **changes):
         **{
             "data.source": f"folder:{folder}",
             "data.conditional": False,
-            "data.heldout": 0.3,
-            "row_length": 160,
+            "data.eval_fraction": 0.3,
+            "seq_len": 160,
             "sample.every": 2,
             **changes,
         },
@@ -64,7 +64,7 @@ def settings(folder, **changes):
 def test_unusable_images_are_counted_and_named_and_the_run_goes_on(tmp_path, capsys):
     folder = make_folder(tmp_path / "photos")
     last = train(settings(folder, **{"evaluate.every": 2}), tmp_path / "run")
-    assert np.isfinite(last["heldout_loss"])
+    assert np.isfinite(last["eval/loss"])
     said = capsys.readouterr().out
     assert f"set aside: {len(UNUSABLE)} images" in said
     assert "the file is empty" in said
@@ -79,7 +79,7 @@ def test_unusable_images_are_counted_and_named_and_the_run_goes_on(tmp_path, cap
 def test_documents_longer_than_a_row_are_counted(tmp_path, capsys):
     folder = make_folder(tmp_path / "photos")
     (folder / "flat.png").write_bytes(file_of(Image.new("RGB", (24, 24)), "PNG"))
-    noisy = {"representation.quality": 90, "row_length": 80, "data.heldout": 0.5}
+    noisy = {"representation.quality": 90, "seq_len": 80, "data.eval_fraction": 0.5}
     train(settings(folder, **noisy, **{"data.too_long": "cut"}), tmp_path / "cut")
     assert "documents longer than a row cut to its length" in capsys.readouterr().out
     with pytest.raises(ValueError, match="longer than a row of 80 places"):
@@ -95,5 +95,5 @@ def test_a_folder_without_images_stops_with_one_sentence(tmp_path):
 
 def test_a_run_that_would_hold_nothing_out_is_told_which_value_to_raise(tmp_path):
     folder = make_folder(tmp_path / "photos")
-    with pytest.raises(ValueError, match="data.heldout = 0.0 keeps none of 17 images"):
-        train(settings(folder, **{"data.heldout": 0.0}), tmp_path / "run")
+    with pytest.raises(ValueError, match="data.eval_fraction = 0.0 takes none of 17 images"):
+        train(settings(folder, **{"data.eval_fraction": 0.0}), tmp_path / "run")

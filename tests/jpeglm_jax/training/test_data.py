@@ -19,7 +19,7 @@ def more_digits(tmp_path):
         representation=tiny().representation.to_dict(),
         out=tmp_path / "more",
         conditional=True,
-        heldout=0.05,
+        eval_fraction=0.05,
         workers=1,
     )
 
@@ -34,18 +34,18 @@ def test_a_run_mixes_folders_in_shares_that_change_at_a_step(
 ):
     changes = {"data.shards": f"{digit_shards},{more_digits}", "evaluate.every": 6}
     config = tiny(6, **changes)
-    config.data.weights = ((0, (1, 0)), (3, (1, 3)))
+    config.data.mixture_weights = ((0, (1, 0)), (3, (1, 3)))
     last = train(config, tmp_path / "run")
     said = capsys.readouterr().out
-    assert "training: a mixture, from row 0 on 1 : 0, from row 24 on 0.25 : 0.75, of (1)" in said
-    assert last["heldout_loss"] > 0
+    assert "train split: a mixture, from row 0 on 1 : 0, from row 24 on 0.25 : 0.75, of (1)" in said
+    assert last["eval/loss"] > 0
     meta = json.loads((tmp_path / "run" / "config.json").read_text())
     assert meta["data"]["weights"] == [[0, [1, 0]], [3, [1, 3]]]
 
 
 def test_weights_for_other_folders_are_refused_in_words(digit_shards, tmp_path):
     config = tiny(2, **{"data.shards": digit_shards})
-    config.data.weights = (3, 1)
+    config.data.mixture_weights = (3, 1)
     with pytest.raises(ValueError, match="A mixture of 1 plans needs 1 weights, not 2"):
         train(config, tmp_path)
 
@@ -58,5 +58,5 @@ def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(digit_shards, mor
         train(config, tmp_path / "stopped")
     config.data.on_damage = "skip"
     train(config, tmp_path / "skipped")
-    counts = [line.get("damaged_documents", 0) for line in lines(tmp_path / "skipped")]
+    counts = [line.get("train/damaged_documents", 0) for line in lines(tmp_path / "skipped")]
     assert counts[-1] > 0

@@ -12,6 +12,7 @@ import pytest
 from jpeglm_jax import train as training
 from jpeglm_jax.supervision.preemption import STATUS, Interrupted
 from jpeglm_jax.train import train
+from jpeglm_jax.training.evaluation import Evaluator
 from jpeglm_jax.training.profiler import Profiler
 from tests.jpeglm_jax.conftest import tiny
 from tests.jpeglm_jax.runs import lines
@@ -24,7 +25,7 @@ def compilations(caplog):
     caplog.clear()
     finished = [text for text in messages if text.startswith("Finished XLA compilation")]
     return {
-        name: sum(f"jit({name})" in text for text in finished) for name in ("train_step", "sums")
+        name: sum(f"jit({name})" in text for text in finished) for name in ("update", "loss_sums")
     }
 
 
@@ -33,27 +34,27 @@ def test_steps_are_compiled_once_with_evaluations_samples_and_a_resume(
 ):
     evaluations = []
 
-    def stop_at_the_second(*arguments):
+    def stop_at_the_second(*arguments, **options):
         evaluations.append(arguments)
         if len(evaluations) == 3:  # the first is before the loop
             os.kill(os.getpid(), signal.SIGTERM)
-        return held_out(*arguments)
+        return evaluate(*arguments, **options)
 
-    held_out = training.held_out
-    monkeypatch.setattr(training, "held_out", stop_at_the_second)
+    evaluate = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", stop_at_the_second)
     config = tiny(8, **{"data.shards": digit_shards, **EVERYTHING})
     with jax.log_compiles():
         with pytest.raises(Interrupted) as stopped:
             train(config, tmp_path)
         assert stopped.value.code == STATUS
-        assert compilations(caplog) == {"train_step": 1, "sums": 1}
+        assert compilations(caplog) == {"update": 1, "loss_sums": 1}
         train(config, tmp_path)
-        assert compilations(caplog) == {"train_step": 1, "sums": 1}
+        assert compilations(caplog) == {"update": 1, "loss_sums": 1}
     found = [(line["step"], name) for line in lines(tmp_path) for name in line]
     for step in range(1, 9):
-        assert found.count((step, "loss")) == 1
-        assert found.count((step, "heldout_loss")) == (step % 2 == 0)
-        assert found.count((step, "samples_valid")) == (step % 3 == 0 or step == 8)
+        assert found.count((step, "train/loss")) == 1
+        assert found.count((step, "eval/loss")) == (step % 2 == 0)
+        assert found.count((step, "samples/valid")) == (step % 3 == 0 or step == 8)
     assert gc.get_freeze_count() == 0, "frozen for the length of a run only"
 
 

@@ -21,8 +21,8 @@ SIDE = 64
 def photo_config():
     """The preset for photos of this size, with a model and batches for a CPU."""
     config = jpeg.get_config("imagenet64")
-    config.steps, config.batch_size, config.row_length = 300, 8, 640
-    config.data.source, config.data.heldout = f"folder:{PHOTOS}", 0.1
+    config.steps, config.batch_size, config.seq_len = 300, 8, 640
+    config.data.source, config.data.eval_fraction = f"folder:{PHOTOS}", 0.1
     config.model.update(layers=2, width=64, heads=2, kv_heads=2, head_dim=32, ffn=192)
     config.model.remat = "none"
     config.optimizer.update(learning_rate=3e-3, warmup_steps=20, ema=0.0)
@@ -47,7 +47,7 @@ def test_photos_come_back_from_tokens_looking_like_themselves():
     for path in sorted(PHOTOS.rglob("*.jpg"))[::12]:
         photo = normalise(open_image(path.read_bytes()), "RGB")
         tokens = representation.encode(photo)
-        assert representation.inspect(tokens).valid
+        assert representation.validate(tokens).valid
         back = np.asarray(representation.decode(tokens), float)
         errors.append(np.mean((back - square(photo)) ** 2))
     decibels = 10 * np.log10(255**2 / np.array(errors))
@@ -61,8 +61,8 @@ def test_a_few_hundred_steps_on_photos_lower_the_loss(tmp_path):
     last = train(photo_config(), tmp_path)
     text = (tmp_path / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    heldout = [line["heldout_bits_per_image"] for line in lines if "heldout_loss" in line]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    heldout = [line["eval/bits_per_image"] for line in lines if "eval/loss" in line]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < 0.87 * losses[0]
     assert heldout == sorted(heldout, reverse=True)
-    assert last["heldout_bits_per_byte"] < 8, "better than the file's own code"
+    assert last["eval/bits_per_byte"] < 8, "better than the file's own code"

@@ -73,7 +73,7 @@ def test_a_diverging_run_stops_says_where_and_keeps_what_was_good(digit_shards, 
     with pytest.raises(NotFinite, match=r"step \d+: .*Gradients that are not: .*digits/\d+"):
         train(config, tmp_path)
     written = lines(tmp_path)
-    assert all(np.isfinite(line["loss"]) for line in written)
+    assert all(np.isfinite(line["train/loss"]) for line in written)
     (path,) = tmp_path.glob("not_finite_*.json")
     replay = json.loads(path.read_text())
     documents = JoinedShards([digit_shards], "train")
@@ -99,7 +99,7 @@ def test_a_run_writes_what_it_says(digit_shards, tmp_path, capsys):
     assert (tmp_path / "samples" / "step_00000012.png").stat().st_size > 100
     assert list((tmp_path / "tensorboard").glob("events*"))
     last = [line for line in lines(tmp_path) if line["step"] == 12]
-    assert {"loss", "heldout_bits_per_image", "samples_valid"} <= set().union(*last)
+    assert {"train/loss", "eval/bits_per_image", "samples/valid"} <= set().union(*last)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.representations import make
-from data_pipelines.representations.base import NEVER
+from data_pipelines.representations.base import UNREACHABLE
 from tests.data_pipelines.representations.machines import ends_right, names, states
 
 SETTINGS = [
@@ -89,14 +89,14 @@ def test_every_way_leads_to_the_end_in_as_many_bytes_as_it_says(settings):
     turns = rng.integers(0, 250, count)
     for place in range(3000):
         rows = type(state)(*(field[:, None] for field in state))
-        futures = machine.futures(rows)
-        shortest = machine.shortest(state)
+        futures = machine.min_bytes_after(rows)
+        shortest = machine.min_bytes_to_end(state)
         going = shortest > 0
         if not going.any():
             break
         assert (futures[going].min(axis=1) == shortest[going] - 1).all()
         wander = rng.random(futures.shape) + (BYTES < 4) * (rng.random((count, 1)) < 0.5)
-        wandered = np.where(futures < NEVER, wander, -1).argmax(axis=1)
+        wandered = np.where(futures < UNREACHABLE, wander, -1).argmax(axis=1)
         byte = np.where(place < turns, wandered, futures.argmin(axis=1))
         for row in np.flatnonzero(going):
             streams[row].append(byte[row])
@@ -110,7 +110,7 @@ def test_the_shortest_stream_is_known():
     # One IDR picture in one slice: 00 00 01, the NAL's first byte, 24 bits of header, a byte.
     representation = make("avc", size=(32, 32), frames=1, slice_mbs=0, strip="headers")
     machine = representation.byte_machine()
-    assert machine.shortest(machine.start()) == 3 + 1 + 3 + 1
+    assert machine.min_bytes_to_end(machine.start()) == 3 + 1 + 3 + 1
 
 
 def test_what_cannot_be_constrained_is_refused():

@@ -63,7 +63,7 @@ def test_a_document_is_the_stream_and_gives_it_back(options):
     assert tokens.dtype == np.uint16
     file = representation.to_bytes(tokens)
     assert np.array_equal(representation.from_bytes(file), tokens)
-    assert representation.inspect(tokens) == representations.Validity(
+    assert representation.validate(tokens) == representations.Validity(
         True, representation.frames, representation.frames
     )
     # Frames come out as FFmpeg's own tools show the file.
@@ -82,7 +82,7 @@ def test_stripping_takes_the_parameter_sets_and_nothing_else():
     document = stripped.tokenizer.decode(stripped.encode(clip))
     assert set(kinds(document)) == {1, 5}
     assert stripped.to_bytes(stripped.encode(clip)) == file
-    assert stripped.inspect(stripped.encode(clip)).valid
+    assert stripped.validate(stripped.encode(clip)).valid
     assert np.array_equal(stripped.decode(stripped.encode(clip)), whole.decode(whole.encode(clip)))
 
 
@@ -226,7 +226,7 @@ def test_bpe_learns_the_stream(tmp_path):
     tokens = bpe.encode(clip)
     assert len(tokens) < len(plain.encode(clip))
     assert bpe.to_bytes(tokens) == plain.to_bytes(plain.encode(clip))
-    assert bpe.inspect(tokens).valid
+    assert bpe.validate(tokens).valid
     half = bpe.prompt(tokens, 0.5)
     assert bpe.tokenizer.decode(half) == plain.tokenizer.decode(
         plain.prompt(plain.encode(clip), 0.5)
@@ -246,7 +246,7 @@ def test_a_prompt_is_cut_at_the_access_unit(strip, cut):
         head = representation.prompt(tokens, frames / 6)
         rest = representation.tokenizer.decode(tokens)[len(head) :]
         assert rest.startswith((b"\0\0\0\1", b"\0\0\1\x65")), "a frame begins here"
-        judged = representation.inspect(head)
+        judged = representation.validate(head)
         assert (judged.valid, judged.units) == (False, frames)
         assert "ends after" in judged.error
         decoded = representation.salvage(head)
@@ -260,7 +260,7 @@ def test_a_prompt_is_cut_at_the_access_unit(strip, cut):
 def test_clips_may_be_shorter_where_that_was_asked_for():
     representation = make("avc", **SMALL, min_frames=2)
     tokens = representation.encode(moving(4, 64, 48))
-    assert representation.inspect(tokens).valid
+    assert representation.validate(tokens).valid
     assert representation.decode(tokens).shape == (4, 48, 64, 3)
     assert representation.salvage(representation.prompt(tokens, 0.5)).frames.shape[0] == 2
     with pytest.raises(ValueError, match="1 frames, expected at least 2"):
@@ -376,7 +376,7 @@ def test_the_command_line_of_the_paper_gives_the_same_structure(tmp_path):
     assert kinds(paper) == kinds(ours)
     assert [nal.code for nal in nals(paper)] == [nal.code for nal in nals(ours)]
     restored = representation.format.constants.prefix + paper[paper.index(units[2]) - 3 :]
-    assert representation.inspect(representation.from_bytes(restored)).valid
+    assert representation.validate(representation.from_bytes(restored)).valid
     original = clip[::4]
     mine, other = (psnr(representation.decode(representation.from_bytes(s)), original)
                    for s in (ours, restored))  # fmt: skip

@@ -21,7 +21,7 @@ def stream(representation):
 
 
 def judged(representation, data):
-    return representation.inspect(np.frombuffer(data, np.uint8).astype(np.uint16))
+    return representation.validate(np.frombuffer(data, np.uint8).astype(np.uint16))
 
 
 def units(stream):
@@ -86,19 +86,19 @@ def test_tokens_that_are_no_bytes_are_named_and_passed_over(representation, stre
     tokens = np.frombuffer(stream, np.uint8).astype(np.uint16)
     cut = len(tokens) // 2
     with_eos = np.insert(tokens, cut, representation.eos)
-    verdict = representation.inspect(with_eos)
+    verdict = representation.validate(with_eos)
     assert not verdict.valid and "EOS" in verdict.error
     with pytest.raises(ValueError, match="EOS"):
         representation.decode(with_eos)
     assert representation.salvage(with_eos).clean
-    assert not representation.inspect(tokens.astype(float)).valid
+    assert not representation.validate(tokens.astype(float)).valid
 
 
 def test_an_empty_nal_unit_is_no_obstacle(representation, stream):
     """What a model may write at the very end: a start code and nothing behind it."""
     tokens = representation.from_bytes(stream + b"\0\0\1")
     assert tokens.astype(np.uint8).tobytes() == representation._strip(stream) + b"\0\0\1"
-    assert "empty NAL unit" in representation.inspect(tokens).error
+    assert "empty NAL unit" in representation.validate(tokens).error
 
 
 def test_any_bytes_are_shown_or_refused_the_same_way_every_time(representation, stream):
@@ -114,7 +114,7 @@ def test_any_bytes_are_shown_or_refused_the_same_way_every_time(representation, 
             tokens = tokens[: rng.integers(50, tokens.size)]
         if trial % 10 == 0:
             tokens[40:] = rng.integers(0, 256, tokens.size - 40)
-        caught += not representation.inspect(tokens).valid
+        caught += not representation.validate(tokens).valid
         try:
             decoded = representation.salvage(tokens)
         except ValueError:

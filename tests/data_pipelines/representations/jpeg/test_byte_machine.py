@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.representations import make
-from data_pipelines.representations.base import NEVER
+from data_pipelines.representations.base import UNREACHABLE
 from tests.data_pipelines.representations.jpeg.mutations import mutations, synthetic
 from tests.data_pipelines.representations.machines import ends_right, names, states
 
@@ -25,7 +25,7 @@ def test_machine_and_walker_agree_on_mutated_files(settings):
     streams = [tokens.astype(np.uint8).tobytes() for tokens in whole]
     mutated = [stream for stream in mutations(streams, 300, seed=5) if stream]
     taken = ends_right(representation.byte_machine(), mutated)
-    judged = representation.inspect_batch([np.frombuffer(stream, np.uint8) for stream in mutated])
+    judged = representation.validate_batch([np.frombuffer(stream, np.uint8) for stream in mutated])
     assert taken.tolist() == [judgement.valid for judgement in judged]
     assert 10 < taken.sum() < 290
 
@@ -41,23 +41,23 @@ def test_every_way_leads_to_the_end_in_as_many_bytes_as_it_says(settings):
     turns = rng.integers(0, 300, count)
     for place in range(3000):
         rows = type(state)(*(field[:, None] for field in state))
-        futures = machine.futures(rows)
-        walked = np.broadcast_to(machine.shortest(machine.step(rows, BYTES)), futures.shape)
-        np.testing.assert_array_equal(futures, np.where(walked >= NEVER, NEVER, walked))
-        shortest = machine.shortest(state)
+        futures = machine.min_bytes_after(rows)
+        walked = np.broadcast_to(machine.min_bytes_to_end(machine.step(rows, BYTES)), futures.shape)
+        np.testing.assert_array_equal(futures, np.where(walked >= UNREACHABLE, UNREACHABLE, walked))
+        shortest = machine.min_bytes_to_end(state)
         going = shortest > 0
         if not going.any():
             break
         assert (futures[going].min(axis=1) == shortest[going] - 1).all()
         wander = rng.random(futures.shape) + (BYTES == 255) * (rng.random((count, 1)) < 0.3)
-        wandered = np.where(futures < NEVER, wander, -1).argmax(axis=1)
+        wandered = np.where(futures < UNREACHABLE, wander, -1).argmax(axis=1)
         byte = np.where(place < turns, wandered, futures.argmin(axis=1))
         for row in np.flatnonzero(going):
             streams[row].append(byte[row])
         after = machine.step(state, byte.astype(np.int32))
         state = type(state)(*(np.where(going, a, b) for a, b in zip(after, state, strict=True)))
     assert not going.any()
-    judged = representation.inspect_batch([np.frombuffer(bytes(s), np.uint8) for s in streams])
+    judged = representation.validate_batch([np.frombuffer(bytes(s), np.uint8) for s in streams])
     assert [judgement.error for judgement in judged] == [""] * count
 
 
@@ -71,14 +71,14 @@ def test_from_every_state_some_byte_leads_nearer_to_the_end(settings):
         for part in np.array_split(words, 40):
             column = part[:, None]
             state = data(np.full_like(column, 1), column, np.full_like(column, mcus), 0 * column)
-            nearest = machine.futures(state).min(axis=1)
-            assert (nearest <= machine.shortest(state)[:, 0] - 1).all()
+            nearest = machine.min_bytes_after(state).min(axis=1)
+            assert (nearest <= machine.min_bytes_to_end(state)[:, 0] - 1).all()
 
 
 def test_the_shortest_file_is_known():
     # Grey, two blocks, no markers: twice six bits, EOI.
     machine = make("jpeg", size=(16, 8), mode="L", restart_interval=0, strip="header")
-    assert machine.byte_machine().shortest(machine.byte_machine().start()) == 2 + 2
+    assert machine.byte_machine().min_bytes_to_end(machine.byte_machine().start()) == 2 + 2
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_restoring_gives_the_plain_file_of_the_encoder(size, options, strip):
     with Image.open(io.BytesIO(plain)) as expected:
         assert decoded.mode == expected.mode == representation.mode
         assert np.array_equal(np.asarray(decoded), np.asarray(expected))
-    judgement = representation.inspect(tokens)
+    judgement = representation.validate(tokens)
     assert judgement.valid, judgement.error
 
 
@@ -260,7 +260,7 @@ def test_the_longest_side_there_is():
     representation = make("jpeg", size=None, mode="L", restart_interval=0)
     tokens = representation.encode(Image.new("L", (65500, 1), 77))
     assert representation.decode(tokens).size == (65500, 1)
-    assert representation.inspect(tokens).expected == 8188
+    assert representation.validate(tokens).expected == 8188
 
 
 # Prompts
@@ -293,10 +293,10 @@ def test_prompts_hold_whole_rows_of_mcus_and_no_byte_of_the_next(restart_interva
         prompt = representation.prompt(tokens, (rows + 0.5) / 5)
         assert np.array_equal(prompt, tokens[: len(prompt)])
         # The cut takes at most one started byte and the marker away from what is complete.
-        complete = representation.inspect(prompt).units
+        complete = representation.validate(prompt).units
         shared = (rows * 4) % restart_interval if restart_interval else rows
         assert complete in ((4 * rows - 1, 4 * rows) if shared else (4 * rows,))
-        assert representation.inspect(tokens[: len(prompt) + 2]).units >= 4 * rows
+        assert representation.validate(tokens[: len(prompt) + 2]).units >= 4 * rows
         if rows and not shared:
             assert (
                 prompt[-2] == 0xFF and prompt[-1] == 0xD0 + (rows * 4 // restart_interval - 1) % 8
@@ -322,7 +322,7 @@ def test_bpe_prompts_are_the_tokens_of_the_byte_prefix(bpe):
     image = synthetic(64, 64, 100)
     assert by_bpe.to_bytes(by_bpe.encode(image)) == by_bytes.to_bytes(by_bytes.encode(image))
     assert len(by_bpe.encode(image)) < len(by_bytes.encode(image))
-    assert by_bpe.inspect(by_bpe.encode(image)).valid
+    assert by_bpe.validate(by_bpe.encode(image)).valid
     for ratio in (0, 0.1, 0.25, 0.5, 1):
         prefix = by_bytes.prompt(by_bytes.encode(image), ratio).astype(np.uint8).tobytes()
         expected = by_bpe.tokenizer.encode(prefix)
@@ -370,7 +370,7 @@ def test_salvage_of_a_valid_document_is_its_image():
 SEPARATE = dict(size=64, subsampling="4:4:4", quality=60)
 
 
-def lanes_of(tokens, header):
+def segments_of(tokens, header):
     """Places (start, end) of the bytes between restart markers."""
     ends = [
         i
@@ -383,22 +383,27 @@ def lanes_of(tokens, header):
 @pytest.mark.parametrize(
     ("damage", "lost"),
     [
-        (lambda lanes, t: np.delete(t, slice(lanes[20][0], lanes[20][1])), {20}),
-        (lambda lanes, t: np.delete(t, slice(lanes[20][0], lanes[20][1] + 2)), {20}),
-        (lambda lanes, t: np.delete(t, slice(lanes[20][0], lanes[23][0])), {20, 21, 22}),
-        (lambda lanes, t: np.insert(t, lanes[20][0], t[lanes[19][0] : lanes[19][1] + 2]), set()),
-        (lambda lanes, t: np.delete(t, slice(lanes[20][1], lanes[20][1] + 2)), {21}),
-        (lambda lanes, t: np.put(t, lanes[20][1] + 1, 0xD9) or t, {21}),
-        (lambda lanes, t: np.put(t, lanes[20][1] + 1, 0xD0) or t, set()),
-        (lambda lanes, t: np.put(t, lanes[20][1], 0x7F) or t, {21}),
-        (lambda lanes, t: t[: lanes[40][0]], set(range(40, 64))),
-        (lambda lanes, t: np.put(t, range(10), 0) or t, set()),
+        (lambda segments, t: np.delete(t, slice(segments[20][0], segments[20][1])), {20}),
+        (lambda segments, t: np.delete(t, slice(segments[20][0], segments[20][1] + 2)), {20}),
+        (lambda segments, t: np.delete(t, slice(segments[20][0], segments[23][0])), {20, 21, 22}),
+        (
+            lambda segments, t: np.insert(
+                t, segments[20][0], t[segments[19][0] : segments[19][1] + 2]
+            ),
+            set(),
+        ),
+        (lambda segments, t: np.delete(t, slice(segments[20][1], segments[20][1] + 2)), {21}),
+        (lambda segments, t: np.put(t, segments[20][1] + 1, 0xD9) or t, {21}),
+        (lambda segments, t: np.put(t, segments[20][1] + 1, 0xD0) or t, set()),
+        (lambda segments, t: np.put(t, segments[20][1], 0x7F) or t, {21}),
+        (lambda segments, t: t[: segments[40][0]], set(range(40, 64))),
+        (lambda segments, t: np.put(t, range(10), 0) or t, set()),
     ],
     ids=[
-        "an empty lane",
-        "a lost lane",
-        "three lost lanes",
-        "a doubled lane",
+        "an empty segment",
+        "a lost segment",
+        "three lost segments",
+        "a doubled segment",
         "a lost marker",
         "EOI for a marker",
         "a misread marker",
@@ -412,7 +417,7 @@ def test_salvage_puts_what_it_can_read_in_its_place(damage, lost):
     tokens = representation.encode(synthetic(64, 64, 1))
     whole = representation.decode(tokens)
     header = len(representation.format.header("tables").data)
-    salvage = representation.salvage(damage(lanes_of(tokens, header), tokens.copy()))
+    salvage = representation.salvage(damage(segments_of(tokens, header), tokens.copy()))
     filled = set(np.flatnonzero(salvage.filled).tolist())
     assert salvage.filled.shape == (8, 8)
     assert filled == lost
@@ -430,7 +435,7 @@ def test_salvage_without_markers_keeps_what_comes_before_the_damage():
     kept = int(np.argmax(salvage.filled))
     assert 10 < kept < 60 and salvage.filled.ravel()[kept:].all()
     assert not changed_mcus(salvage.image, whole, 8).ravel()[:kept].any()
-    assert representation.inspect(tokens[: len(tokens) // 2]).units == kept
+    assert representation.validate(tokens[: len(tokens) // 2]).units == kept
 
 
 def test_salvage_fills_with_the_mean_colour():
@@ -478,7 +483,7 @@ def test_a_made_up_size_is_bounded():
         representation.decode(tokens)
     with pytest.raises(ValueError, match="pixels"):
         representation.salvage(tokens)
-    assert not representation.inspect(tokens).valid
+    assert not representation.validate(tokens).valid
 
 
 @pytest.mark.parametrize(

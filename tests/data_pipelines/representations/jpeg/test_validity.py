@@ -45,7 +45,7 @@ def disagreements(settings, count, seed):
     """Mutated streams on which walker and oracle differ, and how many were valid."""
     representation = make("jpeg", **settings)
     mutated = list(mutations(streams_of(representation), count, seed))
-    judged = representation.inspect_batch([tokens_of(stream) for stream in mutated])
+    judged = representation.validate_batch([tokens_of(stream) for stream in mutated])
     wrong, valid = [], 0
     for stream, judgement in zip(mutated, judged, strict=True):
         file = representation.to_bytes(tokens_of(stream))
@@ -72,15 +72,15 @@ def test_walker_and_oracle_agree_on_a_hundred_thousand_mutated_files(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[4:5], ids=names)
-def test_lanes_walked_alone_and_together_are_judged_alike(settings, monkeypatch):
+def test_segments_walked_alone_and_together_are_judged_alike(settings, monkeypatch):
     representation = make("jpeg", **settings)
     mutated = list(map(tokens_of, mutations(streams_of(representation), 300, seed=3)))
     monkeypatch.setattr(segments, "_FEW", 0)
-    together = representation.inspect_batch(mutated)
+    together = representation.validate_batch(mutated)
     monkeypatch.setattr(segments, "_FEW", 1 << 30)
-    assert representation.inspect_batch(mutated) == together
+    assert representation.validate_batch(mutated) == together
     monkeypatch.undo()
-    assert [representation.inspect(tokens) for tokens in mutated] == together
+    assert [representation.validate(tokens) for tokens in mutated] == together
 
 
 @pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is not installed")
@@ -92,7 +92,7 @@ def test_jpegtran_gives_exactly_valid_files_back(settings, tmp_path):
     restart = representation.restart_interval
     command = ["jpegtran", "-copy", "all", *(["-restart", f"{restart}B"] if restart else [])]
     mutated = list(mutations(streams_of(representation), 300, seed=4))
-    judged = representation.inspect_batch([tokens_of(stream) for stream in mutated])
+    judged = representation.validate_batch([tokens_of(stream) for stream in mutated])
     for stream, judgement in zip(mutated, judged, strict=True):
         file = representation.to_bytes(tokens_of(stream))
         written = subprocess.run(command, input=file, capture_output=True, check=False).stdout
@@ -123,14 +123,14 @@ VALID = {
     "the largest difference": (BLOCK, packed(DC11 + "1" * 11 + EOB) + EOI),
     "the last coefficient, no EOB": (BLOCK, packed(DC0 + 3 * ZRL + ONE_AFTER_14) + EOI),
     "a marker": (PAIR, packed(EMPTY) + b"\xff\xd0" + packed(EMPTY) + EOI),
-    "two MCUs in one lane": (UNMARKED_PAIR, packed(2 * EMPTY) + EOI),
+    "two MCUs in one segment": (UNMARKED_PAIR, packed(2 * EMPTY) + EOI),
 }
 
 
 @pytest.mark.parametrize("case", VALID)
 def test_what_an_encoder_may_write_is_valid(case):
     representation, stream = VALID[case]
-    judgement = representation.inspect(tokens_of(stream))
+    judgement = representation.validate(tokens_of(stream))
     assert judgement.valid and not judgement.error
     assert judgement.units == judgement.expected
     file = representation.to_bytes(tokens_of(stream))
@@ -190,7 +190,7 @@ INVALID = {
 @pytest.mark.parametrize("case", INVALID)
 def test_damage_is_located_and_named(case):
     representation, stream, units, error = INVALID[case]
-    judgement = representation.inspect(tokens_of(stream))
+    judgement = representation.validate(tokens_of(stream))
     assert not judgement.valid
     assert error in judgement.error
     assert judgement.units == units
@@ -204,7 +204,7 @@ def test_damage_deep_in_a_file_is_put_into_its_mcu():
     stream = bytearray(tokens.astype(np.uint8))
     marker = [i for i in range(59, len(stream)) if stream[i] == 0xFF and stream[i + 1] >= 0xD0]
     stream[marker[100] + 1] ^= 1
-    judgement = representation.inspect(tokens_of(stream))
+    judgement = representation.validate(tokens_of(stream))
     assert (judgement.units, judgement.expected) == (101, 256)
     assert f"byte {marker[100]}: found marker FFD5 after MCU 100" in judgement.error
 
@@ -213,7 +213,7 @@ def test_a_wrong_header_is_told_with_its_byte():
     representation = make("jpeg", size=32)
     tokens = representation.encode(synthetic(32, 32, 1))
     tokens[20] = 7
-    judgement = representation.inspect(tokens)
+    judgement = representation.validate(tokens)
     assert judgement.error == "byte 20: found 07 in the header, expected FF"
     assert (judgement.units, judgement.expected) == (0, 4)
 
@@ -222,13 +222,13 @@ def test_a_wrong_header_is_told_with_its_byte():
 def test_a_stated_size_decides_what_is_expected(strip):
     representation = make("jpeg", size=None, strip=strip)
     tokens = representation.encode(synthetic(40, 20, 1))
-    assert representation.inspect(tokens).expected == 6
+    assert representation.validate(tokens).expected == 6
     at = representation.format.header(strip).size_at
     tokens[at + 3] = 50  # wider: four MCUs a row
-    assert representation.inspect(tokens).expected == 8
-    assert "found marker FFD9 after MCU 5" in representation.inspect(tokens).error
+    assert representation.validate(tokens).expected == 8
+    assert "found marker FFD9 after MCU 5" in representation.validate(tokens).error
     tokens[at : at + 4] = 0
-    assert "the header states a side of 0 pixels" in representation.inspect(tokens).error
+    assert "the header states a side of 0 pixels" in representation.validate(tokens).error
 
 
 def test_special_tokens_are_damage_where_they_stand():
@@ -236,22 +236,22 @@ def test_special_tokens_are_damage_where_they_stand():
     tokens = representation.encode(synthetic(64, 64, 1))
     for token in (representation.bos, representation.eos, representation.label_token(2), 60_000):
         for place in (0, 70, len(tokens)):
-            judgement = representation.inspect(np.insert(tokens, place, token))
+            judgement = representation.validate(np.insert(tokens, place, token))
             assert not judgement.valid
             assert f"token {token}" in judgement.error and f"place {place}" in judgement.error
     assert judgement.units == 16
     damaged = np.insert(tokens, 300, representation.eos)
     damaged[61] ^= 255
-    assert "token" not in representation.inspect(damaged).error, "the first damage is told"
+    assert "token" not in representation.validate(damaged).error, "the first damage is told"
 
 
 @pytest.mark.parametrize("tokens", [np.zeros(3), np.zeros((2, 2), np.int32), np.array([], int)])
 def test_what_is_no_document_is_judged_not_raised(tokens):
-    assert not make("jpeg", size=8).inspect(tokens).valid
+    assert not make("jpeg", size=8).validate(tokens).valid
 
 
 def test_a_batch_of_nothing_is_nothing():
-    assert make("jpeg").inspect_batch([]) == []
+    assert make("jpeg").validate_batch([]) == []
 
 
 @pytest.mark.parametrize("strip", ["tables", "header"])
@@ -260,4 +260,4 @@ def test_noise_is_judged_without_error(strip):
     representation = make("jpeg", size=64, strip=strip)
     header = representation.format.header(strip).at(64, 64)
     documents = [tokens_of(header + rng.bytes(int(rng.integers(0, 500)))) for _ in range(200)]
-    assert not any(judgement.valid for judgement in representation.inspect_batch(documents))
+    assert not any(judgement.valid for judgement in representation.validate_batch(documents))

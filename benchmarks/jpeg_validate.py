@@ -1,13 +1,13 @@
 """How fast JPEG documents are judged, beside decoding them and beside the re-encoding oracle.
 
-    python -m benchmarks.jpeg_inspect [--photos=FOLDER] [--count=10000]
+    python -m benchmarks.jpeg_validate [--photos=FOLDER] [--count=10000]
 
 The documents are files of real photos at 256x256, quality 25, 4:2:0, tables stripped, with a
 restart marker after each MCU (JPEG-LM's) and without any. In "damaged" every one has a flipped bit
 in its scan; about half of those are still what an encoder could have written, for other pixels. The
 peers, in the same run and on the same documents: Pillow decoding them, which judges nothing, and
 the oracle that decodes to coefficients and writes them again. All in one process.
-Writes `benchmarks/results/jpeg_inspect.json`.
+Writes `benchmarks/results/jpeg_validate.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_pipelines.representations.jpeg.representation import JpegRepresentatio
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
-RESULTS = ROOT / "benchmarks" / "results" / "jpeg_inspect.json"
+RESULTS = ROOT / "benchmarks" / "results" / "jpeg_validate.json"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 PHOTOS_READ = 150  # each is turned and mirrored in eight ways; more documents are copies
 
@@ -45,7 +45,7 @@ def main() -> None:
         parser.error(f"no photo with a suffix in {sorted(SUFFIXES)} under {args.photos}")
     images = read_photos(paths)
     result = {
-        "command": f"python -m benchmarks.jpeg_inspect --count={args.count}",
+        "command": f"python -m benchmarks.jpeg_validate --count={args.count}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, numpy {np.__version__}, libjpeg-turbo "
         f"{features.version('libjpeg_turbo')}",
@@ -78,10 +78,10 @@ def measure(
     encode_seconds, distinct = timed(lambda: [representation.encode(image) for image in images])
     documents = [distinct[i % len(distinct)] for i in range(count)]
     damaged = [flip_a_bit(tokens, seed) for seed, tokens in enumerate(documents)]
-    first_seconds, first = timed(lambda: representation.inspect(documents[0]))
-    seconds, judged = timed(lambda: representation.inspect_batch(documents))
-    damaged_seconds, damaged_judged = timed(lambda: representation.inspect_batch(damaged))
-    single_seconds, _ = timed(lambda: [representation.inspect(t) for t in distinct[:100]])
+    first_seconds, first = timed(lambda: representation.validate(documents[0]))
+    seconds, judged = timed(lambda: representation.validate_batch(documents))
+    damaged_seconds, damaged_judged = timed(lambda: representation.validate_batch(damaged))
+    single_seconds, _ = timed(lambda: [representation.validate(t) for t in distinct[:100]])
     assert first.valid and all(validity.valid for validity in judged)
 
     sample = distinct[:: max(1, len(distinct) // 100)]
