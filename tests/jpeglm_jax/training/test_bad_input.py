@@ -66,7 +66,7 @@ def test_unusable_images_are_counted_and_named_and_the_run_goes_on(tmp_path, cap
     last = train(settings(folder, **{"evaluate.every": 2}), tmp_path / "run")
     assert np.isfinite(last["eval/loss"])
     said = capsys.readouterr().out
-    assert f"set aside: {len(UNUSABLE)} images" in said
+    assert f"rejected: {len(UNUSABLE)} inputs" in said
     assert "the file is empty" in said
     rejects = tmp_path / "run" / "data" / "rejects.jsonl"
     assert str(rejects) in said
