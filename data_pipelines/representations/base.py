@@ -1,7 +1,7 @@
-"""A representation is a value: it turns one medium into tokens and back.
+"""The interface of representations, which encode media as tokens and decode tokens to media.
 
-Everything that must agree on what tokens mean (shards, checkpoints, metrics) carries the
-`fingerprint` of the representation it was made with; two that differ are never mixed.
+Everything that depends on the meaning of tokens (shards, checkpoints, metrics) stores the
+`fingerprint` of its representation. Artefacts with different fingerprints are never mixed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TOKENIZER_FILE = "tokenizer.model"
 
 @dataclasses.dataclass(frozen=True)
 class Validity:
-    """The strict judgement on one document: valid only if an encoder could have written it.
+    """The result of strict validation: a document is valid if an encoder could have written it.
 
     Attributes:
       valid: every unit is complete and nothing is left over.
       units: complete units (JPEG: MCUs, AVC: frames) before the first damage.
       expected: units that a whole document has.
-      error: empty if valid; else one sentence that says where the damage is and what it is.
+      error: "" if valid; else one sentence with the offset and kind of the first damage.
     """
 
     valid: bool
@@ -44,14 +44,15 @@ class Validity:
 
 
 Array = Any  # numpy.ndarray or jax.Array
-UNREACHABLE = 1 << 29  # more bytes than any stream has
+UNREACHABLE = 1 << 29  # min bytes to the end where no valid end can be reached
 
 
 class ByteMachine(Protocol):
-    """What may follow in a stream of bytes. Its methods run on numpy's and on JAX's arrays.
+    """A state machine over bytes that accepts exactly the valid streams of a codec.
 
-    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for the
-    bytes to the end of a stream where no valid one can follow.
+    Constrained sampling uses it to allow only bytes from which a valid end can be reached. The
+    machine and its states are NamedTuples of arrays and numbers, so both are pytrees. The methods
+    work on arrays of numpy and of JAX.
     """
 
     def start(self) -> Any:
@@ -61,28 +62,29 @@ class ByteMachine(Protocol):
         """The state after one more byte, int32, 0-255; shapes are broadcast."""
 
     def min_bytes_to_end(self, state: Any) -> Array:
-        """Bytes after which a stream can end at the earliest, int32: 0 at its end.
+        """Min bytes to the end of a valid stream, int32: 0 at the end.
 
-        There is always a byte that makes it at least one less.
+        `UNREACHABLE` or more if no valid end can be reached. Otherwise some byte reduces it by at
+        least 1.
         """
 
     def min_bytes_after(self, state_Bx1: Any) -> Array:
-        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]; cheaper than `step`."""
 
 
 class Representation(abc.ABC):
-    """What every representation offers. Subclasses are frozen dataclasses of plain options.
+    """The interface of all representations. Subclasses are frozen dataclasses of plain options.
 
-    A document is the tokens of one medium, without start or end: rows frame it as
-    `[start] + tokens` (inputs) and `tokens + [eos]` (targets), where start is `bos`, or the token
-    of its label in a label-conditional model.
+    A document is the tokens of one medium, without start and end tokens. Training frames it as
+    inputs `[start] + tokens` and targets `tokens + [eos]`, where start is `bos`, or the token of
+    the document's label in a label-conditional model.
 
     Attributes:
-      name: in configurations.
-      suffix: of the files that `to_bytes` gives.
-      medium: what one document is called: "image", "clip".
-      kind: of the files in a source: "image", each of which is one medium, or "video", of which
-        each may hold several.
+      name: the name in configurations.
+      suffix: suffix of the files that `to_bytes` returns.
+      medium: the name of one medium: "image" or "clip".
+      kind: the files of a source: "image" files hold one medium each, "video" files may hold
+        several.
     """
 
     name: ClassVar[str]
@@ -91,15 +93,15 @@ class Representation(abc.ABC):
     kind: ClassVar[Kind] = "image"
 
     def open(self, data: bytes) -> Iterator[Any]:
-        """The media in a file of a source, in order, as `encode` takes them.
+        """Yields the media in a file of a source, in order, as `encode` takes them.
 
-        Raises ValueError, maybe after the first of them, where the file is unusable or damaged.
+        Raises ValueError if the file is unusable or damaged, possibly after some media.
         """
         yield images.open_image(data)
 
     @property
     def encoder_versions(self) -> dict[str, str]:
-        """The libraries that decide the bytes of an encoded medium, with their versions."""
+        """Versions, by name, of the libraries that determine the bytes of an encoded medium."""
         turbo = features.version_feature("libjpeg_turbo")
         return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
 
@@ -109,47 +111,47 @@ class Representation(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray) -> Any:
-        """tokens, integer [n] -> media. Raises ValueError if they cannot be shown at all."""
+        """tokens, integer [n] -> media. Raises ValueError if nothing can be decoded."""
 
     @abc.abstractmethod
     def to_bytes(self, tokens: np.ndarray) -> bytes:
-        """tokens, integer [n] -> a whole file, named *`suffix`, that ordinary viewers open.
+        """tokens, integer [n] -> a whole file with the suffix `suffix`, for ordinary viewers.
 
         Raises ValueError for a token that stands for no content.
         """
 
     @abc.abstractmethod
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole file, as `to_bytes` gives it -> tokens, uint16 [n].
+        """A whole file, as `to_bytes` returns it -> tokens, uint16 [n].
 
-        Raises ValueError unless the file is of this representation's settings.
+        Raises ValueError if the file was encoded with other settings.
         """
 
     @abc.abstractmethod
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        """The leading tokens that hold the given part (0 <= ratio <= 1) of the medium."""
+        """The leading tokens that hold the given fraction (0 <= ratio <= 1) of the medium."""
 
     @abc.abstractmethod
     def validate(self, tokens: np.ndarray) -> Validity:
-        """Judges a document strictly; see `Validity`. Never raises on wrong tokens."""
+        """Strict validation of a document; see `Validity`. Never raises because of the tokens."""
 
     def validate_batch(self, documents: Sequence[np.ndarray]) -> list[Validity]:
         """`validate` of each document."""
         return [self.validate(tokens) for tokens in documents]
 
     def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
-        """What may follow in the bytes of a valid document, for sampling that allows nothing else.
+        """The state machine over the bytes of valid documents, for constrained sampling.
 
-        It may leave parts free; the representation's own docstring says which.
+        It may leave parts of a document unconstrained; see the representation's own docstring.
 
         Args:
-          size: (width, height) of the media, where the representation does not fix it.
+          size: (width, height) of the media, if the representation does not fix it.
 
         Raises:
           ValueError: there is none for this representation or size.
         """
         raise ValueError(
-            f"{self.name} documents cannot be constrained: nothing tells what may follow in them; "
+            f"{self.name} documents have no byte machine, which constrained sampling needs; "
             "sample without --constrain"
         )
 
@@ -161,12 +163,12 @@ class Representation(abc.ABC):
     @property
     @abc.abstractmethod
     def bos(self) -> int:
-        """Start of an unlabelled document."""
+        """The start token of documents without a label."""
 
     @property
     @abc.abstractmethod
     def eos(self) -> int:
-        """End of a document."""
+        """The end token of documents."""
 
     @property
     @abc.abstractmethod
@@ -180,22 +182,23 @@ class Representation(abc.ABC):
     @property
     @abc.abstractmethod
     def byte_lengths(self) -> np.ndarray:
-        """Codec bytes that each token stands for, int32 [vocab_size]; 0 for specials, labels."""
+        """Codec bytes of each token, int32 [vocab_size]; 0 for special and label tokens."""
 
     @abc.abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """Plain JSON values from which `representations.from_config` makes an equal value."""
+        """JSON values from which `representations.from_config` makes an equal representation."""
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything that decides what the tokens mean."""
+        """16 hex digits of the SHA-256 of `to_config()`, all that gives tokens their meaning."""
         text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes what `representations.load` needs.
+        """Writes the files that `representations.load` reads.
 
-        The folder may be anything that `etils.epath` reaches, and is made if missing.
+        Args:
+          folder: local or remote (see `etils.epath`); it is created if missing.
         """
         path = epath.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -203,10 +206,10 @@ class Representation(abc.ABC):
 
 
 class TokenizedRepresentation(Representation):
-    """Media as codec bytes that a tokenizer makes tokens of: its ids are the documents'.
+    """A representation of media as codec bytes, which a tokenizer encodes as tokens.
 
     Attributes:
-      tokenizer: bytes -> tokens.
+      tokenizer: codec bytes <-> tokens.
     """
 
     tokenizer: Tokenizer
@@ -235,7 +238,7 @@ class TokenizedRepresentation(Representation):
         return self.tokenizer.byte_lengths
 
     def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
-        """(bytes up to the first token that stands for none, what is wrong with that token)."""
+        """(the bytes before the first token that stands for none, that token's error or "")."""
         try:
             return self.tokenizer.decode(tokens), ""
         except ValueError as error:
@@ -244,7 +247,7 @@ class TokenizedRepresentation(Representation):
             return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
 
     def _is_content(self, tokens: np.ndarray) -> np.ndarray:
-        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
+        """Which tokens stand for bytes, bool [n]; [False] if tokens are not integers [n]."""
         ids = np.asarray(tokens)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             return np.zeros(1, bool)
@@ -252,7 +255,7 @@ class TokenizedRepresentation(Representation):
         return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes the config, and the SentencePiece model of BPE."""
+        """Writes the config and, for BPE, the SentencePiece model."""
         super().save(folder)
         if isinstance(self.tokenizer, BpeTokenizer):
             (epath.Path(folder) / TOKENIZER_FILE).write_bytes(self.tokenizer.model)
