@@ -32,7 +32,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     for item in items:
-        if item.nodeid not in known and not item.get_closest_marker("slow"):
+        later = item.get_closest_marker("slow") or item.get_closest_marker("parity")
+        if item.nodeid not in known and not later:
             item.add_marker(pytest.mark.fast)
 
 
