@@ -30,11 +30,12 @@ from evals.features import extractors, half_size
 from evals.features.features import Extractor
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
-from jpeglm_jax.generate import chosen_sampling_params, generate
+from jpeglm_jax.generation.job import generate
+from jpeglm_jax.generation.options import resolve_sampling_params
 from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 UNCONDITIONAL = "unconditional"
 _SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
@@ -276,7 +277,7 @@ def main(arguments: Sequence[str]) -> None:
         unconditional=values.unconditional,
         seeds=values.seeds,
         seed=values.seed,
-        sampling_params=chosen_sampling_params(
+        sampling_params=resolve_sampling_params(
             model, {name: values[name].value for name in _SAMPLING}
         ),
         given=values.given,

@@ -32,9 +32,9 @@ from evals.codelength import jpegxl
 from evals.codelength.scoring import Scorer
 from evals.inputs.documents import Documents
 from evals.likelihood import Scored
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 ARCHIVE = "archive.jlma"
 

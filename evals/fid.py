@@ -22,8 +22,9 @@ from evals import metrics
 from evals.evaluation import STEPS, evaluate
 from evals.features import extractors
 from evals.inputs.codec import MANIFEST
-from jpeglm_jax.generate import chosen_labels, generate
 from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.job import generate
+from jpeglm_jax.generation.options import resolve_labels
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -36,8 +37,8 @@ def sample(
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
     if not (folder / MANIFEST).is_file():  # which is written last
-        sampling_params = SamplingParams.of(model.config.sample)
-        requests = prompts.of_labels(model.representation, chosen_labels(model, num, None))
+        sampling_params = SamplingParams.from_config(model.config.sample)
+        requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
         generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 

@@ -27,9 +27,9 @@ from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.files import write_atomically
 from evals.codelength.scoring import Scorer
 from evals.inputs.documents import Document, Documents
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 GIVEN = ("auto", "label", "none", "marginal")
 

@@ -16,7 +16,7 @@ from data_pipelines.representations.base import Representation
 from evals import likelihood as bits
 from evals.inputs.documents import Document, Documents
 from jpeglm_jax.generation.prompts import Request
-from jpeglm_jax.training.checkpoint import TrainedModel
+from jpeglm_jax.model.trained import TrainedModel
 
 _SHOWN = 8  # originals in a grid
 

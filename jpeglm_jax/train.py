@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     mesh = sharding.make_mesh(
         {axis: config.mesh[axis] for axis in sharding.AXES}, slices=config.mesh.slices
     )
-    with guards.watchdog.asleep():  # encoding a source may take any time
+    with guards.watchdog.paused():  # encoding a source may take any time
         data = open_data(config, workdir)
     train_step = make_train_step(config, data.representation, jax.default_backend())
     check_mesh(config, train_step.model.config, mesh)

@@ -24,10 +24,10 @@ from data_pipelines.utils.files import write_atomically
 from evals.codelength.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
 from evals.codelength.scoring import check_stride
 from jpeglm_jax.generation import decoding
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 _MAGIC = b"JLMA\x01"
 _SIZE = 4  # bytes of the size of the header

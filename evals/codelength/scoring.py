@@ -21,10 +21,10 @@ from flax import nnx
 
 from data_pipelines.loading import framing
 from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.parallel.sharding import BATCH_AXES, Batch, batch_shardings
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 
 class Window(NamedTuple):

@@ -1,8 +1,8 @@
-"""manifest.jsonl: a line about every document a generation job was asked for.
+"""manifest.jsonl: a line about every document of a generation job.
 
-Lines are written as documents finish, to a part of each task's own; a job that was stopped reads
-its part and draws what is missing. When no document is missing any more the parts become
-manifest.jsonl, in the order of the numbers: it is there only when the job is complete.
+Each task writes the lines of finished documents to a file of its own; a job that resumes reads that
+file and samples the missing documents. When no document is missing, the files of all tasks become
+manifest.jsonl, ordered by number: it exists only if the job is complete.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Manifest:
 
     Args:
       folder: of the job; made if missing.
-      job: what decides its output, as JSON values; a folder of another job is refused.
+      job: settings that decide its output, as JSON values; a folder of another job is refused.
       num: documents of the whole job.
-      task, num_tasks: task i of n draws the documents whose number leaves i when divided by n.
+      task, num_tasks: task i of n samples the documents whose number leaves i when divided by n.
 
     Raises:
-      JobError: the folder holds the output of another job; says what differs.
+      JobError: the folder holds the output of another job; names the settings that differ.
       WriteError: the disk is full.
     """
 
@@ -73,7 +73,7 @@ class Manifest:
         return self._folder / f"manifest-{task:05d}-of-{self._num_tasks:05d}.jsonl"
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Of this task; a line that was cut short by a kill is dropped."""
+        """Lines of this task; a line that a kill cut short is dropped."""
         whole = self._folder / MANIFEST
         if whole.exists():
             lines = [json.loads(text) for text in whole.read_text().splitlines()]
@@ -91,13 +91,13 @@ class Manifest:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the documents that this task has still to draw."""
+        """Numbers of the documents that this task has not sampled yet."""
         done = {line["number"] for line in self._lines}
         return [n for n in range(self._task, self._num, self._num_tasks) if n not in done]
 
     @property
     def lines(self) -> Sequence[dict[str, Any]]:
-        """Of this task, in the order in which the documents finished."""
+        """Lines of this task, in the order in which the documents finished."""
         return self._lines
 
     def add(self, line: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class Manifest:
                 file.write(json.dumps(line) + "\n")
         except OSError:
             self._lines.pop()
-            self._rewrite(self._lines)  # says what is wrong, and leaves no half line
+            self._rewrite(self._lines)  # raises the WriteError, and leaves no half line
             raise
 
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What one looks at after a generation job: grids, originals beside completions, clips."""
+"""Pictures of a finished generation job: a grid, completions next to their originals, MP4 clips."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from jpeglm_jax.generation.prompts import Request
 
 GRID = "grid.png"
 SIDE_BY_SIDE = "side_by_side"
-_IN_GRID = {"image": 256, "clip": 16}  # documents, at most
+_MAX_IN_GRID = {"image": 256, "clip": 16}  # documents
 
 
-def draw(
+def write_pictures(
     representation: Representation,
     out: epath.Path,
     lines: Sequence[Mapping[str, Any]],
@@ -31,19 +31,19 @@ def draw(
 ) -> None:
     """Writes the pictures of a finished job.
 
-    grid.png shows the first documents; each clip gets an MP4 beside its stream. For completions
-    side_by_side/NUMBER.png shows an original, what was given of it and what was made of that, and
-    for clips NUMBER.mp4 and NUMBER.gif play the same.
+    grid.png shows the first documents; each clip also becomes an MP4. For completions
+    side_by_side/NUMBER.png shows an original, its prompt and the completions, and for clips
+    NUMBER.mp4 and NUMBER.gif play the same.
 
     Args:
       representation: of the model.
       out: the job's folder.
       lines: of its manifest.
-      requests: by number.
+      requests: in the order of their numbers.
       originals: tokens of the media that were completed, by key; empty if there are none.
     """
-    most = _IN_GRID[representation.medium]
-    shown = [_document(representation, out, line) for line in lines[:most]]
+    in_grid = lines[: _MAX_IN_GRID[representation.medium]]
+    shown = [_document(representation, out, line) for line in in_grid]
     contact_sheet.save(contact_sheet.sheet_of(shown), out / GRID)
     if isinstance(representation, AvcRepresentation):
         _write_clips(representation, out, lines)
@@ -60,7 +60,7 @@ def _write_clips(
         path = out / line["file"]
         try:
             playable = to_mp4(path.read_bytes(), representation.rate)
-        except ValueError:  # not one picture in it; the manifest says what is wrong
+        except ValueError:  # no picture in it; the manifest has the reason
             continue
         path.with_suffix(".mp4").write_bytes(playable)
 
@@ -78,10 +78,10 @@ def _write_side_by_side(
     for line in lines:
         by_source.setdefault(line["source"], []).append(line)
     for number, (key, own) in enumerate(by_source.items()):
-        given = requests[own[0]["number"]].prompt[1:]
+        prefix = requests[own[0]["number"]].prompt[1:]
         shown = [
             contact_sheet.pictures(representation, originals[key]),
-            _beginning(representation, given),
+            _prefix(representation, prefix),
             *(_document(representation, out, line) for line in own),
         ]
         contact_sheet.save(contact_sheet.sheet_of(shown, len(shown)), folder / f"{number:06d}.png")
@@ -91,24 +91,24 @@ def _write_side_by_side(
             (folder / f"{number:06d}.gif").write_bytes(movies.gif(frames, representation.rate))
 
 
-def _beginning(representation: Representation, given: np.ndarray) -> list[Image.Image]:
-    """What was given, and nothing that a decoder makes of the end of the stream."""
+def _prefix(representation: Representation, prefix: np.ndarray) -> list[Image.Image]:
+    """The decoded prompt, without what a decoder fills in after its end."""
     if isinstance(representation, JpegRepresentation):
         try:
-            return [representation.salvage(given).image]
-        except ValueError:  # not one MCU
+            return [representation.salvage(prefix).image]
+        except ValueError:  # less than one MCU
             return []
-    return contact_sheet.pictures(representation, given)[: representation.validate(given).units]
+    return contact_sheet.pictures(representation, prefix)[: representation.validate(prefix).units]
 
 
 def _document(
     representation: Representation, out: epath.Path, line: Mapping[str, Any]
 ) -> list[Image.Image]:
-    """The document of a line of the manifest, as far as it can be shown."""
+    """The pictures of a document of the manifest; none if it cannot be decoded."""
     if not line["file"]:
         return []
     try:
         tokens = representation.from_bytes((out / line["file"]).read_bytes())
-    except ValueError:  # a header that is not the representation's
+    except ValueError:  # its header is not the representation's
         return []
     return contact_sheet.pictures(representation, tokens)

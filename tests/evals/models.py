@@ -7,8 +7,8 @@ import jax
 from data_pipelines import representations
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel.sharding import make_mesh
-from jpeglm_jax.training.checkpoint import TrainedModel
 from tests.jpeglm_jax.conftest import tiny
 
 DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}

@@ -1,4 +1,4 @@
-"""Every attention, held against the plain form on packed rows; no document sees another."""
+"""Every attention implementation compared with the plain one on packed rows of documents."""
 
 import functools
 
@@ -12,7 +12,7 @@ from jpeglm_jax.model.kernels import documents
 from jpeglm_jax.parallel import sharding
 
 LENGTH, HEADS, HEAD_DIM = 256, 4, 32
-# The kernels that can be run without the device they are for.
+# The implementations that can run on a CPU.
 CPU = {
     "splash": functools.partial(attention, implementation="splash", interpret=True),
     "triton": functools.partial(attention, implementation="triton", interpret=True),
@@ -33,7 +33,7 @@ def packed(groups=HEADS, rows=2, dtype=jnp.float32):
 
 
 def by_hand(q, k, v, segments):
-    """Attention with numpy, a document at a time: the definition."""
+    """Attention in NumPy, one document at a time: the definition."""
     q, k, v, segments = (np.asarray(x, np.float64) for x in (q, k, v, segments))
     out = np.zeros_like(q)
     for row in range(len(q)):
@@ -49,20 +49,20 @@ def by_hand(q, k, v, segments):
 
 
 def outputs_and_gradients(function, q, k, v, segments):
-    """What a form gives, and its gradients towards q, k and v where the loss looks."""
-    looks = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None]
+    """Outputs of an implementation and gradients of q, k and v; padding has no part in the loss."""
+    used = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None]
     direction = jax.random.normal(jax.random.key(1), q.shape)
 
     def loss(q, k, v):
         out = function(q, k, v, segments)
-        return jnp.sum(out.astype(jnp.float32) * direction * looks), out * looks
+        return jnp.sum(out.astype(jnp.float32) * direction * used), out * used
 
     gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return out, *gradients
 
 
 @pytest.mark.parametrize("groups", [HEADS, 2, 1])
-def test_the_plain_form_is_the_definition(groups):
+def test_the_plain_implementation_equals_the_definition(groups):
     q, k, v, segments = packed(groups)
     np.testing.assert_allclose(
         attention(q, k, v, segments), by_hand(q, k, v, segments), rtol=1e-5, atol=1e-5
@@ -71,7 +71,7 @@ def test_the_plain_form_is_the_definition(groups):
 
 @pytest.mark.parametrize("groups", [HEADS, 2])
 @pytest.mark.parametrize("name", CPU)
-def test_a_kernel_and_its_gradients_agree_with_the_plain_form(name, groups):
+def test_a_kernel_and_its_gradients_equal_the_plain_implementation(name, groups):
     arrays = packed(groups)
     expected = outputs_and_gradients(attention, *arrays)
     for a, b in zip(outputs_and_gradients(CPU[name], *arrays), expected, strict=True):
@@ -79,12 +79,12 @@ def test_a_kernel_and_its_gradients_agree_with_the_plain_form(name, groups):
 
 
 @pytest.mark.parametrize("name", ["xla", *CPU])
-def test_a_document_does_not_see_another(name):
-    form = CPU.get(name, attention)
+def test_a_document_does_not_attend_to_another(name):
+    implementation = CPU.get(name, attention)
     q, k, v, segments = packed(rows=1)
     others = (segments != 2)[..., None, None]
     noise = [jnp.where(others, 7.0 - 3.0 * x, x) for x in (q, k, v)]
-    before, after = (form(*x, segments) for x in ((q, k, v), noise))
+    before, after = (implementation(*x, segments) for x in ((q, k, v), noise))
     at = np.asarray(segments == 2)
     np.testing.assert_array_equal(np.asarray(before)[at], np.asarray(after)[at])
     assert not np.allclose(np.asarray(before)[~at], np.asarray(after)[~at])
@@ -96,7 +96,7 @@ def test_a_document_does_not_see_another(name):
     ids=["tensor", "sequence"],
 )
 @pytest.mark.parametrize("name", CPU)
-def test_a_kernel_on_a_mesh_is_that_on_one_device(name, sizes):
+def test_a_kernel_on_a_mesh_equals_that_on_one_device(name, sizes):
     arrays = packed(groups=4)
     expected = outputs_and_gradients(attention, *arrays)
     mesh = sharding.make_mesh(sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
@@ -106,7 +106,7 @@ def test_a_kernel_on_a_mesh_is_that_on_one_device(name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
-def test_documents_are_told_by_where_they_begin():
+def test_document_starts_lengths_and_offsets():
     segments = jnp.asarray([[1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
     np.testing.assert_array_equal(
         documents.starts(segments), [[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 0, 0]]
@@ -118,19 +118,20 @@ def test_documents_are_told_by_where_they_begin():
     assert documents.offsets(segments, 2)[2].tolist() == [False, True]
 
 
-def test_documents_by_their_beginnings_are_the_mask():
+def test_document_starts_give_the_document_mask():
     segments = packed()[3]
-    places = np.arange(LENGTH)
+    positions = np.arange(LENGTH)
     starts = np.asarray(documents.starts(segments))
     np.testing.assert_array_equal(
-        (starts[:, :, None] <= places) & (places <= places[:, None]), document_mask(segments)
+        (starts[:, :, None] <= positions) & (positions <= positions[:, None]),
+        document_mask(segments),
     )
 
 
 @pytest.mark.parametrize(
     ("platform", "name"), [("tpu", "splash"), ("gpu", "triton"), ("cpu", "xla")]
 )
-def test_auto_is_the_fastest_that_was_checked(platform, name):
+def test_auto_chooses_the_implementation_of_the_platform(platform, name):
     assert choose("auto", platform) == name
 
 
@@ -144,7 +145,7 @@ def test_a_kernel_for_another_platform_is_refused(name):
         attention(*packed(), implementation=name)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_arguments_are_refused():
     q, k, v, segments = packed()
     with pytest.raises(ValueError, match="'flash'; expected auto or one of splash"):
         attention(q, k, v, segments, implementation="flash")

@@ -1,4 +1,4 @@
-"""The model computes what `transformers`' Llama computes, and documents do not see each other."""
+"""The model computes the logits of `transformers`' Llama; documents of a row are independent."""
 
 import dataclasses
 import importlib.util
@@ -14,7 +14,7 @@ from jpeglm_jax.hardware import chips
 from jpeglm_jax.model.config import REMAT_POLICIES, ModelConfig
 from jpeglm_jax.model.llama import Llama
 from jpeglm_jax.model.ops import normal, rope_tables, rotate, up_projection
-from jpeglm_jax.training.step import abstract_model
+from jpeglm_jax.model.spec import ModelSpec
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "llama"
 TINY = ModelConfig(
@@ -68,7 +68,7 @@ def params_like_transformers(case, draw):
 
 
 def apply(config, params, tokens, segments=None, positions=None):
-    graph, _, _ = abstract_model(config)
+    graph = ModelSpec(config).graph
     segments = np.ones_like(tokens) if segments is None else segments
     if positions is None:
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
@@ -102,7 +102,7 @@ def test_logits_equal_those_of_transformers(name):
 
 
 def packed_row():
-    """Three documents of 5, 9 and 4 tokens and 6 places of padding."""
+    """Three documents of 5, 9 and 4 tokens and 6 positions of padding."""
     lengths = [5, 9, 4]
     segments = np.repeat([1, 2, 3, 0], [*lengths, 6])[None]
     positions = np.concatenate([*map(np.arange, lengths), np.zeros(6, int)])[None]
@@ -110,7 +110,7 @@ def packed_row():
     return tokens, segments, positions
 
 
-def test_a_packed_document_gets_the_logits_it_gets_alone():
+def test_a_packed_document_has_the_logits_of_the_document_alone():
     params = initial(TINY)
     tokens, segments, positions = packed_row()
     packed = apply(TINY, params, tokens, segments, positions)
@@ -120,14 +120,14 @@ def test_a_packed_document_gets_the_logits_it_gets_alone():
         np.testing.assert_allclose(packed[:, inside], alone, atol=2e-5)
 
 
-def test_a_change_in_one_document_does_not_reach_the_others_nor_the_past():
+def test_a_token_changes_no_logits_of_other_documents_or_earlier_positions():
     params = initial(TINY)
     tokens, segments, positions = packed_row()
     before = apply(TINY, params, tokens, segments, positions)
     tokens[0, 7] += 1  # the third token of the second document
     after = apply(TINY, params, tokens, segments, positions)
     moved = np.any(before != after, axis=-1)[0]
-    assert moved.tolist() == [7 <= place < 14 for place in range(24)]
+    assert moved.tolist() == [7 <= position < 14 for position in range(24)]
 
 
 @pytest.mark.parametrize("policy", [name for name in REMAT_POLICIES if name != "none"])
@@ -136,7 +136,7 @@ def test_remat_changes_neither_loss_nor_gradients(policy):
     params = initial(TINY)
 
     def loss(params, config):
-        graph, _, _ = abstract_model(config)
+        graph = ModelSpec(config).graph
         return jnp.sum(jnp.sin(nnx.merge(graph, params)(tokens, segments, positions)))
 
     plain = jax.value_and_grad(loss)(params, TINY)
@@ -145,7 +145,7 @@ def test_remat_changes_neither_loss_nor_gradients(policy):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradients_of_a_widening_product_are_those_of_the_product(dtype):
+def test_the_gradients_of_the_up_projection_are_those_of_a_product(dtype):
     random = np.random.default_rng(0)
     x, w, g = (
         jnp.asarray(random.normal(size=shape), dtype) for shape in ((2, 5, 4), (4, 6), (2, 5, 6))
@@ -162,15 +162,15 @@ def test_the_gradients_of_a_widening_product_are_those_of_the_product(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # each has its way to exchange halves
-def test_a_rotation_turns_pairs_and_its_gradient_turns_back(platform, dtype, monkeypatch):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # each swaps the halves differently
+def test_the_gradient_of_a_rotation_is_the_rotation_back(platform, dtype, monkeypatch):
     monkeypatch.setattr(chips, "target", lambda: (platform, "a chip"))
     random = np.random.default_rng(0)
     x, g = (jnp.asarray(random.normal(size=(2, 5, 3, 8)), dtype) for _ in range(2))
     positions = random.integers(0, 1000, (2, 5))
     angle = positions[:, :, None, None] * 1e4 ** (-np.arange(4) / 4)
 
-    def turned(x, angle):
+    def rotated(x, angle):
         pairs = np.asarray(x, np.complex128)
         pairs = (pairs[..., :4] + 1j * pairs[..., 4:]) * np.exp(1j * angle)
         return np.concatenate([pairs.real, pairs.imag], axis=-1)
@@ -179,15 +179,15 @@ def test_a_rotation_turns_pairs_and_its_gradient_turns_back(platform, dtype, mon
     out, backward = jax.vjp(lambda x: rotate(x, tables), x)
     assert out.dtype == backward(g)[0].dtype == dtype
     tolerance = 2e-4 if dtype == "float32" else 2e-2  # of angles up to a thousand, in float32
-    for ours, expected in ((out, turned(x, angle)), (backward(g)[0], turned(g, -angle))):
+    for ours, expected in ((out, rotated(x, angle)), (backward(g)[0], rotated(g, -angle))):
         np.testing.assert_allclose(np.asarray(ours, np.float64), expected, atol=tolerance)
 
 
 def test_initial_weights_are_normal():
-    draws = np.asarray(normal(jax.random.key(0), (1000, 1000)), np.float64)
-    moments = [np.mean(draws**power) for power in (1, 2, 3, 4)]
+    samples = np.asarray(normal(jax.random.key(0), (1000, 1000)), np.float64)
+    moments = [np.mean(samples**power) for power in (1, 2, 3, 4)]
     np.testing.assert_allclose(moments, [0, 1, 0, 3], atol=0.02)
-    assert np.abs(draws).max() < 4.4
+    assert np.abs(samples).max() < 4.4
 
 
 def test_a_bfloat16_model_keeps_float32_weights_and_logits():
@@ -202,13 +202,13 @@ def test_a_bfloat16_model_keeps_float32_weights_and_logits():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "found"),
     [
-        ({"remat": "ful"}, "remat is 'ful'; expected one of none"),
-        ({"kv_heads": 3}, "kv_heads = 3 does not divide"),
-        ({"head_dim": 7}, "head_dim is 7"),
+        ({"remat": "ful"}, "model.remat is 'ful'"),
+        ({"kv_heads": 3}, "model.kv_heads = 3"),
+        ({"head_dim": 7}, "model.head_dim is 7"),
     ],
 )
-def test_an_impossible_shape_is_refused_by_name(change, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_an_impossible_shape_is_refused_by_name(change, found):
+    with pytest.raises(ValueError, match=found):
         dataclasses.replace(TINY, **change)

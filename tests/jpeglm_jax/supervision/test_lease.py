@@ -1,4 +1,4 @@
-"""Two runs never write one folder."""
+"""Two runs never write the same folder."""
 
 import dataclasses
 import json
@@ -11,35 +11,35 @@ import pytest
 from etils.epath import testing
 
 from jpeglm_jax.supervision import lease
-from jpeglm_jax.supervision.lease import FolderInUse, Holder, Lease
+from jpeglm_jax.supervision.lease import FolderInUse, Lease, Owner
 
 
-def write(folder, holder):
-    (folder / lease.FILE).write_text(json.dumps(dataclasses.asdict(holder)))
+def write(folder, owner):
+    (folder / lease.FILE).write_text(json.dumps(dataclasses.asdict(owner)))
 
 
-def holder_elsewhere():
-    return dataclasses.replace(Holder.this_process(), machine="another", host="there", pid=7)
+def remote_owner():
+    return dataclasses.replace(Owner.this_process(), machine="another", host="there", pid=7)
 
 
 @pytest.fixture
 def ended():
-    """A process of this machine that has ended, as the holder of a lease."""
+    """A process of this machine that has ended, as the owner of a lease."""
     code = (
-        "import json, dataclasses; from jpeglm_jax.supervision.lease import Holder;"
-        "print(json.dumps(dataclasses.asdict(Holder.this_process())))"
+        "import json, dataclasses; from jpeglm_jax.supervision.lease import Owner;"
+        "print(json.dumps(dataclasses.asdict(Owner.this_process())))"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    return Holder(**json.loads(said.stdout))
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return Owner(**json.loads(result.stdout))
 
 
-def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path):
+def test_a_second_run_is_refused_at_once_and_the_owner_is_named(tmp_path):
     first = Lease(tmp_path)
     first.acquire()
     began = time.monotonic()
-    with pytest.raises(FolderInUse, match=r"being written by process \d+ on .* another --workdir"):
+    with pytest.raises(FolderInUse, match=r"by process \d+ on .* --workdir"):
         Lease(tmp_path).acquire()
-    assert time.monotonic() - began < lease.SILENCE / 2
+    assert time.monotonic() - began < lease.TIMEOUT / 2
     first.release()
     assert not (tmp_path / lease.FILE).exists()
     again = Lease(tmp_path)
@@ -47,51 +47,51 @@ def test_a_second_run_is_refused_at_once_and_told_by_whom(tmp_path):
     again.release()
 
 
-def test_what_a_killed_run_left_is_taken_over_without_waiting(tmp_path, ended):
+def test_the_lease_of_a_killed_run_is_taken_over_without_waiting(tmp_path, ended):
     write(tmp_path, ended)
-    assert ended.fate() is False
-    said = []
+    assert ended.is_alive() is False
+    messages = []
     began = time.monotonic()
-    taken = Lease(tmp_path, say=said.append)
+    taken = Lease(tmp_path, report=messages.append)
     taken.acquire()
-    assert time.monotonic() - began < lease.SILENCE / 2
-    assert f"process {ended.pid}" in said[0] and "taking over" in said[0]
+    assert time.monotonic() - began < lease.TIMEOUT / 2
+    assert f"process {ended.pid}" in messages[0] and "taking over" in messages[0]
     taken.release()
 
 
-def test_a_number_that_came_again_is_not_the_process_that_had_it():
-    now = Holder.this_process()
-    assert now.fate() is True
-    assert dataclasses.replace(now, started=now.started - 60).fate() is False
+def test_a_process_with_a_reused_id_is_not_the_owner():
+    now = Owner.this_process()
+    assert now.is_alive() is True
+    assert dataclasses.replace(now, started=now.started - 60).is_alive() is False
 
 
-def test_a_silent_run_out_of_sight_is_waited_for_then_taken_over(tmp_path):
-    write(tmp_path, holder_elsewhere())
-    said = []
+def test_a_run_on_another_machine_without_heartbeat_is_taken_over_after_the_timeout(tmp_path):
+    write(tmp_path, remote_owner())
+    messages = []
     began = time.monotonic()
-    taken = Lease(tmp_path, silence=1.0, say=said.append)
+    taken = Lease(tmp_path, timeout=1.0, report=messages.append)
     taken.acquire()
     assert time.monotonic() - began >= 1.0
-    assert "cannot be seen from here: waiting 1 s" in said[0]
+    assert "waiting 1 s" in messages[0]
     taken.release()
 
 
-def test_a_run_out_of_sight_that_gives_a_sign_of_life_is_not_taken_over(tmp_path):
-    there = holder_elsewhere()
+def test_a_run_on_another_machine_with_a_heartbeat_is_not_taken_over(tmp_path):
+    there = remote_owner()
     write(tmp_path, there)
-    renewal = threading.Timer(0.4, write, (tmp_path, dataclasses.replace(there, beat=1)))
+    renewal = threading.Timer(0.4, write, (tmp_path, dataclasses.replace(there, heartbeat=1)))
     renewal.start()
     with pytest.raises(FolderInUse, match="process 7 on there"):
-        Lease(tmp_path, silence=3.0).acquire()
+        Lease(tmp_path, timeout=3.0).acquire()
     renewal.join()
 
 
-def test_a_holder_renews_its_lease(tmp_path):
-    held = Lease(tmp_path, silence=0.6)
+def test_an_owner_renews_its_lease(tmp_path):
+    held = Lease(tmp_path, timeout=0.6)
     held.acquire()
-    beat = json.loads((tmp_path / lease.FILE).read_text())["beat"]
+    heartbeat = json.loads((tmp_path / lease.FILE).read_text())["heartbeat"]
     deadline = time.monotonic() + 30
-    while json.loads((tmp_path / lease.FILE).read_text())["beat"] < beat + 2:
+    while json.loads((tmp_path / lease.FILE).read_text())["heartbeat"] < heartbeat + 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     held.check()
@@ -99,12 +99,12 @@ def test_a_holder_renews_its_lease(tmp_path):
     held.release()
 
 
-def test_a_holder_that_was_taken_over_writes_no_more(tmp_path):
-    """As one that was frozen, and woke after another had waited for long enough."""
-    frozen = Lease(tmp_path, silence=60)
+def test_an_owner_that_lost_its_lease_stops_writing(tmp_path):
+    """As a process that was frozen and woke after the timeout of another."""
+    frozen = Lease(tmp_path, timeout=60)
     frozen.acquire()
-    write(tmp_path, holder_elsewhere())
-    frozen.check()  # has not looked yet
+    write(tmp_path, remote_owner())
+    frozen.check()  # has not read the file yet
     with pytest.raises(FolderInUse, match="process 7 on there"):
         frozen.confirm()
     with pytest.raises(FolderInUse):
@@ -113,19 +113,22 @@ def test_a_holder_that_was_taken_over_writes_no_more(tmp_path):
     assert (tmp_path / lease.FILE).exists(), "the other's lease must stay"
 
 
-def test_of_two_in_the_same_moment_one_gets_the_folder(tmp_path):
-    """Both find nothing and write; reading back decides."""
+def test_of_two_simultaneous_runs_one_acquires_the_lease(tmp_path, monkeypatch):
+    """Both find no lease and write one; reading it back decides."""
     outcomes = []
     together = threading.Barrier(2)
 
-    class Slow(Lease):
-        def _write(self):
-            if not self._thread.is_alive():
-                together.wait()
-            super()._write()
+    write_atomically = lease.write_atomically
+
+    def write_together(path, data):
+        if threading.current_thread() in threads:
+            together.wait()
+        write_atomically(path, data)
+
+    monkeypatch.setattr(lease, "write_atomically", write_together)
 
     def take():
-        one = Slow(tmp_path)
+        one = Lease(tmp_path)
         try:
             one.acquire()
             outcomes.append(one)
@@ -156,11 +159,11 @@ def bucket(tmp_path):
         yield tmp_path
 
 
-def test_in_a_bucket_it_is_the_same(bucket, ended):
-    first = Lease("gs://bucket/run", silence=6)
+def test_a_lease_in_a_bucket(bucket, ended):
+    first = Lease("gs://bucket/run", timeout=6)
     first.acquire()
     assert (bucket / "run" / lease.FILE).exists()
-    with pytest.raises(FolderInUse, match="gs://bucket/run is being written by process"):
+    with pytest.raises(FolderInUse, match="gs://bucket/run .* process"):
         Lease("gs://bucket/run").acquire()
     write(bucket / "run", ended)
     with pytest.raises(FolderInUse, match=f"process {ended.pid}"):
@@ -173,7 +176,7 @@ def test_in_a_bucket_it_is_the_same(bucket, ended):
     assert not (bucket / "run" / lease.FILE).exists()
 
 
-def test_a_lease_that_nobody_wrote_is_refused_with_what_to_do(tmp_path):
+def test_a_file_that_is_no_lease_is_refused(tmp_path):
     (tmp_path / lease.FILE).write_text("?")
-    with pytest.raises(FolderInUse, match="is not what a run writes; .* delete it"):
+    with pytest.raises(FolderInUse, match="lease.json .* delete"):
         Lease(tmp_path).acquire()
