@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.shards.files import ShardError
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from jpeglm_jax.hardware.compilation_cache import keep_compiled
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages

@@ -1,1 +1,1 @@
-"""Opening, resizing and warping images and videos."""
+"""Decodes, resizes, augments and writes images and videos; knows no codec of the project."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_pipelines.media.images import normalise, open_image
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.files import open_records
+from data_pipelines.shards.storage import open_records
 from data_pipelines.shards.reader import MANIFEST, Shards
 from data_pipelines.sources import Item, Source, open_source
 

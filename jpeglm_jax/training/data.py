@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import representations
-from data_pipelines.loading.joined_shards import JoinedShards, Stages, stages
+from data_pipelines.loading.joined_shards import JoinedShards, Schedule, mixture_schedule
 from data_pipelines.loading.loader import Loader
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
@@ -58,7 +58,7 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> RunData:
     train = JoinedShards(folders, "train", config.data.on_damage)
     check_representation(config.representation, train.representation)
     eval_split = eval_documents(config.data, folders)
-    mixture = stages(config.data.mixture_weights, config.batch_size)
+    mixture = mixture_schedule(config.data.mixture_weights, config.batch_size)
     return RunData(
         train,
         eval_split,
@@ -124,7 +124,7 @@ def check_representation(configured: ConfigDict, found: Representation) -> None:
 
 
 def make_loader(
-    config: ConfigDict, documents: JoinedShards, label_dropout: float, mixture: Stages = ()
+    config: ConfigDict, documents: JoinedShards, label_dropout: float, mixture: Schedule = ()
 ) -> Loader:
     """Documents -> batches of packed rows.
 
@@ -135,7 +135,7 @@ def make_loader(
         mode=config.data.packing,
         too_long=config.data.too_long,
         seed=config.seed,
-        stages=mixture,
+        schedule=mixture,
     )
     return Loader(
         documents.parts,

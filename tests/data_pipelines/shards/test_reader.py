@@ -16,9 +16,9 @@ from PIL import Image
 
 from data_pipelines import representations
 from data_pipelines.prepare import prepare
-from data_pipelines.shards import files, reader
-from data_pipelines.shards.files import Document, Reject, ShardError, TableReader
+from data_pipelines.shards import reader, storage
 from data_pipelines.shards.reader import DamagedShard, MismatchError, Shards
+from data_pipelines.shards.storage import Document, Reject, ShardError, TableReader
 
 OPTIONS = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
 
@@ -260,7 +260,7 @@ def document(key, copy=0, length=5):
 
 def test_a_shard_is_the_same_bytes_every_time(tmp_path):
     sidecars = [
-        files.write_shard(
+        storage.write_shard(
             tmp_path / name, "train-00000-of-00001", [document("a"), document("a", 1)], [], {}
         )
         for name in ("one", "two")
@@ -272,15 +272,15 @@ def test_a_shard_is_the_same_bytes_every_time(tmp_path):
 @pytest.mark.parametrize("key", ["plain", "naïve", "写真/猫", "صورة", "a\u2028b", 'q"\\n', "\x85"])
 def test_keys_in_any_script_come_back(tmp_path, key):
     rejects = [Reject(key, 0, f"cannot read {key}")]
-    files.write_shard(tmp_path, "s", [document(key)], rejects, {})
-    assert TableReader(files.table_path(tmp_path, "s")).load().keys == (key,)
-    assert files.read_rejects(tmp_path, "s") == rejects
+    storage.write_shard(tmp_path, "s", [document(key)], rejects, {})
+    assert TableReader(storage.table_path(tmp_path, "s")).load().keys == (key,)
+    assert storage.read_rejects(tmp_path, "s") == rejects
 
 
 def test_copies_share_their_images_row(tmp_path):
     documents = [document("a"), document("a", 1, 9), document("b", 0, 2)]
-    files.write_shard(tmp_path, "s", documents, [], {})
-    table = TableReader(files.table_path(tmp_path, "s")).load()
+    storage.write_shard(tmp_path, "s", documents, [], {})
+    table = TableReader(storage.table_path(tmp_path, "s")).load()
     assert table.lengths.tolist() == [5, 9, 2]
     assert table.images.tolist() == [0, 0, 1]
     assert table.copies.tolist() == [0, 1, 0]
@@ -289,16 +289,16 @@ def test_copies_share_their_images_row(tmp_path):
 
 
 def test_a_shard_without_documents_can_be_written_and_read(tmp_path):
-    sidecar = files.write_shard(tmp_path, "s", [], [], {})
+    sidecar = storage.write_shard(tmp_path, "s", [], [], {})
     assert sidecar["documents"] == 0
-    assert files.read_sidecar(tmp_path, "s") == sidecar
+    assert storage.read_sidecar(tmp_path, "s") == sidecar
 
 
 def test_a_shard_that_lost_bytes_does_not_count_as_finished(tmp_path):
-    files.write_shard(tmp_path, "s", [document("a")], [], {})
-    path = files.record_path(tmp_path, "s")
+    storage.write_shard(tmp_path, "s", [document("a")], [], {})
+    path = storage.record_path(tmp_path, "s")
     path.write_bytes(path.read_bytes()[:-1])
-    assert files.read_sidecar(tmp_path, "s") is None
+    assert storage.read_sidecar(tmp_path, "s") is None
 
 
 def test_an_error_of_the_producer_leaves_nothing_that_counts(tmp_path):
@@ -307,7 +307,7 @@ def test_an_error_of_the_producer_leaves_nothing_that_counts(tmp_path):
         raise RuntimeError("the source went away")
 
     with pytest.raises(RuntimeError, match="went away"):
-        files.write_shard(tmp_path, "s", documents(), [], {})
+        storage.write_shard(tmp_path, "s", documents(), [], {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,12 +315,12 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_counts(tmp_path):
     """A limit on the size of files makes the operating system refuse the write, as a full disk."""
     code = """
 import sys, numpy as np
-from data_pipelines.shards import files as shard_files
+from data_pipelines.shards import storage
 from data_pipelines.utils.files import WriteError
 tokens = np.zeros(50_000, np.uint16)
-documents = (shard_files.Document(tokens, str(n), 0, -1, bytes(16)) for n in range(100_000))
+documents = (storage.Document(tokens, str(n), 0, -1, bytes(16)) for n in range(100_000))
 try:
-    shard_files.write_shard(sys.argv[1], "s", documents, [], {})
+    storage.write_shard(sys.argv[1], "s", documents, [], {})
 except WriteError as error:
     print(error)
     print(next(documents).key)

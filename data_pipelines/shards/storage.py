@@ -1,11 +1,11 @@
-"""One shard on disk: records of tokens, a table of them, a sidecar that vouches for both.
+"""One shard on disk: records of tokens, a table of documents, and a sidecar with hashes.
 
-A shard named STEM is up to four files, written in this order, so that the last marks it done:
+A shard named STEM has up to four files. The sidecar is written last and marks the shard as done:
 
-  STEM.array_record    one record a document: its tokens as little-endian uint16
+  STEM.array_record    one record per document: its tokens as little-endian uint16
   STEM.npz             the table (`Table`): lengths, labels, keys, copies, content hashes
-  STEM.rejects.jsonl   what could not become a document, with its reason (absent if nothing)
-  STEM.json            the sidecar: counts, sizes and SHA-256 of the others
+  STEM.rejects.jsonl   rejected images and copies, with reasons (absent if there are none)
+  STEM.json            the sidecar: counts, sizes and SHA-256 of the other files
 
 docs/data.md documents every field.
 """
@@ -37,7 +37,7 @@ from data_pipelines.utils.files import (
     write_atomically,
 )
 
-# Codec bytes do not compress, and one record a group makes every document a random access.
+# Codec bytes do not compress further; one record per group allows random access to documents.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER = 32_768
@@ -47,17 +47,17 @@ _CHECK_EVERY = 256
 
 
 class ShardError(RuntimeError):
-    """A shard is not what was written."""
+    """A shard is damaged or does not match its manifest."""
 
 
 class Document(NamedTuple):
-    """One document on its way into a shard.
+    """One document to write.
 
     Attributes:
-      tokens: uint16 [n], unframed.
+      tokens: uint16 [n], without start and end token.
       key: the source's key of the image.
-      copy: 0 is the image itself, 1.. its augmented copies.
-      label: index into the source's label names; -1 none.
+      copy: 0 for the image itself, 1, 2, ... for its augmented copies.
+      label: index into the source's label names; -1 for none.
       content: the first 16 bytes of the SHA-256 of the encoded image file.
     """
 
@@ -69,7 +69,7 @@ class Document(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One image or copy that is not in the shards, and why."""
+    """One image or copy that was rejected, with the reason."""
 
     key: str
     copy: int
@@ -78,13 +78,13 @@ class Reject(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What is known of a shard's documents without reading them.
+    """The metadata of a shard's documents.
 
     Attributes:
-      lengths: uint32 [documents], tokens without framing.
-      images: uint32 [documents], row of the document's image in the three columns below.
-      copies: uint16 [documents], 0 is the image itself.
-      labels: int32 [images], -1 none.
+      lengths: uint32 [documents], tokens without start and end token.
+      images: uint32 [documents], index of the document's image in labels, content and keys.
+      copies: uint16 [documents], 0 for the image itself.
+      labels: int32 [images], -1 for none.
       content: uint8 [images, 16], leading bytes of the SHA-256 of the image file.
       keys: the source's keys [images].
     """
@@ -97,7 +97,7 @@ class Table:
     keys: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """An .npz without pickled objects; equal tables give equal bytes."""
+        """Encodes the table as .npz without pickled objects; equal tables give equal bytes."""
         encoded = [key.encode() for key in self.keys]
         offsets = np.zeros(len(encoded) + 1, np.uint64)
         np.cumsum([len(key) for key in encoded], out=offsets[1:])
@@ -116,17 +116,17 @@ class Table:
 
 
 class TableReader:
-    """A shard's table read column by column: keys are not touched until they are asked for."""
+    """Reads a shard's table column by column, so that keys are read only when needed."""
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
 
     def column(self, name: str) -> np.ndarray:
-        """One column of `Table` by name. Raises ShardError if the file is missing or damaged."""
+        """Reads one column of `Table`. Raises ShardError if the file is missing or damaged."""
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return arrays[name]
-        except Exception as error:  # zipfile, numpy and the file system each raise their own
+        except Exception as error:  # zipfile, numpy and the file system raise different types
             raise ShardError(
                 f"{self._path}: the table's column '{name}' cannot be read ({error}); restore the "
                 "file, or delete the shard's .json and run prepare again to rebuild the shard"
@@ -142,7 +142,7 @@ class TableReader:
 
 @dataclasses.dataclass(frozen=True)
 class KeyColumn(Sequence[str]):
-    """Keys held as one blob: about their UTF-8 size in memory, however many they are."""
+    """Keys as one UTF-8 blob with offsets, which takes less memory than a list of str."""
 
     offsets: np.ndarray
     blob: bytes
@@ -160,7 +160,7 @@ class KeyColumn(Sequence[str]):
 
 
 class _TableBuilder:
-    """Grows a table document by document; the copies of an image must follow each other."""
+    """Builds a table document by document; the copies of an image must be consecutive."""
 
     def __init__(self) -> None:
         self._lengths: list[int] = []
@@ -192,7 +192,7 @@ class _TableBuilder:
 
 
 def stem(split: str, index: int, count: int) -> str:
-    """'train-00003-of-00016'."""
+    """The name of a shard, as in 'train-00003-of-00016'."""
     return f"{split}-{index:05d}-of-{count:05d}"
 
 
@@ -213,7 +213,7 @@ def sidecar_path(folder: epath.PathLike, name: str) -> epath.Path:
 
 
 # Every finished shard has these files.
-LASTING = (record_path, table_path, sidecar_path)
+REQUIRED_FILES = (record_path, table_path, sidecar_path)
 
 
 def write_shard(
@@ -223,22 +223,22 @@ def write_shard(
     rejects: Sequence[Reject],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes one whole shard and returns its sidecar.
+    """Writes one shard and returns its sidecar.
 
-    The records go to a temporary name, are closed, reopened, counted and hashed, and take their
-    final name only then; the sidecar comes last. A process killed at any point leaves either a
-    shard with its sidecar or none that counts as done.
+    Records are written under a temporary name, read back, counted and hashed, and then renamed; the
+    sidecar is written last. If the process is killed, the shard is either finished or has no
+    sidecar, and is then made again.
 
     Args:
-      folder: local or remote (`gs://`); a remote shard is built in a local scratch folder first.
+      folder: local or remote (`gs://`); a remote shard is built in a local temporary folder first.
       name: see `stem`.
-      documents: consumed once; only one is held at a time. Copies of an image are consecutive.
-      rejects: read after `documents` is exhausted, so its producer may still append to it.
-      facts: plain JSON values to store in the sidecar beside the counts.
+      documents: consumed once, one at a time. Copies of an image must be consecutive.
+      rejects: read after `documents` is exhausted, so its producer may append to it.
+      facts: JSON values to store in the sidecar in addition to the counts.
 
     Raises:
       WriteError: the disk is full.
-      ShardError: the file read back is not what was written.
+      ShardError: the file read back differs from what was written.
     """
     folder = epath.Path(folder)
     _remove_unfinished(folder, name)
@@ -271,9 +271,9 @@ def write_shard(
 
 
 def read_sidecar(folder: epath.PathLike, name: str) -> dict[str, Any] | None:
-    """The sidecar of a finished shard; None if it is not finished.
+    """Reads the sidecar of a finished shard; None if the shard is not finished.
 
-    A sidecar whose shard is gone or has another size does not count: the shard is made again.
+    A shard whose files are missing or have another size than stated is not finished.
     """
     try:
         sidecar = json.loads(sidecar_path(folder, name).read_text())
@@ -297,7 +297,7 @@ def rejects_to_bytes(rejects: Iterable[Reject]) -> bytes:
 
 
 def open_records(path: epath.PathLike) -> array_record_module.ArrayRecordReader:
-    """Opens a file of records for random access. Raises ShardError, naming the file."""
+    """Opens a file of records for random access. Raises ShardError if it cannot be opened."""
     try:
         return array_record_module.ArrayRecordReader(
             os.fspath(path), READER_OPTIONS, file_reader_buffer_size=READER_BUFFER
@@ -312,7 +312,7 @@ def _write_records(path: epath.Path, documents: Iterable[Document], builder: _Ta
         for number, document in enumerate(documents):
             writer.write(np.ascontiguousarray(document.tokens, "<u2").tobytes())
             builder.add(document)
-            # A failed writer swallows records silently until it is closed: stop early instead.
+            # A failed writer ignores records silently until it is closed: stop early.
             if number % _CHECK_EVERY == 0 and not writer.ok():
                 break
         writer.close()
@@ -326,8 +326,8 @@ def _check_count(path: epath.Path, expected: int) -> None:
     reader.close()
     if found != expected:
         raise ShardError(
-            f"{path}: {found} records read back where {expected} were written; the disk may be "
-            "full or failing; run the same command again"
+            f"{path}: found {found} records, expected the {expected} that were written; the disk "
+            "may be full or failing: run the same command again"
         )
 
 
@@ -341,7 +341,7 @@ def _move(local: epath.Path, final: epath.Path) -> None:
 
 
 def _remove_unfinished(folder: epath.Path, name: str) -> None:
-    """Takes away the shard's sidecar first, then what a killed attempt left."""
+    """Removes the shard's sidecar first, then the files of a killed attempt."""
     sidecar_path(folder, name).unlink(missing_ok=True)
     rejects_path(folder, name).unlink(missing_ok=True)
     remove_unfinished(folder, f".{name}.*")
@@ -349,7 +349,7 @@ def _remove_unfinished(folder: epath.Path, name: str) -> None:
 
 @contextlib.contextmanager
 def _scratch(folder: epath.Path) -> Iterator[epath.Path]:
-    """Where records are written: the folder itself, or a local one for a remote folder."""
+    """The folder to write records to: the folder itself, or a local one if it is remote."""
     if is_remote(folder):
         with tempfile.TemporaryDirectory() as local:
             yield epath.Path(local)
