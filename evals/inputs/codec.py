@@ -1,7 +1,8 @@
-"""What a codec model wrote: how much of it is valid, and what can be shown of the rest.
+"""Generated images: the output of a generate job, with counts of valid and salvaged documents.
 
-Output that does not decode is never dropped, which would flatter the model that fails most on
-what is hard: it stays in the count, and where nothing can be shown a grey image takes its place.
+Output that does not decode is never dropped, which would favour models that fail on difficult
+images: it is decoded as far as possible and counted, as a grey image if nothing can be decoded.
+`evals.evaluation` and `evals.longtail` read generate jobs through this module.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from PIL import Image
 from data_pipelines.media.images import ImageError, normalise, open_image
 from data_pipelines.representations.base import Representation, Validity
 from evals.inputs.images import Images
+from jpeglm_jax.generation.manifest import MANIFEST
 
-MANIFEST = "manifest.jsonl"
 _GREY = Image.new("RGB", (16, 16), (128, 128, 128))
-_BATCH = 64  # documents judged together
+_BATCH = 64  # documents validated together
 
 
 class GeneratedError(ValueError):
-    """A folder of generated files that is not as `jpeglm_jax.generate` writes it."""
+    """A folder that does not hold the complete output of a generate job."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Counts of the documents that were asked for.
+    """Counts of the requested documents.
 
     Attributes:
-      requested: all of them; the sum of the next three.
-      strictly_valid: an encoder could have written them.
-      salvaged: not so, but there is something to show.
-      failed: nothing can be shown.
-      units: complete units (JPEG: MCUs) before the first damage, of all together; None if the
-        representation is not known.
-      expected_units: units that as many whole documents have.
+      requested: all documents; the sum of the next three.
+      strictly_valid: documents that an encoder could have written.
+      salvaged: invalid documents that decode in part.
+      failed: documents of which nothing decodes.
+      units: complete units (JPEG: MCUs) before the first damage, over all documents; None if the
+        representation is unknown.
+      expected_units: units of as many complete documents.
     """
 
     requested: int
@@ -56,12 +57,12 @@ class Outcome:
 
 
 class GeneratedImages(Images):
-    """The documents in a folder's manifest.jsonl, in its order; grey where nothing can be shown.
+    """The documents in a folder's manifest.jsonl, in its order; grey if nothing decodes.
 
     Args:
-      folder: what `jpeglm_jax.generate` wrote.
-      representation: that of the model; without it damage is shown as Pillow shows it, and units
-        are not counted.
+      folder: written by `jpeglm_jax.generate`.
+      representation: of the model; without it Pillow decodes damaged files, and units are not
+        counted.
 
     Raises:
       GeneratedError: no manifest, a line of it is damaged, or it names files outside the folder.
@@ -70,7 +71,7 @@ class GeneratedImages(Images):
     def __init__(self, folder: epath.PathLike, representation: Representation | None = None):
         super().__init__(str(folder))
         if representation is not None:
-            self.about = {"shown_by": representation.fingerprint}
+            self.metadata = {"decoded_by": representation.fingerprint}
         self._folder = epath.Path(folder)
         self._representation = representation
         self._lines = _read_manifest(self._folder)
@@ -89,21 +90,21 @@ class GeneratedImages(Images):
         return (self._folder / name).read_bytes() if name else b""
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        return self._shown(data) or _GREY
+        return self._decoded(data) or _GREY
 
     @property
     def paths(self) -> tuple[str, ...]:
         return (os.path.realpath(self._folder),)
 
-    def _shown(self, data: bytes) -> Image.Image | None:
-        """The image as far as it can be shown."""
+    def _decoded(self, data: bytes) -> Image.Image | None:
+        """The image as far as it decodes; None if nothing does."""
         if not data:
             return None
         if self._representation is not None:
             try:
                 tokens = self._representation.from_bytes(data)
                 return normalise(self._representation.decode(tokens), "RGB")
-            except ValueError:  # not its header, or nothing to salvage
+            except ValueError:  # another header, or nothing to salvage
                 pass
         try:
             return normalise(open_image(data), "RGB")
@@ -112,12 +113,12 @@ class GeneratedImages(Images):
 
     @functools.cached_property
     def outcome(self) -> Outcome:
-        """Judges every document. Reads all files."""
+        """Counts of valid, salvaged and failed documents. Reads all files."""
         valid = salvaged = 0
         for number, line in enumerate(self._lines):
             if line["valid"]:
                 valid += 1
-            elif self._shown(self.read(number)) is not None:
+            elif self._decoded(self.read(number)) is not None:
                 salvaged += 1
         failed = len(self) - valid - salvaged
         return Outcome(len(self), valid, salvaged, failed, *self._units())
@@ -128,14 +129,15 @@ class GeneratedImages(Images):
         units = expected = 0
         for start in range(0, len(self), _BATCH):
             numbers = range(start, min(start + _BATCH, len(self)))
-            judged = judge([self.read(number) for number in numbers], self._representation)
-            units += sum(validity.units for validity in judged)
-            expected += sum(validity.expected for validity in judged)
+            files = [self.read(number) for number in numbers]
+            validities = validate_files(files, self._representation)
+            units += sum(validity.units for validity in validities)
+            expected += sum(validity.expected for validity in validities)
         return units, expected
 
 
-def judge(files: Sequence[bytes], representation: Representation) -> list[Validity]:
-    """Strict judgement on whole files; one whose header is damaged has no unit."""
+def validate_files(files: Sequence[bytes], representation: Representation) -> list[Validity]:
+    """Strictly validates whole files; a file with a damaged header has no unit."""
     documents = []
     for data in files:
         try:
