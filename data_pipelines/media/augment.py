@@ -83,7 +83,7 @@ class Augment:
         magnified = canvas[0] > image.width
         if not magnified:
             image = image.resize(canvas, Image.Resampling.BILINEAR, reducing_gap=2.0)
-        matrix = self._matrix(key, copy, canvas, image.size)
+        matrix = self.matrix(key, copy, canvas, image.size)
         if self.border == "mirror":
             image, matrix = _mirrored(image, matrix, canvas)
         return image.transform(
@@ -94,10 +94,19 @@ class Augment:
             Image.Resampling.BILINEAR if magnified else Image.Resampling.BICUBIC,
         )
 
-    def _matrix(
+    def matrix(
         self, key: str, copy: int, canvas: tuple[int, int], source: tuple[int, int]
     ) -> tuple[float, ...]:
-        """Pillow's six coefficients, from canvas to source coordinates in pixels."""
+        """The warp of a copy as Pillow's six affine coefficients.
+
+        Args:
+          key, copy: see `apply`; copy > 0.
+          canvas, source: (width, height) of the result and of the image.
+
+        Returns:
+          (a, b, c, d, e, f): the pixel (x, y) of the result is read at (a x + b y + c,
+          d x + e y + f) in the image.
+        """
         turn, right, down, grow, slant, mirror = _uniform(self.seed, key, copy)
         angle = math.radians(self.rotation) * turn
         factor = (1 + self.scale) ** grow

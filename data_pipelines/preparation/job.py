@@ -17,11 +17,11 @@ from typing import Any
 from etils import epath
 
 from data_pipelines import representations
+from data_pipelines.media import Kind
 from data_pipelines.preparation import listing, tokenizer_training
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import storage
 from data_pipelines.sources import open_source
-from data_pipelines.sources.base import Kind
 from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 

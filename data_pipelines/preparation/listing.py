@@ -17,8 +17,9 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.media import Kind
 from data_pipelines.shards import storage
-from data_pipelines.sources.base import Item, Kind, Source
+from data_pipelines.sources.base import Item, Source
 from data_pipelines.utils.files import file_facts, is_remote, read_json_lines, to_json
 
 FOLDER = "listing"

@@ -18,9 +18,8 @@ import PIL
 from etils import epath
 from PIL import features
 
-from data_pipelines.media import images
+from data_pipelines.media import Kind, images
 from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
-from data_pipelines.sources.base import Kind
 
 CONFIG_FILE = "representation.json"
 TOKENIZER_FILE = "tokenizer.model"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import abc
 import collections
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from data_pipelines.media import Kind
 
 # A larger file is not one image or clip. The largest plausible TIFF of 2**28 pixels fits.
 MAX_MEDIUM_BYTES = 2**30
@@ -21,7 +23,6 @@ MAX_LABELS = 2**15
 # the memory for a folder with a million different suffixes.
 _MAX_SKIPPED_KINDS = 64
 
-Kind = Literal["image", "video"]
 Locator = str | int | tuple[Any, ...] | list[Any]
 
 

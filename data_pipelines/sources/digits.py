@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
+from data_pipelines.media import Kind
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
 
 _LEVELS = 16  # Grey values are 0 to 16: counts of ink pixels in 4x4 blocks of the scan.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError, unprintable
+from data_pipelines.sources.base import Item, Locator, Source, SourceError, unprintable
 from data_pipelines.sources.walk import Walk
 
 

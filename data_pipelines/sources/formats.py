@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 
-from data_pipelines.sources.base import Kind
+from data_pipelines.media import Kind
 
 # Formats that Pillow registers but cannot decode itself: EPS runs Ghostscript on the file, the
 # others are only identified or need an extra handler.

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
+from data_pipelines.media import Kind
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
 from data_pipelines.sources.digits import digits
 
 FPS = 4

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
 from data_pipelines.sources.base import (
     MAX_MEDIUM_BYTES,
     Item,
-    Kind,
     Locator,
     Source,
     SourceError,

@@ -6,7 +6,8 @@ import difflib
 import os
 from collections.abc import Callable
 
-from data_pipelines.sources.base import Kind, Source, SourceError
+from data_pipelines.media import Kind
+from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.digits import DigitsSource
 from data_pipelines.sources.folder import FolderSource
 from data_pipelines.sources.moving_digits import MovingDigitsSource

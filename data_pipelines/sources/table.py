@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Kind, SourceError
+from data_pipelines.sources.base import SourceError
 
 _NAMES = {
     "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"),

@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
 
 _SPEC = re.compile(
     r"(?P<name>[^:/]+)(/(?P<config>[^:]+))?(:(?P<version>\d+\.\d+\.\d+))?"

@@ -9,8 +9,9 @@ from typing import NoReturn
 
 from etils import epath
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Kind, printable, unprintable
+from data_pipelines.sources.base import printable, unprintable
 from data_pipelines.sources.formats import is_media_name, suffix_of
 
 

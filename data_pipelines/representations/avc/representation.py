@@ -20,14 +20,13 @@ from typing import Any, ClassVar
 import av
 import numpy as np
 
-from data_pipelines.media import videos
+from data_pipelines.media import Kind, videos
 from data_pipelines.representations import base
 from data_pipelines.representations.avc import bitstream, decoder, validity
 from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
 from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
-from data_pipelines.sources.base import Kind
 
 # The first slice of an IDR picture (its first_mb_in_slice, 0, is a single bit 1), as x264 writes it
 # after parameter sets: with the start code of three bytes.

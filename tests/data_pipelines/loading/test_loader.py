@@ -151,7 +151,7 @@ def test_arrays_have_the_shapes_and_types_that_they_should():
     }
 
 
-def test_a_packed_document_is_what_it_is_alone():
+def test_a_packed_document_equals_the_same_document_alone():
     documents = Memory(200)
     packed = loader([documents])
     for step in range(12):

@@ -1,4 +1,4 @@
-"""Video files of every kind become clips, or a sentence."""
+"""Video files become clips of frames, or raise VideoError with a reason."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines.media import videos
 from data_pipelines.media.videos import VideoError, fitted_size, read_clips
 
 
 def bars(width=64, height=48, frames=20):
-    """Frames whose grey value is 8 a frame, with the left quarter white; uint8 [T, h, w, 3]."""
+    """Frames whose grey value grows by 8; the left quarter is white. uint8 [T, h, w, 3]."""
     pixels = np.zeros((frames, height, width, 3), np.uint8)
     pixels += (8 * np.arange(frames, dtype=np.uint8))[:, None, None, None]
     pixels[:, :, : width // 4] = 255
@@ -44,10 +43,10 @@ def video(pixels, *, rate=10, codec="libx264", container="mp4", pix_fmt="yuv420p
             quiet.sample_rate = 8000
             out.mux(sound.encode(quiet))
             out.mux(sound.encode(None))
-        for place, frame in enumerate(pixels):
+        for index, frame in enumerate(pixels):
             shown = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if times is not None:
-                shown.pts, shown.time_base = times[place], Fraction(1, 1000)
+                shown.pts, shown.time_base = times[index], Fraction(1, 1000)
             out.mux(stream.encode(shown))
         out.mux(stream.encode(None))
     return file.getvalue()
@@ -181,7 +180,7 @@ def broken(name):
         ("short", r"2 frames at 5 .*0.4 s.* at least 4"),
     ],
 )
-def test_what_is_no_video_is_one_sentence(name, message):
+def test_files_that_are_not_videos_are_refused(name, message):
     with pytest.raises(VideoError, match=message):
         clips_of(broken(name))
 
@@ -209,11 +208,22 @@ def test_an_encrypted_video_is_named():
 
 
 def test_a_large_or_long_video_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(videos._Reader, "_frames", lambda *_: pytest.fail("decoded"))
+    class Undecodable:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def decode(self, *_):
+            pytest.fail("decoded")
+
+    data, open_container = video(bars()), av.open
+    monkeypatch.setattr(av, "open", lambda *args, **kw: Undecodable(open_container(*args, **kw)))
     with pytest.raises(VideoError, match="64 x 48 pixels, expected at most 3,000"):
-        clips_of(video(bars()), max_pixels=3000)
+        clips_of(data, max_pixels=3000)
     with pytest.raises(VideoError, match="lasts 2 s, expected at most 1 s"):
-        clips_of(video(bars()), max_seconds=1)
+        clips_of(data, max_seconds=1)
 
 
 def test_time_stamps_far_apart_are_damage_not_a_million_frames():

@@ -225,7 +225,7 @@ def test_concatenation_covers_every_place_of_every_document_once(documents):
     assert plan.stats.padding == 300 - totals[-1]
 
 
-def test_concatenation_says_how_many_documents_it_splits():
+def test_concatenation_counts_split_documents():
     lengths = paper_lengths(2000) // 40
     plan = make_plan(lengths, seq_len=300, mode="concat")
     rows_of_document = collections.Counter(epoch_of(plan, 0).pieces[:, 0].tolist())

@@ -90,7 +90,7 @@ def test_every_image_becomes_one_document(photos, tmp_path):
     assert rejects(out) == {}
 
 
-def test_the_manifest_counts_what_is_there(photos, tmp_path):
+def test_the_manifest_counts_documents_images_and_tokens(photos, tmp_path):
     out = run(photos, tmp_path / "out", eval_fraction=0.3, copies=1)
     manifest = read_manifest(out)
     assert manifest["items"]["train"] + manifest["items"]["eval"] == 200

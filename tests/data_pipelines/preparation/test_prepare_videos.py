@@ -1,4 +1,4 @@
-"""From videos to shards of clips: keys, rejects, retries, sources of every kind."""
+"""Preparation of videos: keys of clips, rejects, retries and sources."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_of_videos_becomes_clips(folder, tmp_path):
         "a/long.mp4#0", "a/long.mp4#1", "a/long.mp4#2", "a/long.mp4#3", "a/long.mp4#4",
         "b/two.mp4#0", "b/two.mp4#1",
     ]  # fmt: skip
-    assert {"b/damaged.ts#0", "b/damaged.ts#1"} <= set(found), "what came before the damage"
+    assert {"b/damaged.ts#0", "b/damaged.ts#1"} <= set(found), "clips before the damage"
     for n in range(len(train)):
         (tokens,) = train.read([n])
         assert train.representation.validate(tokens).valid
@@ -76,7 +76,7 @@ def test_a_folder_of_videos_becomes_clips(folder, tmp_path):
     assert "representation  avc" in text and "gives N frames" in text
 
 
-def test_a_retry_takes_the_clips_that_are_there_and_makes_the_others(folder, tmp_path):
+def test_a_retry_keeps_existing_clips_and_makes_the_others(folder, tmp_path):
     arguments = dict(source=f"folder:{folder}", representation=OPTIONS, workers=1, num_shards=1)
     out = prepare(out=tmp_path / "out", **arguments)
     before = Shards(out, "train")
@@ -126,7 +126,7 @@ def test_a_tokenizer_is_trained_on_clips(tmp_path):
     assert shards.representation.validate(tokens).valid
 
 
-def test_moving_digits_move_and_are_what_they_are_by_their_key():
+def test_moving_digits_move_and_depend_on_their_key_only():
     source = open_source("moving_digits:5", "video")
     assert [(item.key, item.locator) for item in source.items()] == [
         (f"moving_digits/{n:06d}", n) for n in range(5)
@@ -139,10 +139,12 @@ def test_moving_digits_move_and_are_what_they_are_by_their_key():
         assert np.abs(shown - render(clip)).mean() < 6
         weight = render(clip).astype(float) / render(clip).sum((1, 2), keepdims=True)
         centres = np.stack([(weight * axis).sum((1, 2)) for axis in np.mgrid[:32, :32]], -1)
-        assert (np.abs(np.diff(centres, axis=0)).sum(-1) > 0.5).all(), "it never stands still"
+        assert (np.abs(np.diff(centres, axis=0)).sum(-1) > 0.5).all(), (
+            "the digit moves in every frame"
+        )
 
 
-def test_what_does_not_go_together_is_a_sentence(tmp_path):
+def test_sources_and_settings_that_do_not_match_are_refused(tmp_path):
     with pytest.raises(SourceError, match="'moving_digits' holds videos, expected images"):
         open_source("moving_digits")
     with pytest.raises(SourceError, match="'digits' holds images, expected videos"):

@@ -1,4 +1,4 @@
-"""What was written comes back as it was, and what was damaged since does not pass for it."""
+"""Shards return the documents that were written, and damage is detected."""
 
 import io
 import json
@@ -49,9 +49,9 @@ def folder(prepared, tmp_path):
     return shutil.copytree(prepared / "shards", tmp_path / "shards")
 
 
-def flip(path, place):
+def flip(path, offset):
     data = bytearray(path.read_bytes())
-    data[place] ^= 0x20
+    data[offset] ^= 0x20
     path.write_bytes(data)
 
 
@@ -145,15 +145,15 @@ def test_a_damaged_record_can_be_skipped_and_is_counted(folder):
         np.testing.assert_array_equal(found[document], expected[document])
 
 
-def test_whatever_bit_flips_no_wrong_token_comes_out(folder):
+def test_a_flipped_bit_never_gives_a_wrong_token(folder):
     expected = Shards(folder).read(range(60))
     path = folder / "train-00000-of-00003.array_record"
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    set_aside = 0
-    for place in rng.integers(0, len(whole) * 8, 300):
+    rejected = 0
+    for bit in rng.integers(0, len(whole) * 8, 300):
         data = bytearray(whole)
-        data[place // 8] ^= 1 << (place % 8)
+        data[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(data)
         documents = Shards(folder, on_damage="skip")
         for document, tokens in enumerate(documents.read(range(60))):
@@ -161,8 +161,8 @@ def test_whatever_bit_flips_no_wrong_token_comes_out(folder):
                 assert not len(tokens)
             else:
                 np.testing.assert_array_equal(tokens, expected[document])
-        set_aside += bool(documents.damaged)
-    assert set_aside > 10  # most of so small a file is unused room
+        rejected += bool(documents.damaged)
+    assert rejected > 10  # most of so small a file is unused room
 
 
 @pytest.mark.parametrize("damage", ["footer", "cut", "empty", "missing", "text"])
@@ -226,7 +226,7 @@ def test_an_unfinished_folder_is_refused(tmp_path):
         Shards(tmp_path)
 
 
-def test_an_unknown_split_is_refused_with_those_there_are(prepared):
+def test_an_unknown_split_is_refused_with_the_available_ones(prepared):
     with pytest.raises(ValueError, match="'eval'.*has: train"):
         Shards(prepared / "shards", "eval")
 
@@ -243,7 +243,7 @@ def test_a_table_that_holds_pickles_is_refused(folder):
         Shards(folder).key(0)
 
 
-def test_shards_of_another_representation_are_refused_naming_both(prepared):
+def test_shards_of_another_representation_are_refused(prepared):
     documents = Shards(prepared / "shards")
     documents.require(representations.make(**OPTIONS))
     other = representations.make(**{**OPTIONS, "quality": 75})
@@ -301,7 +301,7 @@ def test_a_shard_that_lost_bytes_does_not_count_as_finished(tmp_path):
     assert storage.read_sidecar(tmp_path, "s") is None
 
 
-def test_an_error_of_the_producer_leaves_nothing_that_counts(tmp_path):
+def test_an_error_of_the_producer_leaves_no_finished_shard(tmp_path):
     def documents():
         yield document("a")
         raise RuntimeError("the source went away")
@@ -311,7 +311,7 @@ def test_an_error_of_the_producer_leaves_nothing_that_counts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_that_counts(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_finished_shard(tmp_path):
     """A limit on the size of files makes the operating system refuse the write, as a full disk."""
     code = """
 import sys, numpy as np

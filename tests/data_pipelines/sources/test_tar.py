@@ -274,8 +274,8 @@ def test_random_damage_raises_only_source_errors(tmp_path):
     named = 0
     for _ in range(200):
         data = np.frombuffer(whole, np.uint8).copy()
-        places = random.integers(0, end, 3)
-        data[places] ^= random.integers(1, 256, 3, dtype=np.uint8)
+        offsets = random.integers(0, end, 3)
+        data[offsets] ^= random.integers(1, 256, 3, dtype=np.uint8)
         path.write_bytes(data)
         source = open_source(f"tar:{path}")
         with contextlib.suppress(SourceError):

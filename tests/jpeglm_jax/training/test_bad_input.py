@@ -81,8 +81,8 @@ def test_documents_longer_than_a_row_are_counted(tmp_path, capsys):
     (folder / "flat.png").write_bytes(file_of(Image.new("RGB", (24, 24)), "PNG"))
     noisy = {"representation.quality": 90, "seq_len": 80, "data.eval_fraction": 0.5}
     train(settings(folder, **noisy, **{"data.too_long": "cut"}), tmp_path / "cut")
-    assert "documents longer than a row cut to its length" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="longer than a row of 80 places"):
+    assert "documents longer than a row truncated" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="longer than seq_len 80"):
         train(settings(folder, **noisy), tmp_path / "dropped")
 
 
