@@ -177,10 +177,10 @@ def kill_and_restart(photos, tmp_path, kills):
     """Kills the process group (SIGKILL) at random times, then lets one run finish."""
     code = (
         "from data_pipelines.prepare import prepare;"
-        f"prepare(source='folder:{photos}', representation={OPTIONS}, num_shards=8, copies=10,"
+        f"prepare(source='folder:{photos}', representation={OPTIONS}, num_shards=8, copies=4,"
         f"eval_fraction=0.1, out={str(tmp_path / 'killed')!r}, workers=2)"
     )
-    options = dict(num_shards=8, copies=10, eval_fraction=0.1, workers=2)
+    options = dict(num_shards=8, copies=4, eval_fraction=0.1, workers=2)
     began = time.monotonic()
     start = [sys.executable, "-c", code]
     subprocess.run(start, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=120)

@@ -117,8 +117,8 @@ def test_tars_and_parquet_give_the_same_clips(folder, files, tmp_path):
 
 def test_a_tokenizer_is_trained_on_clips(tmp_path):
     out = prepare(
-        source="moving_digits:40", representation=dict(OPTIONS, size=(32, 32), fps=4, frames=8),
-        out=tmp_path / "out", workers=1, train_tokenizer=dict(vocab_size=300, documents=30),
+        source="moving_digits:16", representation=dict(OPTIONS, size=(32, 32), fps=4, frames=8),
+        out=tmp_path / "out", workers=1, train_tokenizer=dict(vocab_size=300, documents=12),
     )  # fmt: skip
     shards = Shards(out, "train")
     assert shards.representation.vocab_size == 300
