@@ -2,13 +2,13 @@
 
 Samples documents from a trained model and writes them as files (clips also as MP4), with a grid of
 them (grid.png) and a line about each (manifest.jsonl). A label-conditional model takes its labels
-in turn, or the one given by --label. With --prompts, real media are completed from their beginnings
+in turn, or one, --label. With --prompts, real media are completed from their beginnings
 instead, --num documents of each:
 
   python -m jpeglm_jax.generate --workdir=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
 With --constrain every image is strictly valid, and of a clip all but its macroblocks. The same
-command again resumes a stopped job. Sampling flags that are not given take the values of the run
+command again resumes a stopped job. Sampling flags default to the values of the run
 (config.sample).
 """
 

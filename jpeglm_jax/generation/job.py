@@ -1,7 +1,7 @@
 """A generation job: samples a document for each request and writes its file.
 
-The command `generate` and the evaluations call it. The engine samples, the manifest records what is
-finished, so that a stopped job resumes, and pictures of the result are written at the end.
+The command `generate` and the evaluations call it. The engine samples. The manifest records
+finished documents, so that a stopped job resumes. Pictures of the result are written at the end.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def generate(
     """Samples a document for each request and writes it; finished documents are kept.
 
     Args:
-      model: what to sample from.
+      model: the model that is sampled from.
       out: folder for the files, manifest.jsonl and pictures, see `pictures.write_pictures`.
       requests: the documents.
       sampling_params: how tokens are sampled.
-      seed: with its number it decides what a document is.
+      seed: with its number it decides a document.
       batch_size: documents sampled together.
       constraint: which tokens may come next.
       originals: tokens of the media that are completed, by their key.

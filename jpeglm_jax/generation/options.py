@@ -1,6 +1,6 @@
 """Options of a generation job -> labels, sampling parameters, constraint and prompts.
 
-An option that is not given takes the value of the run's configuration. The command `generate` and
+Sampling options default to the values of the run's configuration. The command `generate` and
 the evaluations resolve their flags here before they start a job.
 """
 

@@ -26,7 +26,7 @@ def _offload(*names: str) -> Callable[..., Any]:
 
 
 # Activations of a layer that are saved for the backward pass; all others are computed again. From
-# most memory and fewest operations to least memory and most operations.
+# max memory and min operations to min memory and max operations.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # all
     "minimal_with_attention": _POLICIES.save_only_these_names(QKV, ATTENTION, GATE, UP, OUTPUT),

@@ -139,20 +139,18 @@ def test_auto_chooses_the_implementation_of_the_platform(platform, name):
     "name", [n for n, runs_on in IMPLEMENTATIONS.items() if "cpu" not in runs_on]
 )
 def test_a_kernel_for_another_platform_is_refused(name):
-    with pytest.raises(
-        ValueError, match=f"is {name}, a kernel for .* on cpu there are xla, chunked"
-    ):
+    with pytest.raises(ValueError, match=f"{name}, .* xla, chunked"):
         attention(*packed(), implementation=name)
 
 
 def test_impossible_arguments_are_refused():
     q, k, v, segments = packed()
-    with pytest.raises(ValueError, match="'flash'; expected auto or one of splash"):
+    with pytest.raises(ValueError, match="'flash'.* splash"):
         attention(q, k, v, segments, implementation="flash")
-    with pytest.raises(ValueError, match="3 key-value heads do not divide 4 heads"):
+    with pytest.raises(ValueError, match="3 .* 4 heads"):
         attention(q, k[:, :, :3], v[:, :, :3], segments)
     short = [x[:, :200] for x in (q, k, v, segments)]
-    with pytest.raises(ValueError, match="a multiple of 128 places, found 200"):
+    with pytest.raises(ValueError, match="128 .*200"):
         CPU["splash"](*short)
-    with pytest.raises(ValueError, match="a multiple of 64 places .*, found 200"):
+    with pytest.raises(ValueError, match="64 .*200"):
         CPU["triton"](*short)

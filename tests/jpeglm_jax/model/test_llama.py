@@ -1,6 +1,7 @@
 """The model computes the logits of `transformers`' Llama; documents of a row are independent."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 
@@ -12,7 +13,6 @@ from flax import nnx
 
 from jpeglm_jax.hardware import chips
 from jpeglm_jax.model.config import REMAT_POLICIES, ModelConfig
-from jpeglm_jax.model.llama import Llama
 from jpeglm_jax.model.ops import normal, rope_tables, rotate, up_projection
 from jpeglm_jax.model.spec import ModelSpec
 
@@ -29,21 +29,21 @@ def load_weights_module():
     return module
 
 
-def params_like_transformers(case, draw):
+def params_like_transformers(case, weight):
     """The golden weights in the shapes of our model."""
     layers, width, size = case["num_hidden_layers"], case["hidden_size"], case["head_dim"]
     heads, groups = case["num_attention_heads"], case["num_key_value_heads"]
     ffn, vocab = case["intermediate_size"], case["vocab_size"]
 
     def each(name, shape):
-        return np.stack([draw(f"model.layers.{n}.{name}.weight", shape) for n in range(layers)])
+        return np.stack([weight(f"model.layers.{n}.{name}.weight", shape) for n in range(layers)])
 
     def into(name, outputs, *split):
         return each(name, (outputs, width)).swapaxes(1, 2).reshape(layers, width, *split)
 
     params = {
-        "embed": draw("model.embed_tokens.weight", (vocab, width)),
-        "norm": {"scale": draw("model.norm.weight", (width,))},
+        "embed": weight("model.embed_tokens.weight", (vocab, width)),
+        "norm": {"scale": weight("model.norm.weight", (width,))},
         "blocks": {
             "attention_norm": {"scale": each("input_layernorm", (width,))},
             "ffn_norm": {"scale": each("post_attention_layernorm", (width,))},
@@ -63,21 +63,27 @@ def params_like_transformers(case, draw):
         },
     }
     if not case["tie_word_embeddings"]:
-        params["head"] = draw("lm_head.weight", (vocab, width)).T
+        params["head"] = weight("lm_head.weight", (vocab, width)).T
     return params
 
 
+@functools.cache
+def forward(config):
+    spec = ModelSpec(config)
+    return jax.jit(lambda params, *rows: nnx.merge(spec.graph, params)(*rows))
+
+
 def apply(config, params, tokens, segments=None, positions=None):
-    graph = ModelSpec(config).graph
     segments = np.ones_like(tokens) if segments is None else segments
     if positions is None:
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     with jax.default_matmul_precision("highest"):
-        return np.asarray(nnx.merge(graph, params)(tokens, segments, positions))
+        return np.asarray(forward(config)(params, tokens, segments, positions))
 
 
-def initial(config, seed=0):
-    return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(seed))))
+@functools.cache
+def initial(config):
+    return jax.jit(ModelSpec(config).init)(0)
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "tied"])
@@ -130,17 +136,21 @@ def test_a_token_changes_no_logits_of_other_documents_or_earlier_positions():
     assert moved.tolist() == [7 <= position < 14 for position in range(24)]
 
 
+@functools.cache
+def loss_and_gradients(policy):
+    graph = ModelSpec(dataclasses.replace(TINY, remat=policy)).graph
+    row = packed_row()
+
+    def loss(params):
+        return jnp.sum(jnp.sin(nnx.merge(graph, params)(*row)))
+
+    return jax.jit(jax.value_and_grad(loss))(initial(TINY))
+
+
 @pytest.mark.parametrize("policy", [name for name in REMAT_POLICIES if name != "none"])
 def test_remat_changes_neither_loss_nor_gradients(policy):
-    tokens, segments, positions = packed_row()
-    params = initial(TINY)
-
-    def loss(params, config):
-        graph = ModelSpec(config).graph
-        return jnp.sum(jnp.sin(nnx.merge(graph, params)(tokens, segments, positions)))
-
-    plain = jax.value_and_grad(loss)(params, TINY)
-    remat = jax.value_and_grad(loss)(params, dataclasses.replace(TINY, remat=policy))
+    plain = loss_and_gradients("none")
+    remat = loss_and_gradients(policy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
 
 

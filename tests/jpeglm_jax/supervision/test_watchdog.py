@@ -12,7 +12,7 @@ CODE = """
 import time
 from jpeglm_jax.supervision.watchdog import Watchdog
 with Watchdog(1.0, compilation_timeout=3.0) as dog:
-    beat = dog.heartbeat
+    heartbeat = dog.heartbeat
     {}
 print("ended by itself")
 """
@@ -22,13 +22,13 @@ print("ended by itself")
     ("work", "ends"),
     [
         ("time.sleep(2.0)", False),  # starting
-        ("beat('train'); time.sleep(2.0)", False),  # compiling
-        ("beat('train'); beat('train'); time.sleep(30)", True),
+        ("heartbeat('train'); time.sleep(2.0)", False),  # compiling
+        ("heartbeat('train'); heartbeat('train'); time.sleep(30)", True),
         (
-            "beat('train'); beat('evaluate'); beat('train'); time.sleep(30)",
+            "heartbeat('train'); heartbeat('evaluate'); heartbeat('train'); time.sleep(30)",
             True,
         ),
-        ("[(beat('train'), time.sleep(0.2)) for _ in range(8)]", False),
+        ("[(heartbeat('train'), time.sleep(0.2)) for _ in range(8)]", False),
         ("dog.paused().__enter__(); time.sleep(5.0)", False),
     ],
 )
