@@ -240,8 +240,8 @@ def read_archive(path: epath.PathLike, model: TrainedModel) -> list[tuple[str, n
         header = json.loads(data[begin : begin + size])
         starts, keys = header["start_tokens"], header["keys"]
         max_tokens = int(header["max_tokens"])
-        codec = Codec(model, batch_size=int(header["batch_size"]), stride=int(header["stride"]))
         streams = list(_streams(data, begin + size, len(starts)))
+        codec = Codec(model, batch_size=int(header["batch_size"]), stride=int(header["stride"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CodingError(f"{path} is not an archive of coded documents: {error}") from error
     stored = {name: header.get(name) for name in _IDENTITY}

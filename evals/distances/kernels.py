@@ -13,7 +13,7 @@ from evals.features.base import FeatureError
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Images of a group, within which all pairs are evaluated: time is proportional to n x this.
-_GROUP = 5000
+GROUP_SIZE = 5000
 
 
 def polynomial(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def _unbiased_mmd(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> Estimate:
     if x.shape[1] != y.shape[1]:
         raise FeatureError(f"found features of {x.shape[1]} and of {y.shape[1]} dimensions")
     fewer, more = sorted((len(x), len(y)))
-    count = min(-(-more // _GROUP), fewer // 2)
+    count = min(-(-more // GROUP_SIZE), fewer // 2)
     groups = [
         _mmd_of_group(x[ours], y[theirs], kernel)
         for ours, theirs in zip(disjoint(len(x), count), disjoint(len(y), count), strict=True)

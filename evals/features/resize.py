@@ -24,7 +24,7 @@ import numpy as np
 Preset = Literal["tf1", "torch", "clean"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
-_STRIP = 2**22  # values of an image in memory as float64 at once
+STRIP_SIZE = 2**22  # values of an image in memory as float64 at once
 
 # (centre, scale): the input of the FID network is (pixel - centre) / scale. The original uses 128;
 # pytorch-fid maps 0-255 to -1..1 exactly.
@@ -52,7 +52,7 @@ def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndar
     # In float64, because float32 sums differ between BLAS libraries by more than 1e-5. In strips,
     # because a large photo would take gigabytes.
     tall = np.zeros((size[0], width * channels))
-    step = max(_STRIP // (width * channels), 1)
+    step = max(STRIP_SIZE // (width * channels), 1)
     for top in range(0, height, step):
         strip = image[top : top + step].reshape(-1, width * channels)
         tall += rows[:, top : top + step] @ strip.astype(np.float64)

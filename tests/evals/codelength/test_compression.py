@@ -68,11 +68,11 @@ def test_documents_of_all_lengths_are_restored_in_the_size_of_their_likelihood(d
     rng = np.random.default_rng(0)
     documents = [
         (256 + n % 2, rng.integers(0, 256, size).astype(np.uint16))
-        for n, size in enumerate((5, 23, 0, 9, 60, 24, 1, 40))
+        for n, size in enumerate((5, 23, 0, 60, 24, 1))
     ]
     codec = Codec(model, batch_size=4, stride=10)
     path = tmp_path / "archive"
-    found = archive.write_archive(path, model, codec, documents, list("abcdefgh"))
+    found = archive.write_archive(path, model, codec, documents, list("abcdef"))
     bits = [
         -value / np.log(2) for value in Scorer(model, batch_size=4, stride=10)(documents)
     ]  # in one pass per window, not step by step
@@ -80,7 +80,7 @@ def test_documents_of_all_lengths_are_restored_in_the_size_of_their_likelihood(d
         assert len(archive.with_size(each.stream)) <= 1.001 * expected / 8 + 4
         assert each.bits == pytest.approx(expected, rel=1e-5)
     back = archive.read_archive(path, model)
-    assert [key for key, _ in back] == list("abcdefgh")
+    assert [key for key, _ in back] == list("abcdef")
     for (_, tokens), (_, wanted) in zip(back, documents, strict=True):
         np.testing.assert_array_equal(tokens, wanted)
 

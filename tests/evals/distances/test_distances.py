@@ -170,7 +170,7 @@ def test_kid_is_the_unbiased_mmd(sizes):
 
 
 def test_kid_of_many_images_is_averaged_over_groups(monkeypatch):
-    monkeypatch.setattr(kernels, "_GROUP", 50)
+    monkeypatch.setattr(kernels, "GROUP_SIZE", 50)
     x, y = gaussian(200, 8, 1), gaussian(150, 8, 2, mean=0.5)
     whole, grouped = brute_force_mmd(x, y, kernels.polynomial), kid(x, y)
     assert grouped.value != pytest.approx(whole, rel=1e-9)

@@ -82,7 +82,7 @@ def test_resizing_keeps_a_uniform_image_and_one_of_the_right_size(preset):
 def test_a_large_image_is_resized_in_strips(monkeypatch):
     image = golden_inputs.image("large")
     whole = resize.resized(image, (299, 299), "clean")
-    monkeypatch.setattr(resize, "_STRIP", 100 * image.shape[1] * 3)
+    monkeypatch.setattr(resize, "STRIP_SIZE", 100 * image.shape[1] * 3)
     strips = resize.resized(image, (299, 299), "clean")
     np.testing.assert_allclose(strips, whole, atol=1e-4, rtol=0)
 

@@ -128,7 +128,7 @@ def test_a_browser_needs_no_horizontal_scrolling(run, evaluation, tmp_path, widt
     probe = """<script>addEventListener("load", () => {
       document.documentElement.dataset.seen = JSON.stringify({
         wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
-        tables: document.querySelectorAll("table").length, drawn:
+        tables: document.querySelectorAll("table").length, rendered:
         [...document.querySelectorAll("figure svg")].every(s => s.clientHeight > 50)
       })})</script></html>"""
     # A window cannot be as narrow as a phone: the page is loaded in a frame of that width.
@@ -154,7 +154,7 @@ def test_a_browser_needs_no_horizontal_scrolling(run, evaluation, tmp_path, widt
     seen = json.loads(title[1].replace("&quot;", '"'))
     assert seen["wide"] <= seen["window"] <= width
     assert seen["window"] > width - 20, "the frame is wider than its scroll bar takes"
-    assert seen["tables"] >= 3 and seen["drawn"]
+    assert seen["tables"] >= 3 and seen["rendered"]
 
 
 @pytest.mark.parametrize(
