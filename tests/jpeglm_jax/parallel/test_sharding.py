@@ -198,7 +198,7 @@ def test_a_split_that_does_not_divide_is_refused_by_name(sizes, change, name):
     config = tiny(**change)
     mesh = make_mesh({"replica": -1, **sizes} if "replica" not in sizes else sizes)
     with pytest.raises(MeshError, match=name):
-        check_mesh(config, train_step_of(config).model, mesh)
+        check_mesh(config, train_step_of(config).model.config, mesh)
 
 
 def test_slices_divide_the_replicas():
