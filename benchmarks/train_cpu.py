@@ -73,9 +73,7 @@ def ours() -> float:
     sharding.split_cpu(cpu_devices(config))
     mesh = sharding.make_mesh({axis: config.mesh[axis] for axis in sharding.AXES})
     model = model_config(config.model, VOCAB, "cpu")
-    train_step = TrainStep(
-        ModelSpec(model), config.optimizer, config.steps, 257, np.ones(VOCAB, np.int32)
-    )
+    train_step = TrainStep(ModelSpec(model), config.optimizer, config.steps, 257)
     rows, length = config.batch_size, config.seq_len
     random = np.random.default_rng(0)
     document = np.arange(length) // DOCUMENT
@@ -85,6 +83,7 @@ def ours() -> float:
         "segments": np.tile(document + 1, (rows, 1)).astype(np.int32),
         "positions": np.tile(np.arange(length) - document * DOCUMENT, (rows, 1)).astype(np.int32),
         "weights": np.ones((rows, length), np.float32),
+        "codec_bytes": np.ones((rows, length), np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
     state, step = compile_init(train_step, mesh)(0), compile_train_step(train_step, mesh)

@@ -75,7 +75,7 @@ def write_document(documents: Shards, key: str, copy: int, out: epath.PathLike) 
       ValueError: the representation has no files.
     """
     (tokens,) = documents.read([documents.find(key, copy)])
-    to_bytes = getattr(documents.representation, "to_bytes", None)
+    to_bytes = documents.representation.to_bytes if documents.representation.suffix else None
     if to_bytes is None:
         raise ValueError(
             f"representation {documents.representation.name!r} cannot write documents as files"

@@ -71,7 +71,7 @@ def compression(
         )
     scorer = Scorer(model, batch_size=batch_size, stride=stride)
     scored = likelihoods.score_all(representation, documents, conditioning, scorer)
-    sizes, missing = stored_sizes(representation, [each.document.tokens for each in scored])
+    sizes, missing = stored_sizes(representation, [each.document for each in scored])
     sizes["model_bytes"] = [each.bits / 8 for each in scored]
     facts = likelihoods.facts(model, documents, conditioning, scorer, scored)
     facts["settings"]["jpegxl"] = jpegxl.version()
@@ -85,7 +85,7 @@ def compression(
         missing["archive_bytes"] = "not requested; give --archive"
     result = {
         **_means(sizes),
-        **likelihoods.summary(scored, representation.byte_lengths),
+        **likelihoods.summary(scored),
         "not_computed": missing,
         **facts,
     }

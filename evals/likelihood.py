@@ -70,26 +70,25 @@ def likelihood(
     scorer = Scorer(model, batch_size=batch_size, stride=stride)
     scored = likelihoods.score_all(representation, documents, conditioning, scorer)
     result = {
-        **likelihoods.summary(scored, representation.byte_lengths),
+        **likelihoods.summary(scored),
         **likelihoods.facts(model, documents, conditioning, scorer, scored),
     }
     if jax.process_index() == 0:
         out = epath.Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "likelihood.jsonl", _lines(scored, model).encode())
+        write_atomically(out / "likelihood.jsonl", _lines(scored).encode())
         write_json(out / "likelihood.json", result)
     return result
 
 
-def _lines(scored: Sequence[Scored], model: TrainedModel) -> str:
-    byte_lengths = model.representation.byte_lengths
+def _lines(scored: Sequence[Scored]) -> str:
     lines = [
         {
             "key": document.key,
             "label": document.label,
             "bits": bits,
             "tokens": document.tokens.size,
-            "bytes": int(byte_lengths[document.tokens].sum()),
+            "bytes": document.codec_bytes,
         }
         for document, bits in scored
     ]
@@ -103,7 +102,9 @@ def table(result: dict[str, Any]) -> str:
         value, error = result.get(f"bits_per_{name}"), result.get(f"bits_per_{name}_standard_error")
         if value is not None:
             lines.append(f"bits per {name:6} {value:12.4f}" + (f" +- {error:.4f}" if error else ""))
-    lines.append(f"the codec's stream has {result['stream_bits_per_image']:.1f} bits per image")
+    if "stream_bits_per_image" in result:
+        stream = result["stream_bits_per_image"]
+        lines.append(f"the codec's stream has {stream:.1f} bits per image")
     if "psnr_db" in result:
         lines.append(f"the codec has a PSNR of {result['psnr_db']:.2f} dB")
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])

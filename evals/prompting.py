@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from data_pipelines.representations import contact_sheet
 from data_pipelines.representations.base import Representation
 from evals.codelength.conditioning import start_tokens
 from evals.inputs.documents import Document, Documents
+from jpeglm_jax.generation.manifest import read_manifest
 from jpeglm_jax.generation.prompts import Request
+from jpeglm_jax.generation.tokens import Tokens
 from jpeglm_jax.model.trained import TrainedModel
 
 _GRID_ROWS = 8  # originals in a grid
@@ -107,7 +108,7 @@ def digest(originals: Sequence[PromptedDocument]) -> str:
     found = hashlib.sha256()
     for each in originals:
         found.update(json.dumps([each.document.key, each.start_token]).encode())
-        found.update(np.asarray(each.document.tokens, "<u2").tobytes())
+        found.update(np.asarray(each.document.tokens, "<u4").tobytes())
     return found.hexdigest()[:16]
 
 
@@ -127,20 +128,11 @@ def grid(
       folders: of the generated completions, one per seed.
       path: of the PNG file.
     """
+    recorded = [Tokens(folder, read_manifest(folder)) for folder in folders]
     tiles = []
     for number, each in enumerate(originals[:_GRID_ROWS]):
         tiles.append(contact_sheet.pictures(model.representation, each.document.tokens))
-        tiles.append(contact_sheet.pictures(model.representation, each.prompts[column]))
-        tiles += [_completion(model, folder, number) for folder in folders]
+        tiles.append(contact_sheet.pictures_of_prefix(model.representation, each.prompts[column]))
+        completions = [tokens[number] for tokens in recorded]
+        tiles += [contact_sheet.pictures(model.representation, each) for each in completions]
     contact_sheet.save(contact_sheet.sheet_of(tiles, 2 + len(folders)), path)
-
-
-def _completion(model: TrainedModel, folder: epath.Path, number: int) -> list[Image.Image]:
-    path = folder / f"{number:06d}{model.representation.suffix}"
-    if not path.is_file():
-        return []
-    try:
-        tokens = model.representation.from_bytes(path.read_bytes())
-    except ValueError:  # a damaged header
-        return []
-    return contact_sheet.pictures(model.representation, tokens)

@@ -22,7 +22,6 @@ from absl import flags
 from etils import epath
 
 from data_pipelines import representations
-from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.sources import open_source
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
@@ -272,7 +271,7 @@ def main(arguments: Sequence[str]) -> None:
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
     representation = representations.load(values.generated)
-    if not isinstance(representation, AvcRepresentation):
+    if representation.frames == 1:
         raise ValueError(
             f"{values.generated} holds {representation.medium}s, expected clips; use evals.fid"
         )

@@ -48,4 +48,6 @@ def pytest_terminal_summary(terminalreporter, config):
                 seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
     slow = {name: round(took, 1) for name, took in seconds.items() if took >= FAST_SECONDS}
     DURATIONS.write_text(json.dumps(slow, indent=0, sort_keys=True) + "\n")
-    terminalreporter.write_line(f"{len(slow)} of {len(seconds)} tests took {FAST_SECONDS} s or more")
+    terminalreporter.write_line(
+        f"{len(slow)} of {len(seconds)} tests took {FAST_SECONDS} s or more"
+    )

@@ -19,9 +19,7 @@ from jpeglm_jax.training.step import TrainStep, check_mesh
 
 def train_step_of(config, vocab_size=320):
     model = model_config(config.model, vocab_size, "tpu")
-    return TrainStep(
-        ModelSpec(model), config.optimizer, config.steps, 1, np.ones(vocab_size, np.int32)
-    )
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
 PRESETS = [(module, preset) for module in (jpeg, avc) for preset in module.PRESETS]
@@ -46,7 +44,8 @@ def test_the_papers_preset_has_its_size_and_its_step_can_be_traced():
     assert count == 32 * layer + 2 * 320 * 4096 + 4096
     rows = (config.batch_size, config.seq_len)
     batch = {key: jax.ShapeDtypeStruct(rows, np.int32) for key in BATCH_KEYS}
-    batch["weights"] = jax.ShapeDtypeStruct(rows, np.float32)
+    for key in ("weights", "codec_bytes"):
+        batch[key] = jax.ShapeDtypeStruct(rows, np.float32)
     mesh = make_mesh({"fsdp": 8})
     with jax.set_mesh(mesh):
         after, metrics = jax.eval_shape(train_step.update, state, batch)

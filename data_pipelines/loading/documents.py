@@ -16,10 +16,12 @@ class Documents(Protocol):
 
     Attributes:
       lengths: uint32 [N], tokens of each document without start and end token.
+      codec_bytes: uint32 [N], bytes that the codec writes for each; 0 if there is no codec.
       labels: int32 [N], -1 for none.
     """
 
     lengths: np.ndarray
+    codec_bytes: np.ndarray
     labels: np.ndarray
 
     @property
@@ -33,7 +35,7 @@ class Documents(Protocol):
         ...
 
     def read(self, documents: Sequence[int]) -> list[np.ndarray]:
-        """Tokens of documents, uint16 [length] each; a damaged document may be empty."""
+        """Tokens of documents, integer [length] each; a damaged document may be empty."""
         ...
 
 
@@ -93,6 +95,11 @@ class JoinedDocuments:
                     )
                 tokens.append(read if read.size == expected else None)
         return tokens
+
+    def codec_bytes(self, documents: np.ndarray) -> np.ndarray:
+        """Bytes that the codec writes for documents, given by ascending numbers, integer [n]."""
+        parts = [part.codec_bytes[numbers] for part, numbers in self._split(documents)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def start_tokens(self, documents: np.ndarray) -> np.ndarray:
         """The token of each document's label, or `bos`; documents by ascending indices."""

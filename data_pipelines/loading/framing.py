@@ -1,4 +1,4 @@
-"""Writes documents into the rows of a batch: inputs, targets, segments, positions, weights.
+"""Writes documents into the rows of a batch: inputs, targets, and what is known of them.
 
 Framing adds a start token to the inputs and an end token to the targets, so a document of n tokens
 takes n + 1 positions.
@@ -19,12 +19,14 @@ def empty_batch(rows: int, seq_len: int) -> Batch:
     segments: int32, 1, 2, ... for the pieces of a row, 0 for padding.
     positions: int32, 0, 1, ... from the start of each piece; 0 for padding.
     weights: float32, 1 for a target, 0 for padding.
+    codec_bytes: float32, bytes that the codec writes for the document, in equal parts over its
+      tokens as targets; 0 for end tokens and padding.
     """
     shape = (rows, seq_len)
     batch: Batch = {
         name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segments", "positions")
     }
-    batch["weights"] = np.zeros(shape, np.float32)
+    batch |= {name: np.zeros(shape, np.float32) for name in ("weights", "codec_bytes")}
     return batch
 
 
@@ -34,6 +36,7 @@ def write_piece(
     offset: int,
     segment: int,
     document: np.ndarray,
+    codec_bytes: int,
     start_token: int,
     eos: int,
     start: int,
@@ -49,6 +52,7 @@ def write_piece(
       row, offset: where the piece starts in the batch.
       segment: number of the piece in its row, from 1.
       document: tokens of the whole document, [n].
+      codec_bytes: bytes that the codec writes for the whole document.
       start_token: first input of the document.
       eos: last target of the document.
       start, length: the piece, in positions of the framed document (0 to n + 1).
@@ -69,3 +73,6 @@ def write_piece(
     batch["segments"][row, offset:end] = segment
     batch["positions"][row, offset:end] = np.arange(length)
     batch["weights"][row, offset:end] = 1.0
+    batch["codec_bytes"][row, offset:end] = codec_bytes / max(document.size, 1)
+    if stop > document.size:
+        batch["codec_bytes"][row, end - 1] = 0.0

@@ -151,6 +151,7 @@ class Loader:
         documents, which = np.unique(rows.pieces[:, 0], return_inverse=True)
         tokens = self._joined.read(documents)
         which = which.reshape(-1)
+        sizes = self._joined.codec_bytes(documents)[which].tolist()
         starts = self._joined.start_tokens(documents)[which]
         starts = self._with_labels_dropped(starts, numbers[planned], rows)
         eos = self.representation.eos
@@ -160,8 +161,9 @@ class Loader:
             for segment, (_, start, length) in enumerate(pieces.tolist(), 1):
                 document = tokens[which[piece]]
                 if document is not None:
+                    size, start_token = sizes[piece], starts[piece]
                     write_piece(
-                        batch, row, offset, segment, document, starts[piece], eos, start, length
+                        batch, row, offset, segment, document, size, start_token, eos, start, length
                     )
                 offset += length
                 piece += 1

@@ -49,6 +49,7 @@ def finish(job: Job) -> dict[str, Any] | None:
         "job": job.id,
         "representation": job.facts["representation"],
         "settings": job.settings,
+        "token_dtype": job.facts["token_dtype"],
         "encoder": job.facts["encoder"],
         "writer_options": storage.WRITER_OPTIONS,
         "label_names": job.facts["label_names"],
@@ -143,6 +144,7 @@ def _split(
         "documents": len(index["lengths"]),
         "images": images,
         "tokens": int(index["lengths"].sum(dtype=np.uint64)),
+        "codec_bytes": int(index["codec_bytes"].sum(dtype=np.uint64)),
         "dropped": len(index["dropped"]),
         "sha256": hashlib.sha256("".join([index_hash, *hashes]).encode()).hexdigest(),
         "index": {"file": index_file, "bytes": len(buffer.getvalue()), "sha256": index_hash},
@@ -155,21 +157,23 @@ def _index(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The index of a split and its number of kept images.
 
-    The index has lengths and labels of kept documents and the indices of dropped ones.
+    The index has lengths, codec bytes and labels of kept documents and the indices of dropped ones.
     """
-    lengths, labels, dropped_documents = [], [], []
+    lengths, codec_bytes, labels, dropped_documents = [], [], [], []
     start = num_images = 0
     for name in names:
         table = storage.TableReader(storage.table_path(job.folder, name))
         images = table.column("images")
         keep = ~np.isin(images, dropped.get(name, np.zeros(0, np.uint32)))
         lengths.append(table.column("lengths")[keep])
+        codec_bytes.append(table.column("codec_bytes")[keep])
         labels.append(table.column("labels")[images[keep]])
         dropped_documents.append(np.flatnonzero(~keep).astype(np.uint64) + np.uint64(start))
         start += len(images)
         num_images += len(np.unique(images[keep]))
     columns = {
         "lengths": np.concatenate(lengths),
+        "codec_bytes": np.concatenate(codec_bytes),
         "labels": np.concatenate(labels),
         "dropped": np.concatenate(dropped_documents),
     }

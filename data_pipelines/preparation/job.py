@@ -19,14 +19,14 @@ from etils import epath
 from data_pipelines import representations
 from data_pipelines.media import Kind
 from data_pipelines.preparation import listing, tokenizer_training
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import Representation, TokenizedRepresentation
 from data_pipelines.shards import storage
 from data_pipelines.sources import open_source
 from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
 JOB = "job.json"
-FORMAT = "prepare-job/1"
+FORMAT = "prepare-job/2"
 
 # make(num_labels=.., tokenizer=..) -> the representation with these options replaced.
 Maker = Callable[..., Representation]
@@ -113,7 +113,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
     Args:
       folder: folder for the shards; made if it does not exist.
       settings: see `Settings`.
-      make: makes the representation, with the options `num_labels` and `tokenizer` replaced.
+      make: makes the representation, with the options it is called with replaced.
 
     Raises:
       SettingsError: the folder was set up with other settings; the message has both.
@@ -143,6 +143,8 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         num_shards=settings.num_shards,
     )
     if settings.train_tokenizer:
+        if not isinstance(representation, TokenizedRepresentation):
+            raise SettingsError(f"{representation.name} has no tokenizer to train")
         model = tokenizer_training.train(source, listed, representation, **settings.train_tokenizer)
         with tempfile.NamedTemporaryFile(suffix=".model") as file:
             file.write(model)
@@ -156,6 +158,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
             "fingerprint": representation.fingerprint,
             "config": representation.to_config(),
         },
+        "token_dtype": representation.token_dtype.name,
         "label_names": label_names,
         "encoder": representation.encoder_versions,
         **listed.facts,

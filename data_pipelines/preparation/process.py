@@ -72,7 +72,7 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     if sidecar is not None and sidecar.get("job") == spec.job:
         if not (spec.retry_rejected and sidecar["rejects"]):
             return sidecar
-        earlier = _Earlier.load(spec)
+        earlier = _Earlier.load(spec, context.representation.token_dtype)
     else:
         earlier = _Earlier({}, None)
     items = listing.read(spec.folder, spec.name, context.job.facts["listing"][spec.name])
@@ -81,7 +81,9 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     make = _documents if context.representation.kind == "image" else _clips
     documents = make(context, items, copies, earlier, rejects, _Counter(progress))
     facts = {"job": spec.job, "split": spec.split, "index": spec.index, "name": spec.name}
-    return storage.write_shard(spec.folder, spec.name, documents, rejects, facts)
+    return storage.write_shard(
+        spec.folder, spec.name, documents, rejects, facts, context.representation.token_dtype
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +96,16 @@ class JobContext:
     augment: Augment
 
     @property
-    def mode(self) -> images.Mode:
-        """The mode of images that the representation encodes."""
-        return getattr(self.representation, "mode", "RGB")
+    def side(self) -> int | None:
+        """The longer side in pixels that the representation resizes images to, if it is fixed."""
+        size = self.representation.fixed_size
+        return max(size) if size else None
 
-    @property
-    def size(self) -> int | None:
-        """The side in pixels that the representation resizes images to, if it is fixed."""
-        size = getattr(self.representation, "size", None)
-        return max(size) if isinstance(size, tuple) else size
+    def document(self, medium: Any, key: str, copy: int, label: int, content: bytes) -> Document:
+        """The document of a medium. Raises ValueError if it cannot be encoded."""
+        tokens = self.representation.encode(medium)
+        size = self.representation.codec_bytes(tokens)
+        return Document(tokens, key, copy, label, content, size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -139,15 +142,17 @@ class _Earlier:
     table: storage.Table | None = None
     reader: Any = None
     rejected: frozenset[str] = frozenset()  # keys
+    dtype: Any = None
 
     @classmethod
-    def load(cls, spec: ShardSpec) -> _Earlier:
+    def load(cls, spec: ShardSpec, dtype: np.dtype) -> _Earlier:
         table = storage.TableReader(storage.table_path(spec.folder, spec.name)).load()
         reader = storage.open_records(storage.record_path(spec.folder, spec.name))
         columns = zip(table.images.tolist(), table.copies.tolist(), strict=True)
         records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(columns)}
         rejects = storage.read_rejects(spec.folder, spec.name)
-        return cls(records, table, reader, frozenset(reject.key for reject in rejects))
+        rejected = frozenset(reject.key for reject in rejects)
+        return cls(records, table, reader, rejected, dtype.newbyteorder("<"))
 
     def has(self, item: Item, copies: int) -> bool:
         """Whether the shard has an image and all its copies."""
@@ -171,12 +176,13 @@ class _Earlier:
         if record is None or self.table is None:
             return None
         try:
-            tokens = np.frombuffer(self.reader.read([record])[0], "<u2")
+            tokens = np.frombuffer(self.reader.read([record])[0], self.dtype)
         except RuntimeError:  # damaged: make it again
             return None
         image = int(self.table.images[record])
         content = self.table.content[image].tobytes()
-        return Document(tokens, key, copy, int(self.table.labels[image]), content)
+        label, size = int(self.table.labels[image]), int(self.table.codec_bytes[record])
+        return Document(tokens, key, copy, label, content, size)
 
 
 def _documents(
@@ -238,9 +244,8 @@ def _clips(
             try:
                 data = read()
                 for clip in context.representation.open(data):
-                    tokens = context.representation.encode(clip)
-                    content = _content(data, number)
-                    yield Document(tokens, clip_key(item.key, number), 0, item.label, content)
+                    key, content = clip_key(item.key, number), _content(data, number)
+                    yield context.document(clip, key, 0, item.label, content)
                     number += 1
             except Exception as error:  # an error of one video must not affect the others
                 key = clip_key(item.key, number) if number else item.key
@@ -302,9 +307,8 @@ class _Image:
         content, image = self._opened
         if copy:
             context, key = self._context, self._item.key
-            image = context.augment.apply(self._normalised, key, copy, context.size)
-        tokens = self._context.representation.encode(image)
-        return Document(tokens, self._item.key, copy, self._item.label, content)
+            image = context.augment.apply(self._normalised, key, copy, context.side)
+        return self._context.document(image, self._item.key, copy, self._item.label, content)
 
     @functools.cached_property
     def _opened(self) -> tuple[bytes, Image.Image]:
@@ -314,7 +318,7 @@ class _Image:
 
     @functools.cached_property
     def _normalised(self) -> Image.Image:
-        return images.normalise(self._opened[1], self._context.mode)
+        return images.normalise(self._opened[1], self._context.representation.mode)
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,7 @@ import heapq
 from collections.abc import Iterator
 
 from data_pipelines.preparation import listing
-from data_pipelines.representations import tokenizer
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import Representation, TokenizedRepresentation
 from data_pipelines.sources import Item, Source
 from data_pipelines.utils.cpus import num_cpus
 
@@ -25,11 +24,12 @@ class TokenizerTrainingError(ValueError):
 def train(
     source: Source,
     listed: listing.Listing,
-    representation: Representation,
+    representation: TokenizedRepresentation,
     *,
     vocab_size: int = VOCAB_SIZE,
     documents: int = DOCUMENTS,
     seed: int = 0,
+    kind: str = "bpe",
 ) -> bytes:
     """Trains a SentencePiece model on the codec bytes of sampled training images.
 
@@ -40,6 +40,7 @@ def train(
       vocab_size: entries of the model, including special tokens.
       documents: number of images to sample; all if there are fewer.
       seed: of the sample.
+      kind: of tokenizer, see `TokenizedRepresentation.train_tokenizer`.
 
     Returns:
       The model file. Equal arguments give equal bytes for any number of threads.
@@ -54,7 +55,7 @@ def train(
             f"none of {len(chosen)} sampled images of {source.spec} could be encoded, so there is "
             "nothing to train a tokenizer on; prepare with --train_tokenizer=0 to see the reasons"
         )
-    return tokenizer.train_bpe(found, vocab_size)
+    return representation.train_tokenizer(found, vocab_size, kind)
 
 
 def sample(listed: listing.Listing, documents: int, seed: int) -> list[Item]:

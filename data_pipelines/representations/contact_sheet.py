@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -72,11 +73,22 @@ def sheet_of(shown: Sequence[list[Image.Image]], columns: int = 0) -> Image.Imag
 
 
 def pictures(representation: Representation, tokens: np.ndarray) -> list[Image.Image]:
-    """The image of a document, or all frames of a clip; [] if it cannot be decoded."""
+    """The image of a document, or the frames of a clip; [] if nothing can be decoded."""
     try:
-        media = representation.decode(tokens)
+        return _images(representation.decode(tokens))
     except ValueError:
         return []
+
+
+def pictures_of_prefix(representation: Representation, tokens: np.ndarray) -> list[Image.Image]:
+    """The same of a prompt, without what a decoder fills in after its end."""
+    try:
+        return _images(representation.decode_prefix(tokens))
+    except ValueError:
+        return []
+
+
+def _images(media: Any) -> list[Image.Image]:
     return [media] if isinstance(media, Image.Image) else [Image.fromarray(f) for f in media]
 
 

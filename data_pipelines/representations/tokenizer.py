@@ -31,7 +31,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
 _MIN_BPE_VOCAB_SIZE = 3 + 256  # UNK, BOS, EOS and the characters
 _MAX_SENTENCE = (1 << 16) - 1
+TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model, in the folder of a representation
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
@@ -102,6 +103,16 @@ class Tokenizer(abc.ABC):
         lengths = np.array([len(piece) for piece in self.token_bytes], np.int32)
         lengths.flags.writeable = False
         return lengths
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that it is made of besides its config, by name."""
+        return {}
+
+    @property
+    def is_content(self) -> np.ndarray:
+        """Which ids stand for content, bool [vocab_size]."""
+        return self.byte_lengths > 0
 
     @functools.cached_property
     def _is_content(self) -> np.ndarray:
@@ -266,6 +277,10 @@ class BpeTokenizer(Tokenizer):
                 "expected the contents of a tokenizer.model"
             ) from error
         return processor
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        return {TOKENIZER_FILE: self.model}
 
     @property
     def bos(self) -> int:

@@ -26,7 +26,7 @@ from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import file_facts
 
 MANIFEST = "manifest.json"
-FORMAT = "token-shards/1"
+FORMAT = "token-shards/2"
 _OPEN_FILES = 256
 _OPEN_TABLES = 8
 
@@ -51,11 +51,12 @@ class MismatchError(ValueError):
 class Shards:
     """The documents of one split, ordered by (shard, record).
 
-    Opening reads the manifest and one index; 10 million documents take 80 MB. Instances are
+    Opening reads the manifest and one index; 10 million documents take 120 MB. Instances are
     thread-safe and can be pickled.
 
     Attributes:
       lengths: uint32 [N], tokens of each document without start and end token.
+      codec_bytes: uint32 [N], bytes that the codec writes for each document.
       labels: int32 [N], index into `label_names`; -1 for none.
       label_names: names of the source's classes; empty if it has none.
       manifest: the manifest, see docs/data.md.
@@ -93,6 +94,8 @@ class Shards:
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         index = self._read_index(part["index"])
         self.lengths: np.ndarray = index["lengths"]
+        self.codec_bytes: np.ndarray = index["codec_bytes"]
+        self._dtype = np.dtype(self.manifest["token_dtype"]).newbyteorder("<")
         self.labels: np.ndarray = index["labels"]
         self._dropped = index["dropped"].astype(np.int64)
         self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
@@ -168,7 +171,7 @@ class Shards:
         return shard, stored - int(self._starts[shard])
 
     def read(self, documents: Sequence[int]) -> list[np.ndarray]:
-        """Reads the tokens of documents, uint16 [length] each, in the order of `documents`.
+        """Reads the tokens of documents, `token_dtype` [length] each, in the order of `documents`.
 
         Each shard is read in one batch, which is about ten times faster than single reads. With
         on_damage='skip' a damaged document is returned empty.
@@ -180,7 +183,7 @@ class Shards:
         for index, document in enumerate(documents):
             shard, record = self.locate(int(document))
             wanted[shard].append((record, index))
-        tokens: list[np.ndarray] = [np.zeros(0, np.uint16)] * len(documents)
+        tokens: list[np.ndarray] = [np.zeros(0, self._dtype)] * len(documents)
         for shard, requests in wanted.items():
             requests.sort()
             records = self._read_records(shard, [record for record, _ in requests])
@@ -250,10 +253,11 @@ class Shards:
 
     def _checked(self, shard: int, record: int, document: int, stored: bytes | str) -> np.ndarray:
         found = stored if isinstance(stored, str) else ""
-        if not found and len(stored) != 2 * int(self.lengths[document]):
-            found = f"{len(stored)} bytes, expected {2 * int(self.lengths[document])}"
+        expected = self._dtype.itemsize * int(self.lengths[document])
+        if not found and len(stored) != expected:
+            found = f"{len(stored)} bytes, expected {expected}"
         if not found:
-            return np.frombuffer(stored, "<u2")  # type: ignore[arg-type]
+            return np.frombuffer(stored, self._dtype)  # type: ignore[arg-type]
         error = DamagedShard(storage.record_path(self.folder, self._names[shard]), record, found)
         if self.on_damage == "stop":
             raise error
@@ -261,7 +265,7 @@ class Shards:
             if document not in self.damaged and shard not in self._lost:
                 logging.warning("rejected a document: %s", error)
             self.damaged[document] = str(error)
-        return np.zeros(0, np.uint16)
+        return np.zeros(0, self._dtype)
 
     def _reader(self, shard: int) -> Any:
         """The shard's open reader; the least recently used ones are closed."""

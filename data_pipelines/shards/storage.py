@@ -2,7 +2,7 @@
 
 A shard named STEM has up to four files. The sidecar is written last and marks the shard as done:
 
-  STEM.array_record    one record per document: its tokens as little-endian uint16
+  STEM.array_record    one record per document: its tokens, little-endian `token_dtype`
   STEM.npz             the table (`Table`): lengths, labels, keys, copies, content hashes
   STEM.rejects.jsonl   rejected images and copies, with reasons (absent if there are none)
   STEM.json            the sidecar: counts, sizes and SHA-256 of the other files
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from array_record.python import array_record_module
 from etils import epath
 
@@ -54,11 +55,12 @@ class Document(NamedTuple):
     """One document to write.
 
     Attributes:
-      tokens: uint16 [n], without start and end token.
+      tokens: integer [n], without start and end token.
       key: the source's key of the image.
       copy: 0 for the image itself, 1, 2, ... for its augmented copies.
       label: index into the source's label names; -1 for none.
       content: the first 16 bytes of the SHA-256 of the encoded image file.
+      codec_bytes: bytes that the codec writes for it, see `Representation.codec_bytes`.
     """
 
     tokens: np.ndarray
@@ -66,6 +68,7 @@ class Document(NamedTuple):
     copy: int
     label: int
     content: bytes
+    codec_bytes: int = 0
 
 
 class Reject(NamedTuple):
@@ -82,6 +85,7 @@ class Table:
 
     Attributes:
       lengths: uint32 [documents], tokens without start and end token.
+      codec_bytes: uint32 [documents], bytes that the codec writes for each.
       images: uint32 [documents], index of the document's image in labels, content and keys.
       copies: uint16 [documents], 0 for the image itself.
       labels: int32 [images], -1 for none.
@@ -90,6 +94,7 @@ class Table:
     """
 
     lengths: np.ndarray
+    codec_bytes: np.ndarray
     images: np.ndarray
     copies: np.ndarray
     labels: np.ndarray
@@ -105,6 +110,7 @@ class Table:
         np.savez(
             buffer,
             lengths=self.lengths,
+            codec_bytes=self.codec_bytes,
             images=self.images,
             copies=self.copies,
             labels=self.labels,
@@ -136,7 +142,7 @@ class TableReader:
         return KeyColumn(self.column("key_offsets"), self.column("key_bytes").tobytes())
 
     def load(self) -> Table:
-        plain = ("lengths", "images", "copies", "labels", "content")
+        plain = ("lengths", "codec_bytes", "images", "copies", "labels", "content")
         return Table(**{name: self.column(name) for name in plain}, keys=tuple(self.keys()))
 
 
@@ -164,6 +170,7 @@ class _TableBuilder:
 
     def __init__(self) -> None:
         self._lengths: list[int] = []
+        self._codec_bytes: list[int] = []
         self._images: list[int] = []
         self._copies: list[int] = []
         self._labels: list[int] = []
@@ -176,6 +183,7 @@ class _TableBuilder:
             self._labels.append(document.label)
             self._content.append(document.content)
         self._lengths.append(len(document.tokens))
+        self._codec_bytes.append(document.codec_bytes)
         self._images.append(len(self._keys) - 1)
         self._copies.append(document.copy)
 
@@ -183,6 +191,7 @@ class _TableBuilder:
         content = np.frombuffer(b"".join(self._content), np.uint8)
         return Table(
             lengths=np.array(self._lengths, np.uint32),
+            codec_bytes=np.array(self._codec_bytes, np.uint32),
             images=np.array(self._images, np.uint32),
             copies=np.array(self._copies, np.uint16),
             labels=np.array(self._labels, np.int32),
@@ -222,6 +231,7 @@ def write_shard(
     documents: Iterable[Document],
     rejects: Sequence[Reject],
     facts: dict[str, Any],
+    dtype: npt.DTypeLike = np.uint16,
 ) -> dict[str, Any]:
     """Writes one shard and returns its sidecar.
 
@@ -235,6 +245,7 @@ def write_shard(
       documents: consumed once, one at a time. Copies of an image must be consecutive.
       rejects: read after `documents` is exhausted, so its producer may append to it.
       facts: JSON values to store in the sidecar in addition to the counts.
+      dtype: of the stored tokens, see `Representation.token_dtype`.
 
     Raises:
       WriteError: the disk is full.
@@ -246,7 +257,7 @@ def write_shard(
     with _scratch(folder) as scratch:
         temporary = scratch / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            _write_records(temporary, documents, builder)
+            _write_records(temporary, documents, np.dtype(dtype), builder)
             table = builder.table()
             _check_count(temporary, len(table.lengths))
             records = file_facts(temporary)
@@ -262,6 +273,7 @@ def write_shard(
         "documents": len(table.lengths),
         "images": len(table.keys),
         "tokens": int(table.lengths.sum(dtype=np.uint64)),
+        "token_dtype": np.dtype(dtype).name,
         "rejects": len(rejects),
         "records": records,
         "table": {"bytes": len(table_bytes), "sha256": hashlib.sha256(table_bytes).hexdigest()},
@@ -306,11 +318,14 @@ def open_records(path: epath.PathLike) -> array_record_module.ArrayRecordReader:
         raise ShardError(f"{os.fspath(path)}: cannot be opened ({error})") from error
 
 
-def _write_records(path: epath.Path, documents: Iterable[Document], builder: _TableBuilder) -> None:
+def _write_records(
+    path: epath.Path, documents: Iterable[Document], dtype: np.dtype, builder: _TableBuilder
+) -> None:
+    stored = dtype.newbyteorder("<")
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
     try:
         for number, document in enumerate(documents):
-            writer.write(np.ascontiguousarray(document.tokens, "<u2").tobytes())
+            writer.write(np.ascontiguousarray(document.tokens, stored).tobytes())
             builder.add(document)
             # A failed writer ignores records silently until it is closed: stop early.
             if number % _CHECK_EVERY == 0 and not writer.ok():

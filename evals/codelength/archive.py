@@ -93,7 +93,7 @@ class Codec:
                 yield Coded(encoder.finish(), encoder.bits)
 
     def decode(self, streams: Sequence[tuple[int, bytes]], max_tokens: int) -> Iterator[np.ndarray]:
-        """Decodes the tokens of each document, uint16 [n], in order.
+        """Decodes the tokens of each document, int32 [n], in order.
 
         Args:
           streams: (start token, stream) of each.
@@ -106,7 +106,7 @@ class Codec:
             decoders = [_DocumentDecoder(stream, self._eos, max_tokens) for _, stream in batch]
             self._run([start for start, _ in batch], decoders)
             for decoder in decoders:
-                yield np.array(decoder.tokens, np.uint16)
+                yield np.array(decoder.tokens, np.int32)
 
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         for start in range(0, len(items), self.batch_size):
@@ -227,7 +227,7 @@ def write_archive(
 
 
 def read_archive(path: epath.PathLike, model: TrainedModel) -> list[tuple[str, np.ndarray]]:
-    """(name, tokens uint16 [n]) of each document of an archive, with the model that wrote it.
+    """(name, tokens int32 [n]) of each document of an archive, with the model that wrote it.
 
     Raises CodingError if it is not an archive, is damaged, or was written with another model.
     """
@@ -299,5 +299,5 @@ def with_size(stream: bytes) -> bytes:
 def _digest(documents: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for tokens in documents:
-        digest.update(len(tokens).to_bytes(8, "big") + np.asarray(tokens, "<u2").tobytes())
+        digest.update(len(tokens).to_bytes(8, "big") + np.asarray(tokens, "<u4").tobytes())
     return digest.hexdigest()

@@ -76,20 +76,19 @@ def score_all(
     return scored
 
 
-def summary(scored: Sequence[Scored], byte_lengths: np.ndarray) -> dict[str, Any]:
+def summary(scored: Sequence[Scored]) -> dict[str, Any]:
     """Means over the images with their standard errors; those of ratios by linearisation.
 
     Args:
       scored: the documents.
-      byte_lengths: bytes of each token, integer [V].
 
     Returns:
       bits_per_image, _byte (of the codec's stream), _pixel and _token with NAME_standard_error,
-      stream_bits_per_image, and psnr_db if the error of the codec is known.
+      stream_bits_per_image where there is a codec, and psnr_db if its error is known.
     """
     bits = np.array([each.bits for each in scored])
     sizes = [each.document.tokens.size for each in scored]
-    stream = np.array([int(byte_lengths[each.document.tokens].sum()) for each in scored])
+    stream = np.array([each.document.codec_bytes for each in scored])
     pixels = np.array([each.document.pixels for each in scored])
     errors = np.array([each.document.squared_error for each in scored])
     result: dict[str, Any] = {}
@@ -103,7 +102,8 @@ def summary(scored: Sequence[Scored], byte_lengths: np.ndarray) -> dict[str, Any
         if counts.all():
             result[f"bits_per_{name}"] = float(bits.sum() / counts.sum())
             result[f"bits_per_{name}_standard_error"] = ratio_error(bits, counts)
-    result["stream_bits_per_image"] = float(8 * stream.mean())
+    if stream.any():
+        result["stream_bits_per_image"] = float(8 * stream.mean())
     if np.isfinite(errors).all() and errors.any():
         result["psnr_db"] = float(10 * np.log10(255**2 / errors.mean()))
     return result

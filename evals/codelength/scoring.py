@@ -146,6 +146,7 @@ class _Rows:
             self._position,
             self._segment,
             tokens,
+            0,  # its codec bytes are not needed
             start_token,
             eos,
             window.start,

@@ -46,7 +46,7 @@ def write(
 
     Args:
       images: real images.
-      representation: of images; its `fit` crops and resizes.
+      representation: of images.
       folder: to write; with a subfolder for each class if there are classes.
       num: number of images, sampled at random; 0: all.
       seed: of the random choice.
@@ -57,7 +57,7 @@ def write(
     Raises:
       ValueError: `images` have been through a codec already.
     """
-    if "decoded_from" in images.metadata or not hasattr(representation, "fit"):
+    if "decoded_from" in images.metadata or representation.frames > 1:
         raise ValueError(f"{images.name} holds documents, expected images to halve: give --images")
     rejected = list(images.rejected)
     order = np.random.default_rng(seed).permutation(len(images))

@@ -12,10 +12,11 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.preparation.process import clip_key
-from data_pipelines.representations.avc.representation import AvcRepresentation
+from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Source
 from evals.inputs.codec import GeneratedError, Outcome
 from jpeglm_jax.generation.manifest import MANIFEST
+from jpeglm_jax.generation.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RealClips(Clips):
     """
 
     def __init__(
-        self, source: Source, representation: AvcRepresentation, *, coded: bool, max_clips: int = 0
+        self, source: Source, representation: Representation, *, coded: bool, max_clips: int = 0
     ):
         super().__init__(source.spec)
         self._source, self._representation = source, representation
@@ -84,8 +85,7 @@ class RealClips(Clips):
     def _frames(self, medium: Any) -> np.ndarray:
         if self._coded:
             return self._representation.decode(self._representation.encode(medium))
-        fitted = self._representation.fit(medium)
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in fitted])
+        return self._representation.fit(medium)
 
 
 class GeneratedClips(Clips):
@@ -96,10 +96,10 @@ class GeneratedClips(Clips):
       representation: of the model.
 
     Raises:
-      GeneratedError: there is no manifest.
+      GeneratedError: there is no manifest, or no tokens that match it.
     """
 
-    def __init__(self, folder: epath.PathLike, representation: AvcRepresentation):
+    def __init__(self, folder: epath.PathLike, representation: Representation):
         super().__init__(str(folder))
         self._folder, self._representation = epath.Path(folder), representation
         path = self._folder / MANIFEST
@@ -108,14 +108,18 @@ class GeneratedClips(Clips):
                 f"{folder} has no {MANIFEST}; expected the output of a generate job"
             )
         self.lines = [json.loads(text) for text in path.read_text().splitlines()]
+        try:
+            self._tokens = Tokens(self._folder, self.lines)
+        except ValueError as error:
+            raise GeneratedError(str(error)) from error
         self.outcome = Outcome(len(self.lines), 0, 0, 0)
         self.frames_missing = self.frames_damaged = 0
 
     def __iter__(self) -> Iterator[Clip]:
         valid = salvaged = 0
         self.frames_missing = self.frames_damaged = 0
-        for line in self.lines:
-            frames = self._decoded(line)
+        for line, tokens in zip(self.lines, self._tokens, strict=True):
+            frames = self._decoded(tokens)
             valid += line["valid"]
             salvaged += not line["valid"] and frames is not None
             if frames is None:
@@ -124,21 +128,17 @@ class GeneratedClips(Clips):
         failed = len(self.lines) - valid - salvaged
         self.outcome = Outcome(len(self.lines), valid, salvaged, failed)
 
-    def _decoded(self, line: Mapping[str, Any]) -> np.ndarray | None:
+    def _decoded(self, tokens: np.ndarray) -> np.ndarray | None:
         """The frames, missing ones concealed and counted; None if no frame decodes."""
-        if not line["file"]:
-            self.frames_missing += self._representation.frames
-            return None
         try:
-            tokens = self._representation.from_bytes((self._folder / line["file"]).read_bytes())
-            decoded = self._representation.salvage(tokens)
+            decoded = self._representation.decode_with_damage(tokens)
         except ValueError:
             self.frames_missing += self._representation.frames
             return None
-        self.frames_missing += len(decoded.missing)
-        self.frames_damaged += len(decoded.corrupt)
-        return decoded.frames
+        self.frames_missing += decoded.missing_frames
+        self.frames_damaged += decoded.damaged_frames
+        return decoded.media
 
     def _grey(self) -> np.ndarray:
-        width, height = self._representation.size
+        width, height = self._representation.fixed_size or (16, 16)
         return np.full((self._representation.frames, height, width, 3), 128, np.uint8)

@@ -25,6 +25,7 @@ class Document(NamedTuple):
       key: its name.
       label: its class; -1 for none.
       tokens: integer [n], without start and end.
+      codec_bytes: bytes that the codec writes for it; 0 if there is no codec.
       pixels: width times height of the encoded image; 0 if unknown.
       squared_error: mean squared error of the codec over samples of 0 to 255; NaN if unknown, as
         for shards, which do not hold the original images.
@@ -33,6 +34,7 @@ class Document(NamedTuple):
     key: str
     label: int
     tokens: np.ndarray
+    codec_bytes: int = 0
     pixels: int = 0
     squared_error: float = float("nan")
 
@@ -63,7 +65,7 @@ class Documents:
         self.rejected: list[tuple[str, str]] = []
         if isinstance(self._images, ShardImages):
             self._images.shards.require(representation)
-        elif not hasattr(representation, "fit"):
+        elif representation.frames > 1:
             raise ValueError(f"representation {representation.name!r} is not of images")
         if num < 0:
             raise ValueError(f"num is {num}; expected 1 or more, or 0 for all")
@@ -97,9 +99,10 @@ class Documents:
         for start in range(0, len(self), _READ):
             numbers = self._numbers[start : start + _READ]
             for number, tokens in zip(numbers, shards.read(numbers), strict=True):
-                size = getattr(self._representation, "fixed_size", None) or (0, 0)
+                size = self._representation.fixed_size or (0, 0)
                 key, label = self._images.key(number), self._images.label(number)
-                yield Document(key, label, tokens, size[0] * size[1])
+                codec_bytes = int(shards.codec_bytes[number])
+                yield Document(key, label, tokens, codec_bytes, size[0] * size[1])
 
     def _encoded(self) -> Iterator[Document]:
         for number in self._numbers:
@@ -114,18 +117,20 @@ class Documents:
         """The tokens of a file that the representation could have written; None for others."""
         try:
             tokens = self._representation.from_bytes(file)
-        except (ValueError, AttributeError):  # another header, or media without files of its own
+        except ValueError:  # another header, or a representation without files
             return None
         if not self._representation.validate(tokens).valid:
             return None
         image = self._representation.decode(tokens)
-        return Document(key, label, tokens, image.width * image.height, 0.0)
+        codec_bytes = self._representation.codec_bytes(tokens)
+        return Document(key, label, tokens, codec_bytes, image.width * image.height, 0.0)
 
     def _encode(self, key: str, label: int, number: int, file: bytes) -> Document:
         image = self._images.decode(number, file)
         tokens = self._representation.encode(image)
-        fitted = self._representation.fit(image)  # type: ignore[attr-defined]
+        fitted = self._representation.fit(image)
         decoded = normalise(self._representation.decode(tokens), fitted.mode)
         difference = np.asarray(fitted, np.float64) - np.asarray(decoded, np.float64)
         error = float(np.square(difference).mean())
-        return Document(key, label, tokens, fitted.width * fitted.height, error)
+        codec_bytes = self._representation.codec_bytes(tokens)
+        return Document(key, label, tokens, codec_bytes, fitted.width * fitted.height, error)

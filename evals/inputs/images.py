@@ -158,10 +158,10 @@ class ShardImages(Images):
         return self.shards.label_names
 
     def read(self, number: int) -> bytes:
-        return np.asarray(self.shards.read([number])[0], "<u2").tobytes()
+        return self.shards.read([number])[0].astype("<u4").tobytes()
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        image = self.shards.representation.decode(np.frombuffer(data, "<u2"))
+        image = self.shards.representation.decode(np.frombuffer(data, "<u4"))
         return normalise(image, "RGB")
 
     @property
@@ -174,12 +174,12 @@ class FittedImages(Images):
 
     Args:
       images: real images.
-      representation: of images, with a `fit`.
+      representation: of images.
       coded: also encode and decode them, as a perfect model would reproduce them.
     """
 
     def __init__(self, images: Images, representation: Representation, *, coded: bool):
-        if not hasattr(representation, "fit"):
+        if representation.frames > 1:
             raise ValueError(f"representation {representation.name!r} is not of images")
         super().__init__(f"{images.name}{', through the codec' if coded else ''}")
         self.metadata = {
@@ -211,7 +211,7 @@ class FittedImages(Images):
         if self._coded:
             image = self._representation.decode(self._representation.encode(image))
         else:
-            image = self._representation.fit(image)  # type: ignore[attr-defined]
+            image = self._representation.fit(image)
         return normalise(image, "RGB")
 
     @property

@@ -1,8 +1,9 @@
 """Constrained decoding: masks the tokens that cannot continue a valid document.
 
-The engine uses a `Constraint` at every step. `ByteConstraint` is the one of representations whose
-tokens are strings of a codec's bytes: the representation's `byte_machine` defines which byte may
-follow, and the tokens are run through it as a trie, so that common prefixes are computed once.
+The engine uses a `Constraint` at every step. In general it runs a state machine over tokens, see
+`token_constraint`. `ByteConstraint` is the one of tokens that are strings of a codec's bytes: a
+state machine over bytes defines which byte may follow, and the tokens are run through it as a trie,
+so that common prefixes are computed once.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.representations.base import UNREACHABLE, ByteMachine, Representation
+from data_pipelines.representations.base import (
+    UNREACHABLE,
+    ByteMachine,
+    Representation,
+    TokenizedByteMachine,
+)
 from data_pipelines.representations.tokenizer import Tokenizer
+from jpeglm_jax.generation.token_constraint import TokenConstraint
 
 Array = Any  # numpy.ndarray or jax.Array
 
@@ -53,7 +60,7 @@ class Constraint(Protocol):
 
 def make_constraint(
     representation: Representation, size: tuple[int, int] | None = None
-) -> ByteConstraint:
+) -> Constraint:
     """The constraint that makes every document of a representation valid.
 
     Args:
@@ -64,8 +71,23 @@ def make_constraint(
       ValueError: the representation has none, or not for this size; or its tokenizer lacks a token
         for a byte, so that a valid stream could have no continuation.
     """
-    machine = representation.byte_machine(size)
-    tokenizer: Tokenizer = representation.tokenizer  # type: ignore[attr-defined]
+    machine = representation.token_machine(size)
+    if isinstance(machine, TokenizedByteMachine):
+        return make_byte_constraint(machine.bytes, machine.tokenizer)
+    return TokenConstraint(machine, representation.vocab_size, representation.eos)
+
+
+def make_byte_constraint(machine: ByteMachine, tokenizer: Tokenizer) -> ByteConstraint:
+    """The constraint of tokens that are strings of bytes.
+
+    Args:
+      machine: accepts the bytes of valid documents.
+      tokenizer: of the documents.
+
+    Raises:
+      ValueError: the tokenizer lacks a token for a byte, so that a valid stream could have no
+        continuation.
+    """
     singles = {piece for piece in tokenizer.token_bytes if len(piece) == 1}
     missing = [byte for byte in range(256) if bytes([byte]) not in singles]
     if missing:

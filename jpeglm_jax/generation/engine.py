@@ -188,7 +188,7 @@ class Engine:
                 number, prompt_length = rows.pop(row)
                 document = tokens[row, : position[row] + 1]
                 complete = bool(document[-1] == self._eos and len(document) > prompt_length)
-                content = document[1 : len(document) - complete].astype(np.uint16)
+                content = document[1 : len(document) - complete]
                 yield Sample(number, content, complete, float(log_likelihood[row]))
 
     def _check(self, number: int, prompt: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""A generation job: samples a document for each request and writes its file.
+"""A generation job: samples a document for each request, and records its tokens and its file.
 
 The command `generate` and the evaluations call it. The engine samples. The manifest records
 finished documents, so that a stopped job resumes. Pictures of the result are written at the end.
@@ -22,6 +22,7 @@ from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.manifest import Manifest
 from jpeglm_jax.generation.prompts import Request
 from jpeglm_jax.generation.sampling import Sample, SamplingParams
+from jpeglm_jax.generation.tokens import TokenRecord, Tokens
 from jpeglm_jax.model.trained import TrainedModel
 
 
@@ -83,6 +84,7 @@ def generate(
         task,
         num_tasks,
     )
+    record = TokenRecord(out, representation.token_dtype)
     missing = manifest.missing
     if missing:
         representation.save(out)
@@ -100,11 +102,13 @@ def generate(
         samples = engine(model.params, [requests[n].prompt for n in missing], missing)
         for sample in tqdm.tqdm(samples, total=len(missing), unit=representation.medium):
             request = requests[sample.number]
+            record.add(sample.number, sample.tokens)
             manifest.add(write_document(representation, out, sample, request, seed))
-    lines = manifest.finish()
+    lines = manifest.finish(record)
     if lines is None:
         return None
-    pictures.write_pictures(representation, out, lines, requests, originals or {})
+    documents = Tokens(out, lines)
+    pictures.write_pictures(representation, out, lines, documents, requests, originals or {})
     return Counts(
         len(lines), sum(line["valid"] for line in lines), sum(bool(line["file"]) for line in lines)
     )
@@ -131,19 +135,21 @@ def _settings(
 def write_document(
     representation: Representation, out: epath.Path, sample: Sample, request: Request, seed: int
 ) -> dict[str, Any]:
-    """Writes the file of a document; returns its line of the manifest.
+    """Writes the file of a document, if it has one; returns its line of the manifest.
 
     Raises:
       WriteError: the disk is full.
     """
     validity = representation.validate(sample.tokens)
-    name, reason = f"{sample.number:06d}{representation.suffix}", validity.error
-    try:
-        data = representation.to_bytes(sample.tokens)
-    except ValueError as error:  # a token that stands for no byte: no file can be written
-        name, reason = "", str(error)
-    else:
-        write_atomically(out / name, data)
+    name, reason = "", validity.error
+    if representation.suffix:
+        try:
+            data = representation.to_bytes(sample.tokens)
+        except ValueError as error:  # a token that stands for no content
+            reason = str(error)
+        else:
+            name = f"{sample.number:06d}{representation.suffix}"
+            write_atomically(out / name, data)
     return {
         "number": sample.number,
         "file": name,

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.utils.files import is_remote, write_atomically
+from jpeglm_jax.generation.tokens import TokenRecord
 
 MANIFEST = "manifest.jsonl"
 _JOB = "job.json"
@@ -117,8 +118,14 @@ class Manifest:
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
         write_atomically(self._path, _text(lines).encode())
 
-    def finish(self) -> list[dict[str, Any]] | None:
-        """All lines of the job in order, put into manifest.jsonl; None while tasks are missing."""
+    def finish(self, record: TokenRecord) -> list[dict[str, Any]] | None:
+        """All lines of the job in order, written to manifest.jsonl; None while tasks are missing.
+
+        The tokens of all documents are joined first, so that a finished job has both.
+
+        Args:
+          record: of the job.
+        """
         whole = self._folder / MANIFEST
         if whole.exists():
             return [json.loads(text) for text in whole.read_text().splitlines()]
@@ -133,10 +140,22 @@ class Manifest:
         if len({line["number"] for line in lines}) < self._num:
             return None
         lines.sort(key=lambda line: line["number"])
+        try:
+            record.join([line["number"] for line in lines])
+        except FileNotFoundError:
+            if whole.exists():  # another task has finished the job meanwhile
+                return lines
+            raise
         write_atomically(whole, _text(lines).encode())
+        record.remove_parts()
         for part in parts:
             part.unlink(missing_ok=True)
         return lines
+
+
+def read_manifest(folder: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a finished job. Raises FileNotFoundError if it is not finished."""
+    return [json.loads(text) for text in (epath.Path(folder) / MANIFEST).read_text().splitlines()]
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:

@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
 from data_pipelines.utils.compare import differences
 from jpeglm_jax.generation import prompts
-from jpeglm_jax.generation.constraint import ByteConstraint, make_constraint
+from jpeglm_jax.generation.constraint import Constraint, make_constraint
 from jpeglm_jax.generation.prompts import Medium
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.trained import TrainedModel
@@ -63,7 +62,7 @@ def resolve_sampling_params(
     return sampling_params
 
 
-def resolve_constraint(model: TrainedModel, size: str | None) -> ByteConstraint:
+def resolve_constraint(model: TrainedModel, size: str | None) -> Constraint:
     """The constraint that makes every document valid.
 
     Args:
@@ -88,7 +87,7 @@ def resolve_prefix_ratio(representation: Representation, ratio: float, frames: i
     """
     if frames is None:
         return ratio
-    if not isinstance(representation, AvcRepresentation):
+    if representation.frames == 1:
         raise ValueError("prefix_frames is for models of clips; give --prefix_ratio")
     if not 0 <= frames <= representation.frames:
         raise ValueError(f"prefix_frames is {frames}; expected 0 to {representation.frames}")

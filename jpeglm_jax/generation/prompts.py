@@ -197,7 +197,7 @@ def _prefix(
     representation: Representation, medium: Medium, ratio: float, seq_len: int
 ) -> tuple[np.ndarray, str]:
     """(the tokens of a medium that become the prompt, why it is rejected)."""
-    nothing = np.zeros(0, np.uint16)
+    nothing = np.zeros(0, np.int32)
     if medium.tokens is None:
         return nothing, medium.reason
     try:

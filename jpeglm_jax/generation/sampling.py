@@ -99,7 +99,7 @@ class Sample:
 
     Attributes:
       number: of the document in its job.
-      tokens: uint16 [n], without start and end.
+      tokens: int32 [n], without start and end.
       complete: it ends with the end token; otherwise at the sequence length.
       log_likelihood: of the sampled tokens (not of the prompt), in nats, under the model itself:
         before temperature, filters, guidance and constraint.

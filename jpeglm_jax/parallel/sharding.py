@@ -31,7 +31,7 @@ AXES = ("replica", "fsdp", "sequence", "tensor")
 # The arrays of a batch, each [batch size, sequence length], and their logical axes.
 Batch = dict[str, jax.Array]
 BATCH_AXES = ("batch", "length")
-BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights")
+BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights", "codec_bytes")
 
 # Logical axis -> mesh axes. This table is the only place that defines a parallelism strategy.
 RULES: dict[str, str | tuple[str, ...] | None] = {

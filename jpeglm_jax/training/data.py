@@ -110,16 +110,18 @@ def eval_documents(data: ConfigDict, folders: Sequence[epath.PathLike]) -> Joine
 def check_representation(configured: ConfigDict, found: Representation) -> None:
     """Refuses shards that are not what the configuration describes.
 
-    The tokenizer and the labels are the shards' own: preparation may have trained the one and
-    found the other.
+    Labels and what was trained are the shards' own: preparation found the one and trained the
+    other.
 
     Args:
       configured: `config.representation`.
       found: the shards' own.
     """
-    expected = representations.make(**{**configured, "tokenizer": "bytes"})
-    ours, theirs = expected.to_config(), found.to_config()
-    del ours["tokenizer"], theirs["tokenizer"]
+    prepared = found.prepared_options
+    options = {name: value for name, value in configured.items() if name not in prepared}
+    ours, theirs = representations.make(**options).to_config(), found.to_config()
+    for name in prepared:
+        del ours[name], theirs[name]
     checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
 
 

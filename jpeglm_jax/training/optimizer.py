@@ -49,8 +49,8 @@ def lengths(config: ConfigDict, steps: int) -> Lengths:
     decay = config.decay_steps if config.schedule == "wsd" else 0
     if warmup < 0 or decay < 0 or steps < 1:
         raise ValueError(
-            f"optimizer.warmup_steps is {warmup}, optimizer.decay_steps {config.decay_steps}, steps "
-            f"{steps}; expected 0 or more, and at least one step"
+            f"optimizer.warmup_steps is {warmup}, optimizer.decay_steps {config.decay_steps}, "
+            f"steps {steps}; expected 0 or more, and at least one step"
         )
     if config.schedule == "cosine":
         scaled = warmup >= steps and warmup > 0

@@ -26,6 +26,7 @@ from data_pipelines.representations.avc import bitstream, decoder, validity
 from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
+from data_pipelines.representations.avc.mp4 import to_mp4
 from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
 # The first slice of an IDR picture (its first_mb_in_slice, 0, is a single bit 1), as x264 writes it
@@ -108,6 +109,11 @@ class AvcRepresentation(base.TokenizedRepresentation):
         return self.frames if self.min_frames is None else self.min_frames
 
     @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(width, height) of every frame."""
+        return self.size
+
+    @property
     def encoder_versions(self) -> dict[str, str]:
         """Versions of PyAV, x264 and the libraries that decode and scale."""
         libraries = {
@@ -119,7 +125,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
     # Media and files
 
     def open(self, data: bytes) -> Iterator[list[av.VideoFrame]]:
-        """Yields the clips of a video file, in order: frames as `fit` returns them.
+        """Yields the clips of a video file, in order: frames fitted to `size`.
 
         Raises videos.VideoError: see `videos.read_clips`.
         """
@@ -132,7 +138,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
         )
 
     def encode(self, media: np.ndarray | Sequence[av.VideoFrame]) -> np.ndarray:
-        """A clip -> tokens, uint16 [n].
+        """A clip -> tokens, `token_dtype` [n].
 
         Args:
           media: frames at `fps`: uint8 [T, height, width, 3] (RGB), or a sequence of PyAV's
@@ -141,10 +147,14 @@ class AvcRepresentation(base.TokenizedRepresentation):
         Raises:
           ValueError: the clip is too short, or an array of another dtype or shape.
         """
-        return self.tokenizer.encode(self._strip(self.format.write(self.fit(media))))
+        return self.tokenizer.encode(self._strip(self.format.write(self._fit_frames(media))))
 
-    def fit(self, media: np.ndarray | Sequence[av.VideoFrame]) -> list[av.VideoFrame]:
-        """The frames that are compressed: yuv420p of `size`, scaled to fit and padded."""
+    def fit(self, media: np.ndarray | Sequence[av.VideoFrame]) -> np.ndarray:
+        """The frames that are compressed, scaled to fit `size` and padded: uint8 [T, H, W, 3]."""
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in self._fit_frames(media)])
+
+    def _fit_frames(self, media: np.ndarray | Sequence[av.VideoFrame]) -> list[av.VideoFrame]:
+        """The same as yuv420p."""
         if isinstance(media, np.ndarray):
             media = _frames_of(media)
         frames = list(media)[: self.frames]
@@ -175,6 +185,19 @@ class AvcRepresentation(base.TokenizedRepresentation):
         """
         return self._decode(self.tokenizer.decode(np.asarray(tokens)[self._is_content(tokens)]))
 
+    def decode_with_damage(self, tokens: np.ndarray) -> base.Decoded:
+        """The frames that `salvage` returns, and how many of them are missing or damaged."""
+        found = self.salvage(tokens)
+        return base.Decoded(found.frames, len(found.missing), len(found.corrupt))
+
+    def decode_prefix(self, tokens: np.ndarray) -> np.ndarray:
+        """A prompt -> its whole frames, uint8 [T, H, W, 3]."""
+        return self.decode(tokens)[: self.validate(tokens).units]
+
+    def playable(self, tokens: np.ndarray) -> tuple[str, bytes]:
+        """The stream in an MP4 container, not encoded again."""
+        return ".mp4", to_mp4(self.to_bytes(tokens), self.rate)
+
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens, integer [n] -> the whole stream (Annex B), as the encoder wrote it, without SEI.
 
@@ -184,7 +207,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
         return self._restore(self.tokenizer.decode(tokens))
 
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole Annex B stream -> tokens, uint16 [n].
+        """A whole Annex B stream -> tokens, `token_dtype` [n].
 
         The slices are not validated here. Raises ValueError unless the parameter sets are those of
         these settings; decode and `encode` streams of another size, rate or encoder.

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, features
 
 from data_pipelines.media import images
 from data_pipelines.representations import base
-from data_pipelines.representations.jpeg import validity
+from data_pipelines.representations.jpeg import coefficients, validity
 from data_pipelines.representations.jpeg.byte_machine import JpegMachine, make_machine
 from data_pipelines.representations.jpeg.format import (
     EOI,
@@ -98,10 +99,16 @@ class JpegRepresentation(base.TokenizedRepresentation):
         """(width, height) of every image, or None where each has its own."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """Pillow and libjpeg-turbo."""
+        turbo = features.version_feature("libjpeg_turbo")
+        return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
+
     # Media and files
 
     def encode(self, media: Image.Image) -> np.ndarray:
-        """Image of any mode -> tokens, uint16 [n]: normalised, cropped, resized, compressed.
+        """Image of any mode -> tokens, `token_dtype` [n]: normalised, cropped, resized, compressed.
 
         Raises ValueError for an image without pixels or with a side over 65,500.
         """
@@ -146,6 +153,10 @@ class JpegRepresentation(base.TokenizedRepresentation):
         as_expected = image.mode == self.mode and image.size == (self.fixed_size or image.size)
         return image if scan and as_expected else self._salvage(stream).image
 
+    def decode_prefix(self, tokens: np.ndarray) -> Image.Image:
+        """A prompt -> the image with its MCUs; the others have the mean colour. See `salvage`."""
+        return self.salvage(tokens).image
+
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens, integer [n] -> the whole JPEG file, byte for byte as the encoder wrote it.
 
@@ -155,7 +166,7 @@ class JpegRepresentation(base.TokenizedRepresentation):
         return self._restore(self.tokenizer.decode(tokens))
 
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole JPEG file -> tokens, uint16 [n].
+        """A whole JPEG file -> tokens, `token_dtype` [n].
 
         The scan is not validated here. Raises ValueError unless the header is that of these
         settings; decode and `encode` files of another size, mode, quality, sampling, or with other
@@ -185,6 +196,17 @@ class JpegRepresentation(base.TokenizedRepresentation):
         if self.strip == "none":
             return stream
         return stream[:2] + self.format.tables() + stream[2:]
+
+    def related_sizes(self, tokens: np.ndarray) -> dict[str, float]:
+        """Bytes of the stream and the file with the same coefficients, without restart markers."""
+        if not self.restart_interval:
+            return {}
+        plain = coefficients.with_restart_interval(self.to_bytes(tokens), self.format, 0)
+        bare = dataclasses.replace(self, restart_interval=0, tokenizer=_BYTES)
+        return {
+            "stream_without_restarts_bytes": float(bare.from_bytes(plain).size),
+            "file_without_restarts_bytes": float(len(plain)),
+        }
 
     # Prompts, validation and salvage
 

@@ -32,9 +32,7 @@ class Numbers(Representation):
 
     name: ClassVar[str] = "numbers"
     num_labels: int = LABELS
-    bos: int = BOS
-    eos: int = EOS
-    vocab_size: int = 1002 + LABELS
+    num_codes: int = BOS
 
     def encode(self, media):
         return np.asarray(media, np.uint16)
@@ -42,24 +40,11 @@ class Numbers(Representation):
     def decode(self, tokens):
         return tokens.tolist()
 
-    def to_bytes(self, tokens):
-        return np.asarray(tokens, "<u2").tobytes()
-
-    def from_bytes(self, file):
-        return np.frombuffer(file, "<u2").astype(np.uint16)
-
     def prompt(self, tokens, ratio):
         return tokens[: int(ratio * len(tokens))]
 
     def validate(self, tokens):
         return Validity(True, 1, 1)
-
-    def label_token(self, label):
-        return 1002 + label
-
-    @property
-    def byte_lengths(self):
-        return np.ones(self.vocab_size, np.int32)
 
     def to_config(self):
         return {"name": self.name, "num_labels": self.num_labels}
@@ -76,6 +61,7 @@ class Memory:
         for original in range(count // 4):  # a quarter has a duplicate
             self.tokens[count - 1 - original] = self.tokens[original]
         self.lengths = np.array([len(tokens) for tokens in self.tokens], np.uint32)
+        self.codec_bytes = 3 * self.lengths + 1
         self.labels = rng.integers(-1, LABELS, count).astype(np.int32)
         self.representation = Numbers(num_labels)
         self.data_hash = f"{seed}/{count}/{longest}"
@@ -138,6 +124,20 @@ def contents_of_rows(rows) -> collections.Counter:
 
 
 # What a batch holds
+
+
+def test_the_codec_bytes_of_a_document_are_spread_over_its_tokens():
+    """So that their sum is exact for whole documents, and in proportion for pieces of one."""
+    memory = Memory(60)
+    whole = loader([memory]).eval_batches()
+    assert sum(batch["codec_bytes"].sum() for batch in whole) == pytest.approx(
+        memory.codec_bytes.sum(), rel=1e-6
+    )
+    pieces = loader([memory], mode="concat", seq_len=16).eval_batches()
+    for batch in pieces:
+        ends = batch["targets"] == EOS
+        assert not batch["codec_bytes"][ends & (batch["weights"] > 0)].any()
+        assert (batch["codec_bytes"][~ends] > 0).tolist() == (batch["weights"][~ends] > 0).tolist()
 
 
 def test_arrays_have_the_shapes_and_types_that_they_should():

@@ -35,7 +35,7 @@ MESHES = [
 
 def train_step_of(config):
     model = model_config(config.model, VOCAB, "cpu")
-    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
 def batches(config):
@@ -53,6 +53,7 @@ def batches(config):
             "segments": segments.astype(np.int32),
             "positions": np.repeat(positions[None], rows, 0).astype(np.int32),
             "weights": (segments > 0).astype(np.float32),
+            "codec_bytes": (segments > 0).astype(np.float32),
         }
 
 

@@ -30,9 +30,7 @@ from tests.jpeglm_jax.runs import (
 def test_a_state_restored_on_8_4_1_and_8_devices_is_unchanged(tmp_path):
     config = tiny(**{"optimizer.ema": 0.9})
     model = model_config(config.model, 40, "cpu")
-    train_step = TrainStep(
-        ModelSpec(model), config.optimizer, config.steps, 1, np.ones(40, np.int32)
-    )
+    train_step = TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
     meshes = [
         make_mesh({"fsdp": 8}),
         make_mesh({"fsdp": 2, "tensor": 2}, devices=jax.devices()[:4]),

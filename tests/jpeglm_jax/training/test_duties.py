@@ -16,7 +16,7 @@ def test_duties_are_due_at_multiples_and_after_the_last_step_in_their_order():
     duties = duties_of([], steps=10, evaluate=4, sample=0, checkpoint=3)
     due = {step: duties.due(step) for step in range(1, 11)}
     assert due == {
-        **dict.fromkeys((1, 2, 5, 7), []),
+        **{step: [] for step in (1, 2, 5, 7)},
         3: ["checkpoint"],
         4: ["evaluate"],
         6: ["checkpoint"],
