@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from data_pipelines.utils.lease import Lease
 from jpeglm_jax.parallel import distributed
-from jpeglm_jax.supervision.lease import Lease
 from jpeglm_jax.supervision.preemption import Interruption
 from jpeglm_jax.supervision.watchdog import Watchdog
 
@@ -33,7 +33,7 @@ class Guards:
 
         Raises:
           Interrupted: a signal asked the run to stop.
-          FolderInUse: another run has taken the folder.
+          FolderInUse: another process has taken the folder.
         """
         self.watchdog.heartbeat(work)
         if self.lease is not None:
@@ -41,7 +41,7 @@ class Guards:
         self.interruption.check()
 
     def confirm(self) -> None:
-        """Raises FolderInUse if another run has taken the folder. Call it before a checkpoint."""
+        """Raises FolderInUse if another process has taken the folder; call it before a checkpoint."""
         if self.lease is not None:
             self.lease.confirm()
 
@@ -54,7 +54,7 @@ def guarded(workdir: epath.PathLike, watchdog: float) -> Iterator[Guards]:
       workdir: the run's folder; created if it does not exist.
       watchdog: seconds without a heartbeat after which the run is ended; 0: no watchdog.
 
-    Raises FolderInUse if another run writes the folder.
+    Raises FolderInUse if another process writes the folder.
     """
     with Interruption() as interruption, Watchdog(watchdog) as watch:
         lease = Lease(workdir, report=_print) if distributed.is_main() else None
