@@ -41,7 +41,7 @@ class Guards:
         self.interruption.check()
 
     def confirm(self) -> None:
-        """Raises FolderInUse if another process has taken the folder; call it before a checkpoint."""
+        """Raises FolderInUse if another process took the folder. Call it before a checkpoint."""
         if self.lease is not None:
             self.lease.confirm()
 
