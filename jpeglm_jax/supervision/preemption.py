@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -19,6 +20,9 @@ from jax.experimental import multihost_utils
 
 # EX_TEMPFAIL in BSD's sysexits.h: nothing is lost, and the same command resumes.
 STATUS = 75
+
+# As a shell reports a process that Ctrl-C ended: 128 + SIGINT.
+STATUS_AT_ONCE = 130
 
 
 class Interrupted(SystemExit):
@@ -34,7 +38,8 @@ class Interruption:
     In one process the signal raises Interrupted at once, wherever the main thread is, but within
     `deferred` only from `check`. With several processes JAX's preemption service listens for
     SIGTERM (within a second) and notifies all of them. They stop together, at the first call of
-    `check` that none of them had made by then. A second Ctrl-C ends the process at once.
+    `check` that none of them had made by then. A second Ctrl-C ends the process at once, also while
+    the main thread waits in a long computation: see `_SecondCtrlC`.
     """
 
     def __init__(self) -> None:
@@ -43,22 +48,26 @@ class Interruption:
         self._checks = 0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
+        self._second: _SecondCtrlC | None = None
 
     def __enter__(self) -> Interruption:
         # Python allows signal handlers in the main thread only.
-        if self._alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            if self._alone:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    self._before[number] = signal.signal(number, self._receive)
+            self._second = _SecondCtrlC()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._second is not None:
+            self._second.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
-        forked = os.getpid() != self._process  # in a worker, which inherited this handler
-        if forked or (self._requested and number == signal.SIGINT):
+        if os.getpid() != self._process:  # in a forked worker, which inherited this handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -85,3 +94,51 @@ class Interruption:
             self._requested |= multihost_utils.reached_preemption_sync_point(self._checks)
         if self._requested:
             raise Interrupted
+
+
+class _SecondCtrlC:
+    """Ends the process at the first SIGINT that follows a SIGINT or SIGTERM.
+
+    Python calls signal handlers in the main thread between two bytecodes, so never while the main
+    thread waits for the compiler or for a step. The interpreter also writes the number of each
+    signal to a file descriptor when the signal arrives; a thread reads it here.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        _watching.append(self)
+        threading.Thread(target=self._watch, name="second Ctrl-C", daemon=True).start()
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        _watching.remove(self)
+        self._writer.close()  # ends the thread
+
+    def _watch(self) -> None:
+        requested = False
+        with self._reader:
+            while numbers := self._reader.recv(64):
+                for number in numbers:
+                    if requested and number == signal.SIGINT:
+                        os.write(2, _AT_ONCE)  # the main thread may hold the lock of sys.stderr
+                        os._exit(STATUS_AT_ONCE)
+                    requested |= number in (signal.SIGINT, signal.SIGTERM)
+
+
+_AT_ONCE = b"""
+second Ctrl-C: ended at once without a checkpoint; the same command resumes from the newest one
+"""
+
+_watching: list[_SecondCtrlC] = []  # of this process
+
+
+def _stop_watching_in_child() -> None:
+    """A forked worker gets Ctrl-C as well, and must not write to the socket of its parent."""
+    if _watching:
+        _watching.clear()
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_stop_watching_in_child)
