@@ -23,11 +23,11 @@ from evals.codelength import archive, jpegxl, likelihoods
 from evals.codelength.arithmetic import CodingError
 from evals.codelength.conditioning import resolve_conditioning, start_tokens
 from evals.codelength.likelihoods import Scored
-from evals.codelength.scoring import Scorer
 from evals.codelength.sizes import TITLES, Sizes, stored_sizes
 from evals.inputs.documents import Documents
 from evals.likelihood import define_flags, load_inputs
 from evals.reporting.results import write_json
+from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -53,7 +53,7 @@ def compression(
       out: folder to write.
       conditioning: see `resolve_conditioning`.
       batch_size: documents or rows per batch.
-      stride: of the windows of long documents, see `scoring`.
+      stride: of the windows of long documents, see `Scorer`.
       write_archive: also write an archive, read it back and compare.
 
     Returns:

@@ -24,9 +24,9 @@ from data_pipelines.utils.files import write_atomically
 from evals.codelength import likelihoods
 from evals.codelength.conditioning import CONDITIONING, resolve_conditioning
 from evals.codelength.likelihoods import Scored
-from evals.codelength.scoring import Scorer
 from evals.inputs.documents import Documents
 from evals.reporting.results import write_json
+from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -57,7 +57,7 @@ def likelihood(
       out: folder to write.
       conditioning: one of `CONDITIONING`, see `resolve_conditioning`.
       batch_size: rows per batch.
-      stride: of the windows of long documents, see `scoring`; 0: half the sequence length.
+      stride: of the windows of long documents, see `Scorer`; 0: half the sequence length.
 
     Returns:
       The contents of likelihood.json.

@@ -3,8 +3,8 @@
 Encoder and decoder run the same compiled step, token by token, with the same shapes, so that both
 compute bit-identical probabilities. That holds on one kind of device with one version of the
 libraries; otherwise the decoder raises an error, because an archive stores a digest. Documents
-longer than the sequence length use the windows of `scoring`: the cache is filled again, step by
-step, at the beginning of each window. `evals.compression --archive` runs it.
+longer than the sequence length use the windows of `jpeglm_jax.generation.scoring`: the cache is
+filled again, step by step, at the beginning of each window. `evals.compression --archive` runs it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from etils import epath
 from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import write_atomically
 from evals.codelength.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
-from evals.codelength.scoring import resolve_stride
 from jpeglm_jax.generation import decoding
+from jpeglm_jax.generation.scoring import resolve_stride
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
@@ -53,7 +53,7 @@ class Codec:
       model: gives the probabilities.
       batch_size: documents per batch; rounded up to a multiple of the mesh's batch axis. Streams
         must be decoded with the batch size they were encoded with.
-      stride: of the windows of long documents, see `scoring`.
+      stride: of the windows of long documents, see `resolve_stride`.
     """
 
     def __init__(self, model: TrainedModel, *, batch_size: int = 32, stride: int = 0):

@@ -1,7 +1,7 @@
 """Log-likelihoods of documents, their means with standard errors, and facts for a report.
 
-`scoring` computes log-likelihoods of token sequences; `evals.likelihood` and `evals.compression`
-report the results of this module.
+`jpeglm_jax.generation.scoring` computes log-likelihoods of token sequences. `evals.likelihood` and
+`evals.compression` report the results of this module.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tqdm
 
 from data_pipelines.representations.base import Representation
 from evals.codelength.conditioning import start_tokens
-from evals.codelength.scoring import Scorer
 from evals.inputs.documents import Document, Documents
+from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.training import checkpoint
 

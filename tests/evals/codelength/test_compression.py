@@ -14,9 +14,9 @@ from data_pipelines.representations.jpeg import coefficients
 from evals.codelength import archive, jpegxl
 from evals.codelength.archive import Codec
 from evals.codelength.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
-from evals.codelength.scoring import Scorer
 from evals.compression import compression, restore
 from evals.inputs.documents import Documents
+from jpeglm_jax.generation.scoring import Scorer
 from tests.evals.models import untrained
 from tests.evals.test_evaluation import write_photos
 

@@ -1,4 +1,6 @@
-"""Exact log-likelihoods of token sequences of any length under a model; `likelihoods` uses it.
+"""Exact log-likelihoods of token sequences of any length under a model.
+
+`jpeglm_jax.api` and `evals.codelength.likelihoods` score documents here.
 
 The model has a sequence length of T. A document of n tokens has n + 1 positions, because its end
 is predicted too. A longer document is scored in overlapping windows of T positions that advance by
