@@ -26,6 +26,7 @@ from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.utils.files import WriteError
 from jpeglm_jax.model.config import ModelConfig, model_config
+from jpeglm_jax.model.identity import require_finite
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel.sharding import inference_mesh
@@ -321,6 +322,7 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or its parts do not belong together.
+      NotFiniteError: weights are NaN or infinite; names them.
     """
     run = describe(workdir, step)
     representation = run.representation
@@ -331,6 +333,7 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
         params = checkpoints.restore_params(
             spec.abstract_params, spec.param_shardings(mesh), ema=run.averaged, step=run.step
         )
+    require_finite(params, f"step {run.step} of {workdir}")
     return TrainedModel(run.config, representation, spec, mesh, params, run.step)
 
 

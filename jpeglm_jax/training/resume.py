@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jpeglm_jax.model.identity import require_finite
 from jpeglm_jax.training.checkpoint import Checkpoints, refuse_difference, shape_of
 from jpeglm_jax.training.data import RunData
 from jpeglm_jax.training.step import TrainState, TrainStep, compile_init
@@ -40,6 +41,7 @@ def begin(
 
     Raises:
       CheckpointError: a checkpoint is of another representation, model or data.
+      NotFiniteError: weights of `config.init_from` are NaN or infinite; names them.
     """
     latest = checkpoints.latest()
     if latest is not None:
@@ -56,6 +58,7 @@ def begin(
             for part in ("representation", "model"):
                 refuse_difference(identity[part], meta[part], part)
             state.params = other.restore_params(spec.abstract_params, spec.param_shardings(mesh))
+        require_finite(state.params, config.init_from)
         if state.ema is not None:
             state.ema = jax.tree.map(jax.numpy.copy, state.params)
     return 0, {}, state
