@@ -85,7 +85,7 @@ def closing(workdir: epath.Path, steps: int, evaluated: Mapping[str, float]) -> 
 
 
 def interrupted(step: int, workdir: epath.Path) -> str:
-    """What is kept of a run that was told to stop."""
+    """What is kept of an interrupted run."""
     return (
         f"interrupted: step {step} is kept in {checkpoint.folder(workdir)}; the same command "
         "resumes from it"
