@@ -33,8 +33,8 @@ from jpeglm_jax.training.step import TrainState
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
 
-# Weights are stored in chunks of at most this, so that a reader of a part of a parameter (another mesh,
-# the conversion of a model larger than memory) does not read the rest.
+# Weights are stored in chunks of at most this, so that a reader of a part of a parameter (another
+# mesh, the conversion of a model larger than memory) does not read the rest.
 CHUNK_BYTES = 1 << 26
 
 
@@ -349,7 +349,7 @@ def _place(shapes: Any, where: Any) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Shows only the warnings of Orbax and JAX, and no stack trace of an error that is raised too."""
+    """Shows only warnings of Orbax and JAX, and no stack trace of an error that is raised too."""
     for name in (None, "absl", "jax"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(_raises_nothing)

@@ -33,7 +33,7 @@ def not_finite(
 
     `workdir/not_finite_STEP.json` holds the step, its first row in the plan, how many entries of
     the gradient of each weight are not finite, and the documents row by row: of each piece the
-    document's number and key, the place in it where the piece begins, and how many it takes.
+    document's number and key, the position in it where the piece begins, and its length.
 
     All processes call it together, for the gradient is computed again.
 
