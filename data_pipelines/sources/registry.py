@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from data_pipelines.media import Kind
 from data_pipelines.sources.base import Source, SourceError
-from data_pipelines.sources.digits import DigitsSource
-from data_pipelines.sources.folder import FolderSource
-from data_pipelines.sources.moving_digits import MovingDigitsSource
-from data_pipelines.sources.parquet import ParquetSource
-from data_pipelines.sources.tar import TarSource
+from data_pipelines.sources.generated.digits import DigitsSource
+from data_pipelines.sources.folders.folder import FolderSource
+from data_pipelines.sources.generated.moving_digits import MovingDigitsSource
+from data_pipelines.sources.tables.parquet import ParquetSource
+from data_pipelines.sources.archives.tar import TarSource
 from data_pipelines.sources.tfds import TfdsSource
 
 _SOURCES: dict[str, Callable[[str, Kind], Source]] = {

@@ -16,7 +16,7 @@ from data_pipelines.sources.base import (
 )
 from data_pipelines.sources.file_pool import FilePool
 from data_pipelines.sources.labels import class_names
-from data_pipelines.sources.table import Columns, Table, damage, find_columns, read_schema
+from data_pipelines.sources.tables.table import Columns, Table, damage, find_columns, read_schema
 
 _MAX_OPEN = 4
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from data_pipelines.media import Kind
 from data_pipelines.sources import files
 from data_pipelines.sources.base import Item, Locator, Source, SourceError, unprintable
-from data_pipelines.sources.walk import Walk
+from data_pipelines.sources.folders.walk import Walk
 
 
 class FolderSource(Source):
