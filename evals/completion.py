@@ -101,6 +101,7 @@ def completion(
     originals, excluded = prompting.make_prompts(model, documents, columns, conditioning)
     settings = {
         "step": model.step,
+        "weights": model.weights_digest,
         "fingerprint": model.representation.fingerprint,
         "originals": prompting.digest(originals),
         "conditioning": conditioning,
@@ -112,7 +113,7 @@ def completion(
     first: epath.Path | None = None
     for column in columns:
         folders = [out / _folder(column) / f"seed-{number}" for number in range(seeds)]
-        requests = prompting.requests(model.representation, originals, column)
+        requests = prompting.requests(model.representation, originals, column, columns[column])
         for number, folder in enumerate(folders):
             generate(
                 model, folder, requests, sampling_params, seed=seed + number, batch_size=batch_size

@@ -23,7 +23,6 @@ from evals.evaluation import STEPS, evaluate
 from evals.features import extractors
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
-from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.generation.options import resolve_labels
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
@@ -33,13 +32,15 @@ from jpeglm_jax.training import checkpoint
 def sample(
     workdir: str, out: epath.PathLike, num: int, seed: int, step: int | None
 ) -> tuple[str, Representation]:
-    """Generates images with a run's model, unless that is done: (their folder, representation)."""
+    """Generates images with a run's model, unless that is done: (their folder, representation).
+
+    Raises JobError if the folder of the images holds those of other weights or other settings.
+    """
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
-    if not (folder / MANIFEST).is_file():  # written last
-        sampling_params = SamplingParams.from_config(model.config.sample)
-        requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
-        generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
+    sampling_params = SamplingParams.from_config(model.config.sample)
+    requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
+    generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
 

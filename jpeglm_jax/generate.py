@@ -22,7 +22,7 @@ from absl import flags
 from etils import epath
 
 from data_pipelines.utils import command
-from data_pipelines.utils.cpus import num_cpus
+from jpeglm_jax import api
 from jpeglm_jax.generation import options, prompts
 from jpeglm_jax.generation.constraint import Constraint
 from jpeglm_jax.generation.job import generate
@@ -30,7 +30,6 @@ from jpeglm_jax.generation.pictures import GRID
 from jpeglm_jax.generation.prompts import PromptSet
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.trained import TrainedModel
-from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 
@@ -42,8 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"num is {values.num}; expected 1 or more")
     if not 0 <= values.task < values.num_tasks:
         raise ValueError(f"task is {values.task}; expected 0 to {values.num_tasks - 1}")
-    sharding.split_cpu(num_cpus())
-    model = checkpoint.load(values.workdir, values.step)
+    model = api.load(values.workdir, values.step).trained
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     sampling_params = options.resolve_sampling_params(
         model, {name: values[name].value for name in names}

@@ -8,7 +8,12 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from data_pipelines.utils.files import WriteError
+from data_pipelines.utils.files import (
+    StorageUnavailable,
+    WriteError,
+    missing_driver,
+    unknown_scheme,
+)
 
 # Errors that a user can cause: values, names, files. Any other is a bug and keeps its traceback.
 _USER_ERRORS = (
@@ -18,6 +23,7 @@ _USER_ERRORS = (
     NotADirectoryError,
     PermissionError,
     WriteError,
+    StorageUnavailable,
 )
 
 
@@ -36,7 +42,11 @@ def run(main: Callable[[Sequence[str]], Any], *user_errors: type[Exception]) -> 
         try:
             main(arguments)
         except expected as error:
-            _stop(error)
+            _stop(_path_error(error) or error)
+        except (KeyError, ImportError) as error:
+            if (translated := _path_error(error)) is None:
+                raise
+            _stop(translated)
 
     def parse(arguments: Sequence[str]) -> Sequence[str]:
         try:
@@ -54,6 +64,17 @@ def no_arguments(arguments: Sequence[str]) -> None:
     """Raises ValueError if the command line has arguments that are no flags."""
     if arguments[1:]:
         raise ValueError(f"found {arguments[1]!r}, expected only flags; --help lists them")
+
+
+def _path_error(error: Exception) -> ValueError | None:
+    """The error in words if `etils.epath` could not open a path for its scheme; else None."""
+    if isinstance(error, ImportError):
+        text = missing_driver(error)
+    else:  # epath raises KeyError("'https://'")
+        scheme = str(error).strip("'\"")
+        is_scheme = isinstance(error, KeyError) and scheme.endswith("://")
+        text = unknown_scheme(f"{scheme}...") if is_scheme else None
+    return ValueError(text) if text else None
 
 
 def _stop(error: Exception, status: int = 1) -> NoReturn:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-
 _FLOAT32 = np.finfo(np.float32)
 
 

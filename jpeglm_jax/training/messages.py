@@ -86,6 +86,8 @@ def closing(workdir: epath.Path, steps: int, evaluated: Mapping[str, float]) -> 
 
 def interrupted(step: int, workdir: epath.Path) -> str:
     """What is kept of an interrupted run."""
+    if not step:
+        return "interrupted before the first step; the same command starts again"
     return (
         f"interrupted: step {step} is kept in {checkpoint.folder(workdir)}; the same command "
         "resumes from it"
