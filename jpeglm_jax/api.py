@@ -397,13 +397,9 @@ class Model:
         """Samples a document for each request, in their order."""
         if not requests:
             raise ValueError("there is nothing to sample; expected num to be 1 or more")
-        engine = self._engine(
-            options.resolve_sampling_params(self.trained, sampling),
-            min(batch_size, len(requests)),
-            seed,
-            constrain,
-            size,
-        )
+        sampling_params = options.resolve_sampling_params(self.trained, sampling)
+        rows = min(batch_size, len(requests))
+        engine = self._engine(sampling_params, rows, seed, constrain, size)
         found = engine(self.trained.params, [request.prompt for request in requests])
         samples = sorted(found, key=lambda sample: sample.number)
         return Samples(self.representation, samples, [request.label for request in requests])
@@ -417,6 +413,8 @@ class Model:
         size: tuple[int, int] | None,
     ) -> Engine:
         """The engine with these options. The latest are kept, with their compiled functions."""
+        parts = sharding.axis_size(self.trained.mesh, "batch")
+        batch_size = -(-batch_size // parts) * parts  # as the engine rounds it up
         key = (sampling_params, batch_size, seed, constrain, size)
         engine = self._engines.pop(key, None)
         if engine is None:
