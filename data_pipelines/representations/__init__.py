@@ -13,13 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.base import (
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    Representation,
-    Validity,
-)
+from data_pipelines.representations.base import CONFIG_FILE, Representation, Validity
+from data_pipelines.representations.tokenizer import TOKENIZER_FILE
 
 __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 
@@ -37,14 +32,15 @@ def make(
 
     Args:
       name: "avc" or "jpeg".
-      tokenizer: "bytes", or the path of a SentencePiece model.
+      tokenizer: "bytes", the path of a SentencePiece model, or for "jpeg" "codewords".
       num_labels: label tokens, for a label-conditional model.
       **options: of the representation; see its class.
 
     Raises:
       ValueError: an unknown name or option, a value out of range, or an unusable tokenizer.
     """
-    return _construct(name, {**options, "tokenizer": tokenizers.load(tokenizer, num_labels)})
+    loaded = _class(name).load_tokenizer(tokenizer, num_labels, options)
+    return _construct(name, {**options, "tokenizer": loaded})
 
 
 def from_config(config: dict[str, Any], tokenizer_model: bytes | None = None) -> Representation:
@@ -56,7 +52,7 @@ def from_config(config: dict[str, Any], tokenizer_model: bytes | None = None) ->
         raise ValueError(
             f"the representation's config has no {missing}; expected what to_config() gave"
         ) from missing
-    options["tokenizer"] = tokenizers.from_config(tokenizer, tokenizer_model)
+    options["tokenizer"] = _class(name).tokenizer_from_config(tokenizer, tokenizer_model, options)
     return _construct(name, options)
 
 
@@ -66,7 +62,7 @@ def load(folder: epath.PathLike) -> Representation:
     if not config.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
     values = json.loads(config.read_text())
-    if values.get("tokenizer", {}).get("kind") == "bpe" and not model.is_file():
+    if values.get("tokenizer", {}).get("model_sha256") and not model.is_file():
         raise ValueError(
             f"{folder} has no {TOKENIZER_FILE}, without which its tokens mean nothing; copy the "
             "SentencePiece model that the weights were trained with there"
@@ -74,12 +70,16 @@ def load(folder: epath.PathLike) -> Representation:
     return from_config(values, model.read_bytes() if model.is_file() else None)
 
 
-def _construct(name: str, options: dict[str, Any]) -> Representation:
+def _class(name: str) -> Any:
     if name not in _CLASSES:
         known = ", ".join(f'"{known}"' for known in sorted(_CLASSES))
         raise ValueError(f"found representation {name!r}, expected one of {known}")
     module, class_name = _CLASSES[name]
-    cls = getattr(importlib.import_module(module), class_name)
+    return getattr(importlib.import_module(module), class_name)
+
+
+def _construct(name: str, options: dict[str, Any]) -> Representation:
+    cls = _class(name)
     fields = list(cls.__dataclass_fields__)
     unknown = sorted(set(options) - set(fields))
     if unknown:

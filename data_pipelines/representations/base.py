@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,11 +19,11 @@ from etils import epath
 from PIL import features
 
 from data_pipelines.media import images
-from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
+from data_pipelines.representations import tokenizer as tokenizers
+from data_pipelines.representations.tokenizer import TOKENIZER_FILE, Tokenizer
 from data_pipelines.sources.base import Kind
 
 CONFIG_FILE = "representation.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,30 @@ class ByteMachine(Protocol):
 
     def min_bytes_after(self, state_Bx1: Any) -> Array:
         """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
+
+
+class TokenMachine(Protocol):
+    """What may follow in a document of tokens. Its methods run on numpy's and on JAX's arrays.
+
+    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for the
+    tokens to the end of a document where no valid one can follow.
+    """
+
+    def start(self) -> Any:
+        """The state before the first token, of int32 scalars."""
+
+    def step(self, state: Any, token: Array) -> Any:
+        """The state after one more token, int32, of the vocabulary; shapes are broadcast."""
+
+    def min_tokens_to_end(self, state: Any) -> Array:
+        """Tokens within which a document can end, int32: 0 at its end.
+
+        There is always a token that makes it at least one less. It may be more than the shortest
+        way takes; the machine's own docstring says where.
+        """
+
+    def min_tokens_after(self, state_Bx1: Any) -> Array:
+        """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
 
 
 class Representation(abc.ABC):
@@ -153,6 +177,14 @@ class Representation(abc.ABC):
             "sample without --constrain"
         )
 
+    def token_machine(self, size: tuple[int, int] | None = None) -> TokenMachine | None:
+        """What may follow in the tokens of a valid document; None where `byte_machine` decides it.
+
+        Args, raises: as `byte_machine`.
+        """
+        del size
+        return None
+
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
@@ -211,6 +243,38 @@ class TokenizedRepresentation(Representation):
 
     tokenizer: Tokenizer
 
+    @classmethod
+    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer that a configuration names; see `tokenizer.load`.
+
+        options: the other ones of the representation.
+        """
+        del options
+        return tokenizers.load(spec, num_labels)
+
+    @classmethod
+    def tokenizer_from_config(
+        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
+    ) -> Tokenizer:
+        """The tokenizer that gave this `to_config`; see `tokenizer.from_config`."""
+        del options
+        return tokenizers.from_config(config, model)
+
+    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
+        """Learns a SentencePiece model from the codec bytes of documents.
+
+        Args:
+          documents: read once.
+          vocab_size: entries of the model, specials among them.
+          kind: "bpe", over bytes, or another one that the representation has.
+
+        Raises:
+          ValueError: there is no such kind, or see `tokenizer.train_bpe`.
+        """
+        if kind != "bpe":
+            raise ValueError(f'{self.name} has no tokenizer of kind {kind!r}; expected "bpe"')
+        return tokenizers.train_bpe(documents, vocab_size)
+
     @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
@@ -249,10 +313,10 @@ class TokenizedRepresentation(Representation):
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             return np.zeros(1, bool)
         known = (ids >= 0) & (ids < self.vocab_size)
-        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
+        return known & self.tokenizer.is_content[np.where(known, ids, 0)]
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes the config, and the SentencePiece model of BPE."""
+        """Writes the config, and the tokenizer's files, such as its SentencePiece model."""
         super().save(folder)
-        if isinstance(self.tokenizer, BpeTokenizer):
-            (epath.Path(folder) / TOKENIZER_FILE).write_bytes(self.tokenizer.model)
+        for name, content in self.tokenizer.files.items():
+            (epath.Path(folder) / name).write_bytes(content)

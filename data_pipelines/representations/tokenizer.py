@@ -31,16 +31,17 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
+TOKENIZER_FILE = "tokenizer.model"  # the SentencePiece model, in the folder of a representation
+
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
-_SMALLEST_BPE = 3 + 256  # UNK, BOS, EOS and the characters
 _MAX_SENTENCE = (1 << 16) - 1
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
@@ -83,6 +84,11 @@ class Tokenizer(abc.ABC):
         """Plain JSON values from which `from_config` makes an equal tokenizer."""
 
     @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that belong to it in the folder of a representation, by name."""
+        return {}
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids: content, specials and labels."""
         return self.first_label + self.num_labels
@@ -102,6 +108,11 @@ class Tokenizer(abc.ABC):
         lengths = np.array([len(piece) for piece in self.token_bytes], np.int32)
         lengths.flags.writeable = False
         return lengths
+
+    @property
+    def is_content(self) -> np.ndarray:
+        """Which ids stand for some content, bool [vocab_size]."""
+        return self.byte_lengths > 0
 
     @functools.cached_property
     def _is_content(self) -> np.ndarray:
@@ -330,6 +341,10 @@ class BpeTokenizer(Tokenizer):
             )
         return tokens
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        return {TOKENIZER_FILE: self.model}
+
     def _name(self, token: int) -> str:
         name = super()._name(token)
         return self._processor.id_to_piece(token) if name == "special" else name
@@ -396,14 +411,46 @@ def train_bpe(
       ValueError: an option is out of range, or the documents hold too few different pairs for
         vocab_size.
     """
-    if not _SMALLEST_BPE <= vocab_size <= _MAX_VOCAB_SIZE:
+    return train_pieces(
+        documents,
+        vocab_size,
+        to_text=_to_characters,
+        characters=_to_characters(bytes(range(256))),
+        max_piece_length=max_piece_bytes,
+    )
+
+
+def train_pieces(
+    documents: Iterable[bytes],
+    vocab_size: int,
+    *,
+    to_text: Callable[[bytes], str],
+    characters: str,
+    max_piece_length: int,
+    control_symbols: Sequence[str] = (),
+) -> bytes:
+    """Learns a SentencePiece BPE model from documents written as text; see `train_bpe`.
+
+    Args:
+      documents: codec bytes of each document, read once.
+      vocab_size: all pieces: UNK (0), BOS (1), EOS (2), control symbols, merges, characters.
+      to_text: writes a document as text.
+      characters: all that it may write; each gets a piece.
+      max_piece_length: longest piece, 1 to 512 characters.
+      control_symbols: names of further special pieces.
+
+    Raises:
+      ValueError: as `train_bpe`.
+    """
+    smallest = 3 + len(control_symbols) + len(characters)
+    if not smallest <= vocab_size <= _MAX_VOCAB_SIZE:
         raise ValueError(
-            f"found vocab_size={vocab_size}; expected {_SMALLEST_BPE} (3 specials and 256 "
-            f"characters) to {_MAX_VOCAB_SIZE}"
+            f"found vocab_size={vocab_size}; expected {smallest} ({3 + len(control_symbols)} "
+            f"specials and {len(characters)} characters) to {_MAX_VOCAB_SIZE}"
         )
-    if not 1 <= max_piece_bytes <= 512:
-        raise ValueError(f"found max_piece_bytes={max_piece_bytes}; expected 1 to 512")
-    corpus = _Corpus(documents)
+    if not 1 <= max_piece_length <= 512:
+        raise ValueError(f"found a longest piece of {max_piece_length}; expected 1 to 512")
+    corpus = _Corpus(documents, to_text, characters)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -415,12 +462,13 @@ def train_bpe(
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            control_symbols=list(control_symbols),
             character_coverage=1.0,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             max_sentence_length=1 << 30,
-            max_sentencepiece_length=max_piece_bytes,
+            max_sentencepiece_length=max_piece_length,
             split_by_unicode_script=False,
             split_by_number=False,
             split_by_whitespace=False,
@@ -445,21 +493,26 @@ class _Corpus:
     Keeps the error that reading them raised, which SentencePiece would turn into one of its own.
     """
 
-    def __init__(self, documents: Iterable[bytes]):
+    def __init__(
+        self, documents: Iterable[bytes], to_text: Callable[[bytes], str], characters: str
+    ):
         self.num_documents = 0
         self.num_bytes = 0
         self.error: Exception | None = None
         self._documents = documents
+        self._to_text = to_text
+        self._characters = characters
 
     def __iter__(self) -> Iterator[str]:
         # A sentence of one character counts the character and no pair.
-        yield from _to_characters(bytes(range(256)))
+        yield from self._characters
         try:
             for data in self._documents:
                 self.num_documents += 1
                 self.num_bytes += len(data)
-                for start in range(0, len(data), _MAX_SENTENCE):
-                    yield _to_characters(data[start : start + _MAX_SENTENCE])
+                text = self._to_text(data)
+                for start in range(0, len(text), _MAX_SENTENCE):
+                    yield text[start : start + _MAX_SENTENCE]
         except Exception as error:
             self.error = error
             raise

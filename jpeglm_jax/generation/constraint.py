@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines.representations.base import UNREACHABLE, ByteMachine, Representation
 from data_pipelines.representations.tokenizer import Tokenizer
+from jpeglm_jax.generation.token_constraint import TokenConstraint
 
 Array = Any  # numpy.ndarray or jax.Array
 
@@ -53,7 +54,7 @@ class Constraint(Protocol):
 
 def constraint(
     representation: Representation, size: tuple[int, int] | None = None
-) -> ByteConstraint:
+) -> Constraint:
     """What makes every document of a representation valid.
 
     Args:
@@ -64,6 +65,9 @@ def constraint(
       ValueError: the representation has none, or not for this size; or its tokenizer lacks a token
         for a byte, so that a valid stream might not go on.
     """
+    token_machine = representation.token_machine(size)
+    if token_machine is not None:
+        return TokenConstraint(token_machine, representation.vocab_size, representation.eos)
     machine = representation.byte_machine(size)
     tokenizer: Tokenizer = representation.tokenizer  # type: ignore[attr-defined]
     singles = {piece for piece in tokenizer.token_bytes if len(piece) == 1}

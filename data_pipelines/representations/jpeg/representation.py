@@ -13,7 +13,7 @@ All that is stripped is the same for every image, so `to_bytes` gives the whole 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,8 +23,11 @@ from data_pipelines.media import images
 from data_pipelines.representations import base
 from data_pipelines.representations import tokenizer as tokenizers
 from data_pipelines.representations.jpeg import byte_machine as jpeg_machine
+from data_pipelines.representations.jpeg import codeword_machine, codeword_tokenizer
 from data_pipelines.representations.jpeg import salvage as jpeg_salvage
 from data_pipelines.representations.jpeg import validity
+from data_pipelines.representations.jpeg.codeword_streams import Streams
+from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg.format import (
     EOI,
     MAX_SIDE,
@@ -51,7 +54,7 @@ class JpegRepresentation(base.TokenizedRepresentation):
       subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; of no meaning for grey.
       restart_interval: MCUs between restart markers (at most 65,535); 0 writes none.
       strip: what the stream leaves out: "none", "tables" or "header".
-      tokenizer: bytes -> tokens.
+      tokenizer: bytes -> tokens: single bytes, BPE over bytes, or code words.
 
     Raises:
       ValueError: an option out of its range, or size=None with strip="header", which would leave
@@ -88,6 +91,42 @@ class JpegRepresentation(base.TokenizedRepresentation):
         if self.size is not None:
             _check_size(self.size)
         self.format  # noqa: B018  its options are checked by making it
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            object.__setattr__(self, "tokenizer", self.tokenizer.with_streams(self.streams))
+
+    @classmethod
+    def load_tokenizer(
+        cls, spec: str, num_labels: int, options: Mapping[str, Any]
+    ) -> tokenizers.Tokenizer:
+        """See `TokenizedRepresentation.load_tokenizer`; "codewords" is one id for a code word."""
+        found = codeword_tokenizer.load(spec, num_labels, cls._streams_of(options))
+        return found or super().load_tokenizer(spec, num_labels, options)
+
+    @classmethod
+    def tokenizer_from_config(
+        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
+    ) -> tokenizers.Tokenizer:
+        """See `TokenizedRepresentation.tokenizer_from_config`."""
+        if config["kind"] == codeword_tokenizer.KIND:
+            return codeword_tokenizer.from_config(config, model, cls._streams_of(options))
+        return super().tokenizer_from_config(config, model, options)
+
+    @classmethod
+    def _streams_of(cls, options: Mapping[str, Any]) -> Streams:
+        """The streams of a representation with these options, those it lacks left aside."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: options[name] for name in fields & set(options)}).streams
+
+    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
+        """See `TokenizedRepresentation.train_tokenizer`; kind may also be "codewords"."""
+        if kind == codeword_tokenizer.KIND:
+            return codeword_tokenizer.train(documents, self.streams, vocab_size)
+        return super().train_tokenizer(documents, vocab_size, kind)
+
+    @property
+    def streams(self) -> Streams:
+        """Reads and writes the streams as code words."""
+        return Streams(self.format, self.strip, self.fixed_size)
 
     @property
     def format(self) -> JpegFormat:
@@ -189,7 +228,8 @@ class JpegRepresentation(base.TokenizedRepresentation):
         """The leading tokens that hold int(ratio * rows) whole rows of MCUs.
 
         They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
-        last one. Without a marker there, the byte that the next row shares is left out.
+        last one. Without a marker there, the byte that the next row shares is left out; code words
+        end where the row ends.
 
         256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
         of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. As
@@ -211,6 +251,8 @@ class JpegRepresentation(base.TokenizedRepresentation):
         as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
         step = 8 if as_script else geometry.columns
         mcus = int(ratio * (geometry.mcus // step)) * step
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            return tokens if mcus == geometry.mcus else self.tokenizer.prompt(stream, mcus)
         end = validity.place_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 
@@ -265,6 +307,11 @@ class JpegRepresentation(base.TokenizedRepresentation):
 
         Raises ValueError if the size is missing or not this representation's.
         """
+        size = self._size_of_one(size)
+        return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
+
+    def _size_of_one(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """The size of constrained images. Raises ValueError as `byte_machine`."""
         if size is not None and self.fixed_size not in (None, size):
             raise ValueError(
                 f"found size {size}, expected {self.fixed_size}, that of the representation"
@@ -275,7 +322,15 @@ class JpegRepresentation(base.TokenizedRepresentation):
                 "images have their own sizes; say to which one to constrain them, as by --size"
             )
         _check_size(size)
-        return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
+        return size
+
+    def token_machine(
+        self, size: tuple[int, int] | None = None
+    ) -> codeword_machine.CodewordMachine | None:
+        """What may follow in the code words of a valid document; see `codeword_machine`."""
+        if not isinstance(self.tokenizer, CodewordTokenizer):
+            return None
+        return codeword_machine.machine(self.tokenizer, self._size_of_one(size))
 
     def to_config(self) -> dict[str, Any]:
         return {

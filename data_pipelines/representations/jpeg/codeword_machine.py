@@ -1,0 +1,496 @@
+"""Which tokens of whole code words may follow in a valid JPEG stream, and how many still have to.
+
+The machine accepts the documents that `validity` calls valid, written as code words (`codewords`);
+single bytes are accepted in a header only, where they state the size. A document is
+
+    header, then for each segment its MCUs and a marker (RST0-RST7 in turn, EOI after the last)
+
+and an MCU a row of blocks. A state is a *class*, a number k and the MCUs and segments left:
+
+    DC(b)         before the DC code of block b of the MCU
+    AC(b)         before an AC code of block b; k is its next coefficient, 1-63
+    RUN(b)        the same after a run of sixteen zeros: EOB is not allowed
+    PENDING(p,b)  before the amplitude of the last code, in one or two words; k is the coefficient
+                  after it, 1-64
+    header, end   before a letter of the header; after EOI
+
+What a token does depends on its letters and on the class, and on k in two ways alone: k has to lie
+within bounds, and where the token does not leave the block that it begins in, its coefficients are
+added to k. So two tables by class and token hold everything; `min_tokens_after` reads a row of each
+for the whole vocabulary. MCUs and segments are counted, as in `byte_machine`.
+
+`min_tokens_to_end` is a bound: the tokens of the shortest MCUs, in which no token reaches from one
+MCU into another, and one token for each marker. No document needs more, and with merges across MCUs
+the shortest one is shorter by a part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.representations.base import UNREACHABLE, Array
+from data_pipelines.representations.jpeg import codewords
+from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
+from data_pipelines.representations.jpeg.codewords import (
+    AC,
+    AMPLITUDE,
+    DC,
+    EOI_CODE,
+    FIRST_PART,
+    MARKER,
+    RST0,
+)
+from data_pipelines.representations.jpeg.huffman import ZRL
+
+# Amplitudes to come, in bits: the next word and the one after it.
+_PENDING = [(bits, 0) for bits in codewords.AMPLITUDE_BITS]
+_PENDING += [(first, bits - first) for bits, first in FIRST_PART.items()]
+_PENDING_OF = {sum(parts): index for index, parts in enumerate(_PENDING)}
+_AT_DC, _AT_AC, _AFTER_RUN, _AT_PENDING = range(4)  # kinds of classes, `_BLOCKS_OF` each
+_KINDS = _AT_PENDING + len(_PENDING)
+
+# Bits of the first table: of what has to be so before a token.
+#   0-6 smallest k; 7-13 largest k; 14-18 MCUs ended before the first marker, or at all;
+#   19-22 restart markers; 23-26 number of the first marker if it is one (else `_NO_RESTART`);
+#   27 EOI
+# Bits of the second table: of what is so after it.
+#   0-6 k, or what is added to it; 7 added; 8 the block is full where k becomes 64;
+#   9-13 MCUs ended after the last restart marker; 14 it ends at the end of an MCU; 15- class
+_NO_RESTART = 15
+_MAX_LETTERS = 31  # of a token, so that counts fit
+_IMPOSSIBLE = 1  # k from 1 to 0
+
+
+class State(NamedTuple):
+    """The state of the machine, int32 arrays of one shape.
+
+    Attributes:
+      at: the class.
+      k: coefficient; 0 in a class without.
+      mcus: not yet ended in this segment.
+      segments: after this one.
+    """
+
+    at: Array
+    k: Array
+    mcus: Array
+    segments: Array
+
+
+class CodewordMachine(NamedTuple):
+    """Documents of one size. All fields are arrays or numbers, so it is also a pytree.
+
+    Attributes:
+      before: what a token needs, by class and token, int32 [classes, V]; see above.
+      after: what it leads to, int32 [classes, V].
+      class_tokens: tokens from a class to the end of its MCU, int32 [classes].
+      first: the class that a document begins in.
+      blocks: of an MCU.
+      mcu_tokens: of the shortest MCU.
+      segments: of the image.
+      segment_mcus: MCUs in each segment but the last.
+      last_mcus: MCUs in the last segment.
+    """
+
+    before: Array
+    after: Array
+    class_tokens: Array
+    first: int
+    blocks: int
+    mcu_tokens: int
+    segments: int
+    segment_mcus: int
+    last_mcus: int
+
+    def start(self) -> State:
+        """Before the first token; int32 scalars."""
+        mcus = self._mcus_of(self.segments - 1, np)
+        values = (self.first, 0, mcus, self.segments - 1)
+        return State(*(np.int32(value) for value in values))
+
+    def step(self, state: State, token: Array) -> State:
+        """The state after one more token, int32, in range(V); shapes are broadcast."""
+        xp = token.__array_namespace__()
+        before = xp.asarray(self.before)[state.at, token]
+        after = xp.asarray(self.after)[state.at, token]
+        allowed, state = self._follow(state, before, after, xp)
+        return state._replace(at=xp.where(allowed, state.at, self._wrong))
+
+    def min_tokens_to_end(self, state: State) -> Array:
+        """Tokens within which a document can end, int32; `UNREACHABLE` if it cannot."""
+        xp = state.at.__array_namespace__()
+        here = xp.asarray(self.class_tokens)[state.at]
+        rest = xp.where(state.mcus > 0, here + (state.mcus - 1) * self.mcu_tokens, 0) + 1
+        rest = rest + self._segments_tokens(state.segments, xp)
+        rest = xp.where(state.at == self._end, 0, rest)
+        return xp.where(state.at == self._wrong, UNREACHABLE, rest)
+
+    def min_tokens_after(self, state_Bx1: State) -> Array:
+        """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
+        xp = state_Bx1.at.__array_namespace__()
+        at = state_Bx1.at[:, 0]
+        before, after = xp.asarray(self.before)[at], xp.asarray(self.after)[at]
+        allowed, state_BxV = self._follow(state_Bx1, before, after, xp)
+        return xp.where(allowed, self.min_tokens_to_end(state_BxV), UNREACHABLE)
+
+    @property
+    def _end(self) -> int:
+        return len(self.class_tokens) - 2
+
+    @property
+    def _wrong(self) -> int:
+        return len(self.class_tokens) - 1
+
+    def _follow(
+        self, state: State, before: Array, after: Array, xp: Any
+    ) -> tuple[Array, State]:
+        """(whether a token with these entries may follow, the state after it)."""
+        at, k, mcus, segments = state
+        lowest, highest = before & 127, before >> 7 & 127
+        ended, restarts, first = before >> 14 & 31, before >> 19 & 15, before >> 23 & 15
+        is_end = (before >> 27 & 1) == 1
+        k_after, ended_after = after & 127, after >> 9 & 31
+        at_mcu_end = (after >> 14 & 1) == 1
+        class_after = after >> 15
+        allowed = (lowest <= k) & (k <= highest)
+
+        # Within its first block: where that is full, the next one begins.
+        k_after = k_after + xp.where((after >> 7 & 1) == 1, k, 0)
+        full = ((after >> 8 & 1) == 1) & (k_after == 64)
+        next_block = class_after - self.blocks + 1  # of AC(b) -> DC(b + 1)
+        last_block = full & (next_block == self.blocks)
+        class_after = xp.where(full, xp.where(last_block, 0, next_block), class_after)
+        k_after = xp.where(full, 0, k_after)
+        ended = ended + xp.where(last_block, 1, 0)
+        at_mcu_end = at_mcu_end | last_block
+
+        # Segments: the first marker after its last MCU, with the right number.
+        marked = is_end | (restarts > 0)
+        segments_after = segments - restarts
+        number = (self.segments - 1 - segments) % 8
+        allowed = allowed & ((first == _NO_RESTART) | (first == number)) & (segments_after >= 0)
+        allowed = allowed & (~is_end | (segments_after == 0)) & (~marked | (ended == mcus))
+        fresh = xp.where(is_end, 0, self._mcus_of(segments_after, xp))
+        mcus_after = xp.where(marked, fresh - ended_after, mcus - ended)
+        # Nothing but a marker follows the last MCU.
+        allowed = allowed & ((mcus_after > 0) | ((mcus_after == 0) & at_mcu_end))
+        return allowed, State(class_after, k_after, mcus_after, segments_after)
+
+    def _mcus_of(self, segments_after: Array, xp: Any) -> Array:
+        """MCUs of the segment that so many follow."""
+        return xp.where(segments_after == 0, self.last_mcus, self.segment_mcus)
+
+    def _segments_tokens(self, segments: Array, xp: Any) -> Array:
+        """Tokens of so many whole segments up to the end, each with its marker."""
+        segment, last = (
+            mcus * self.mcu_tokens + 1 for mcus in (self.segment_mcus, self.last_mcus)
+        )
+        return xp.where(segments > 0, (segments - 1) * segment + last, 0)
+
+
+def machine(tokenizer: CodewordTokenizer, size: tuple[int, int]) -> CodewordMachine:
+    """The machine of documents of one size (width, height).
+
+    Raises ValueError for a tokenizer with tokens of more than 31 code words.
+    """
+    settings = tokenizer.streams.settings
+    mcus = settings.geometry(*size).mcus
+    interval = settings.restart_interval or mcus
+    segments = -(-mcus // interval)
+    last = mcus - (segments - 1) * interval
+    made = _tables(
+        tokenizer,
+        tuple(tokenizer.streams.header_letters(size)),
+        interval if settings.restart_interval else 0,
+        last,
+    )
+    blocks = len(settings.block_components)
+    return CodewordMachine(
+        before=made.before,
+        after=made.after,
+        class_tokens=made.class_tokens,
+        first=_KINDS * blocks if tokenizer.streams.header_parts else 0,
+        blocks=blocks,
+        mcu_tokens=int(made.class_tokens[0]),
+        segments=segments,
+        segment_mcus=interval,
+        last_mcus=last,
+    )
+
+
+class _Tables(NamedTuple):
+    before: np.ndarray
+    after: np.ndarray
+    class_tokens: np.ndarray
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(
+    tokenizer: CodewordTokenizer, header: tuple[int, ...], interval: int, last_mcus: int
+) -> _Tables:
+    """`before`, `after` and `class_tokens` of a machine; interval: 0 without restart markers."""
+    pieces = tokenizer.token_letters
+    longest = max(map(len, pieces))
+    if longest > _MAX_LETTERS:
+        raise ValueError(
+            f"the tokenizer has a token of {longest} code words; constraining documents takes at "
+            f"most {_MAX_LETTERS}: train it with shorter pieces"
+        )
+    walk = _Walk.begin(tokenizer, header, interval, last_mcus)
+    letters = np.full((longest, len(pieces)), -1, np.int32)
+    for token, piece in enumerate(pieces):
+        letters[: len(piece), token] = piece
+    for row in letters:
+        walk.take(row)
+    before, after = walk.entries(tokenizer.is_content)
+    return _Tables(before, after, _class_tokens(before, after, walk))
+
+
+@dataclasses.dataclass(eq=False)
+class _Walk:
+    """All tokens, taken letter by letter from all classes. Arrays [classes, V].
+
+    Until a token leaves the block that it begins in, k is not known: `relative` is set, `k` counts
+    what is added to it, and `lowest` and `highest` bound it.
+    """
+
+    meaning: codewords.Letters
+    table_of: np.ndarray  # of the tables of each block
+    header: np.ndarray
+    interval: int
+    last_mcus: int
+
+    alive: np.ndarray
+    block: np.ndarray
+    k: np.ndarray
+    relative: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    run: np.ndarray  # after a run of sixteen zeros
+    pending: np.ndarray  # index into `_PENDING`, or -1
+    position: np.ndarray  # in the header
+    ended: np.ndarray  # MCUs since the last marker
+    ended_first: np.ndarray  # MCUs before the first marker
+    restarts: np.ndarray
+    first: np.ndarray
+    over: np.ndarray  # after EOI
+
+    @classmethod
+    def begin(
+        cls,
+        tokenizer: CodewordTokenizer,
+        header: tuple[int, ...],
+        interval: int,
+        last_mcus: int,
+    ) -> _Walk:
+        """Before the first letter."""
+        streams = tokenizer.streams
+        table_of = np.array(codewords.block_table_indices(streams.settings))
+        blocks = len(table_of)
+        kind, block = np.divmod(np.arange(_KINDS * blocks), blocks)
+        rest = len(header)
+        positions = np.concatenate([np.full(len(kind), rest), np.arange(rest)])
+        kind = np.concatenate([kind, np.full(rest, _AT_DC)])
+        block = np.concatenate([block, np.zeros(rest, int)])
+        relative = kind != _AT_DC
+        shape = (len(kind), tokenizer.vocab_size)
+
+        def rows(values: Any) -> np.ndarray:
+            return np.repeat(np.asarray(values)[:, None], shape[1], axis=1)
+
+        def filled(value: int) -> np.ndarray:
+            return np.full(shape, value, np.int32)
+
+        return cls(
+            meaning=streams.alphabet.letters,
+            table_of=table_of,
+            header=np.array(header, np.int32),
+            interval=interval,
+            last_mcus=last_mcus,
+            alive=np.ones(shape, bool),
+            block=rows(block.astype(np.int32)),
+            k=filled(0),
+            relative=rows(relative),
+            lowest=rows(np.where(relative, 1, 0).astype(np.int32)),
+            highest=rows(np.where((kind == _AT_AC) | (kind == _AFTER_RUN), 63, 64).astype(np.int32)),
+            run=rows(kind == _AFTER_RUN),
+            pending=rows(np.where(kind >= _AT_PENDING, kind - _AT_PENDING, -1).astype(np.int32)),
+            position=rows(positions.astype(np.int32)),
+            ended=filled(0),
+            ended_first=filled(0),
+            restarts=filled(0),
+            first=filled(_NO_RESTART),
+            over=np.zeros(shape, bool),
+        )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an MCU."""
+        return len(self.table_of)
+
+    def take(self, letter: np.ndarray) -> None:
+        """Takes one letter of each token, int32 [V]; -1 where it has no more."""
+        there = letter >= 0
+        active = self.alive & there
+        letter = np.where(there, letter, 0)
+        kind = self.meaning.kind[letter]
+        self.alive &= ~(active & self.over)
+
+        in_header = active & (self.position < len(self.header))
+        wanted = np.append(self.header, -1)[self.position]
+        self.alive &= ~in_header | (wanted == letter)
+        self.position += in_header
+
+        active &= self.alive & ~in_header
+        is_amplitude = active & (kind == AMPLITUDE)
+        self.alive &= ~active | (is_amplitude == (self.pending >= 0))
+        self.alive &= ~active | (kind >= MARKER)
+        self._take_amplitude(is_amplitude & self.alive, self.meaning.length[letter])
+
+        code = active & ~is_amplitude & self.alive
+        self._take_ac(code & (kind == AC), letter)
+        other = code & (kind != AC)
+        # What does not belong to a block follows one that is full, or at its end.
+        full = other & self.relative
+        self.lowest[full] = np.maximum(self.lowest, 64 - self.k)[full]
+        self.highest[full] = np.minimum(self.highest, 64 - self.k)[full]
+        self._end_block(full)
+        self.alive &= ~other | (self.k == 0)
+        self._take_dc(other & self.alive & (kind == DC), letter)
+        self._take_marker(other & self.alive & (kind == MARKER), self.meaning.value[letter])
+        self._end_block(self.alive & ~self.relative & (self.pending < 0) & (self.k == 64))
+        self.alive &= self.lowest <= self.highest
+
+    def _end_block(self, where: np.ndarray) -> None:
+        self.block += where
+        last = where & (self.block == self.blocks)
+        self.block[last] = 0
+        self.ended += last
+        self.k[where] = 0
+        self.relative &= ~where
+        self.run &= ~where
+
+    def _take_amplitude(self, where: np.ndarray, bits: np.ndarray) -> None:
+        first, second = np.array([*_PENDING, (0, 0)]).T
+        self.alive &= ~where | (first[self.pending] == bits)
+        after = np.array([_PENDING_OF.get(bits, -1) for bits in range(9)])[second[self.pending]]
+        self.pending = np.where(where, after, self.pending).astype(np.int32)
+
+    def _take_dc(self, where: np.ndarray, letter: np.ndarray) -> None:
+        self.alive &= ~where | (self.table_of[self.block] == self.meaning.table[letter])
+        self.k[where] = 1
+        self._pend(where, letter)
+
+    def _take_ac(self, where: np.ndarray, letter: np.ndarray) -> None:
+        symbol, advance = self.meaning.symbol[letter], self.meaning.advance[letter]
+        is_run = symbol == ZRL
+        is_end = advance == 0
+        right = self.table_of[self.block] == self.meaning.table[letter]
+        right = right & (self.relative | (self.k > 0)) & ~(is_end & self.run)
+        # The last k from which the letter stays within the block.
+        limit = np.where(is_end | is_run, 63, 64) - self.k - advance
+        self.highest = np.where(
+            where & self.relative, np.minimum(self.highest, limit), self.highest
+        ).astype(np.int32)
+        self.alive &= ~where | (right & (self.relative | (limit >= 0)))
+        self.k += np.where(where, advance, 0)
+        self.run = np.where(where, is_run, self.run)
+        self._pend(where, letter)
+        self._end_block(where & is_end & self.alive)
+
+    def _pend(self, where: np.ndarray, letter: np.ndarray) -> None:
+        size = self.meaning.pending[letter]
+        index = np.array([_PENDING_OF.get(bits, -1) for bits in range(12)])[size]
+        self.pending = np.where(where, index, self.pending).astype(np.int32)
+
+    def _take_marker(self, where: np.ndarray, code: np.ndarray) -> None:
+        is_end = code == EOI_CODE
+        number = code - RST0
+        begun = self.restarts > 0
+        right = (self.block == 0) & (is_end | (self.interval > 0))
+        mcus = np.where(is_end, self.last_mcus, self.interval)
+        following = (self.first + self.restarts) % 8
+        right &= ~begun | ((self.ended == mcus) & (is_end | (number == following)))
+        self.alive &= ~where | right
+        self.ended_first = np.where(where & ~begun, self.ended, self.ended_first)
+        self.first = np.where(where & ~begun & ~is_end, number, self.first)
+        self.restarts += where & ~is_end
+        self.over |= where & is_end
+        self.ended[where] = 0
+
+    def entries(self, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`before` and `after` of a machine, two classes without a way on (end, wrong) at last."""
+        marked = self.over | (self.restarts > 0)
+        before = (
+            self.lowest
+            | self.highest << 7
+            | np.where(marked, self.ended_first, self.ended) << 14
+            | self.restarts << 19
+            | self.first << 23
+            | self.over << 27
+        )
+        in_header = self.position < len(self.header)
+        at_dc = ~self.relative & (self.k == 0)
+        at = np.select(
+            [in_header, self.over, at_dc, self.pending >= 0, self.run],
+            [
+                _KINDS * self.blocks + self.position,
+                len(self.alive),
+                self.block,
+                (_AT_PENDING + self.pending) * self.blocks + self.block,
+                _AFTER_RUN * self.blocks + self.block,
+            ],
+            _AT_AC * self.blocks + self.block,
+        )
+        may_fill = self.relative & (self.pending < 0) & ~self.run
+        after = (
+            self.k
+            | self.relative << 7
+            | may_fill << 8
+            | np.where(marked, self.ended, 0) << 9
+            | (self.over | (at_dc & (self.block == 0) & ~in_header)) << 14
+            | at << 15
+        )
+        before = np.where(self.alive & content, before, _IMPOSSIBLE)
+        nothing = np.full((2, before.shape[1]), _IMPOSSIBLE)
+        return (
+            np.concatenate([before, nothing]).astype(np.int32),
+            np.concatenate([after, 0 * nothing]).astype(np.int32),
+        )
+
+
+def _class_tokens(before: np.ndarray, after: np.ndarray, walk: _Walk) -> np.ndarray:
+    """Tokens within which each class reaches the end of its MCU, int32 [classes].
+
+    From DC(b), and with EOB from AC(b), by the best token that does not leave the MCU; from the
+    others by one coefficient of one amplitude bit, or the amplitudes that are pending.
+    """
+    blocks = walk.blocks
+    tokens = np.full(len(before), UNREACHABLE, np.int64)
+
+    def best(row: int, lowest: int, highest: int) -> int:
+        entry, then = before[row], after[row]
+        usable = ((entry & 127) <= lowest) & ((entry >> 7 & 127) >= highest)
+        usable &= (entry >> 19 == _NO_RESTART << 4) & ((then >> 7 & 1) == 0)
+        ended = entry >> 14 & 31
+        inside = usable & (ended == 0)
+        whole = usable & (ended == 1) & ((then >> 14 & 1) == 1)
+        ways = np.where(whole, 0, np.where(inside, tokens[then >> 15], UNREACHABLE))
+        return 1 + int(ways.min())
+
+    for block in reversed(range(blocks)):
+        next_dc = int(tokens[block + 1]) if block + 1 < blocks else 0
+        end = best(_AT_AC * blocks + block, 1, 63)
+        tokens[_AT_AC * blocks + block] = end
+        then = max(end, next_dc)
+        tokens[_AFTER_RUN * blocks + block] = 1 + then
+        for index, (_, second) in enumerate(_PENDING):
+            tokens[(_AT_PENDING + index) * blocks + block] = 1 + (second > 0) + then
+        tokens[block] = best(block, 0, 0)
+    for position in range(len(walk.header)):
+        tokens[_KINDS * blocks + position] = len(walk.header) - position + tokens[0]
+    return np.minimum(tokens, UNREACHABLE).astype(np.int32)
