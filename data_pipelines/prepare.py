@@ -67,7 +67,7 @@ def prepare(
       eval_fraction: part of the images that go to the split 'eval', by the hash of their keys.
       num_shards: shards of the split 'train'; 0 chooses by the number of documents.
       drop_duplicates: leave out images whose files are equal to another's, byte for byte.
-      train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents, seed).
+      train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents, kind, seed).
       retry_rejected: take again what was rejected before, and only that.
       workers: processes; 0 for one a core.
       task, num_tasks: of an array job: this call makes its part of the shards. Task 0 sets the
@@ -210,7 +210,11 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare`: the config's, where no flag says otherwise."""
     given = flags.FLAGS
     config, data = given.config, given.config.data
-    trained = {"vocab_size": given.train_tokenizer, "documents": given.tokenizer_documents}
+    trained = {
+        "vocab_size": given.train_tokenizer,
+        "documents": given.tokenizer_documents,
+        "kind": given.tokenizer_kind,
+    }
     return {
         "source": data.source if given.source is None else given.source,
         "representation": config.representation.to_dict(),
@@ -273,6 +277,12 @@ def _define_flags() -> None:
     )
     flags.DEFINE_integer(
         "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
+    )
+    flags.DEFINE_enum(
+        "tokenizer_kind",
+        "bpe",
+        ["bpe", "codewords"],
+        "Train it on bytes, as the paper, or on the code words of JPEG (then 2,048 or more).",
     )
     flags.DEFINE_boolean("retry_rejected", False, "Take again what was rejected, only that.")
     flags.DEFINE_integer("workers", 0, "Worker processes; 0: one a core.")

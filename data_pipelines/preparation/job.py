@@ -18,7 +18,7 @@ from etils import epath
 
 from data_pipelines import representations
 from data_pipelines.preparation import listing, tokenizer_training
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import Representation, TokenizedRepresentation
 from data_pipelines.shards import files, reader
 from data_pipelines.sources import open_source
 from data_pipelines.sources.base import Kind
@@ -48,7 +48,7 @@ class Settings:
       eval_fraction: part of the images, 0 <= eval_fraction < 1, that go to the split 'eval'.
       num_shards: shards of the split 'train'; 0 chooses by the number of documents.
       drop_duplicates: leave out images whose files are equal to another's, byte for byte.
-      train_tokenizer: {} for none, else vocab_size, documents and seed (see docs/data.md).
+      train_tokenizer: {} for none, else vocab_size, documents, kind, seed (see docs/data.md).
     """
 
     source: str
@@ -142,6 +142,11 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         num_shards=settings.num_shards,
     )
     if settings.train_tokenizer:
+        if not isinstance(representation, TokenizedRepresentation):
+            raise SettingsError(
+                f"{representation.name} documents are not made by a tokenizer, so none can be "
+                "trained: set train_tokenizer to 0"
+            )
         model = tokenizer_training.train(source, listed, representation, **settings.train_tokenizer)
         with tempfile.NamedTemporaryFile(suffix=".model") as file:
             file.write(model)

@@ -9,8 +9,7 @@ import os
 from collections.abc import Iterator
 
 from data_pipelines.preparation import listing
-from data_pipelines.representations import tokenizer
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import TokenizedRepresentation
 from data_pipelines.sources import Item, Source
 
 # The paper learned its 320 entries from 10,000 images (arXiv 2408.08459, section 3.1).
@@ -25,10 +24,11 @@ class TokenizerTrainingError(ValueError):
 def train(
     source: Source,
     listed: listing.Listing,
-    representation: Representation,
+    representation: TokenizedRepresentation,
     *,
     vocab_size: int = VOCAB_SIZE,
     documents: int = DOCUMENTS,
+    kind: str = "bpe",
     seed: int = 0,
 ) -> bytes:
     """Learns a SentencePiece model from the codec bytes of sampled training images.
@@ -36,9 +36,10 @@ def train(
     Args:
       source: where the images are.
       listed: what is in it; only the split 'train' is sampled.
-      representation: one with the byte tokenizer: its tokens are the bytes to learn from.
+      representation: one without a trained tokenizer.
       vocab_size: entries of the model, specials among them.
       documents: images to sample; all of them if there are fewer.
+      kind: "bpe", over bytes, or "codewords", over the code words of JPEG.
       seed: of the sample.
 
     Returns:
@@ -46,6 +47,7 @@ def train(
 
     Raises:
       TokenizerTrainingError: not one of the sampled images could be encoded.
+      ValueError: the representation has no tokenizer of this kind.
     """
     chosen = sample(listed, documents, seed)
     found = list(_codec_bytes(source, chosen, representation))
@@ -54,7 +56,7 @@ def train(
             f"none of {len(chosen)} sampled images of {source.spec} could be encoded, so there is "
             "nothing to train a tokenizer on; prepare with --train_tokenizer=0 to see the reasons"
         )
-    return tokenizer.train_bpe(found, vocab_size)
+    return representation.train_tokenizer(found, vocab_size, kind)
 
 
 def sample(listed: listing.Listing, documents: int, seed: int) -> list[Item]:
@@ -68,7 +70,7 @@ def sample(listed: listing.Listing, documents: int, seed: int) -> list[Item]:
 
 
 def _codec_bytes(
-    source: Source, items: list[Item], representation: Representation
+    source: Source, items: list[Item], representation: TokenizedRepresentation
 ) -> Iterator[bytes]:
     """What each item becomes; unusable ones are passed over here and rejected with the shards."""
 
@@ -76,7 +78,7 @@ def _codec_bytes(
         found: list[bytes] = []
         try:
             for medium in representation.open(source.read(item.locator)):
-                found.append(representation.encode(medium).astype("u1").tobytes())
+                found.append(representation.tokenizer.decode(representation.encode(medium)))
         except ValueError:
             pass  # what came before the damage is as good as any
         return found

@@ -20,7 +20,7 @@ from PIL import features
 
 from data_pipelines.media import images
 from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.tokenizer import TOKENIZER_FILE, Tokenizer
+from data_pipelines.representations.tokenizer import Tokenizer
 from data_pipelines.sources.base import Kind
 
 CONFIG_FILE = "representation.json"
@@ -73,8 +73,8 @@ class ByteMachine(Protocol):
 class TokenMachine(Protocol):
     """What may follow in a document of tokens. Its methods run on numpy's and on JAX's arrays.
 
-    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for the
-    tokens to the end of a document where no valid one can follow.
+    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for
+    the tokens to the end of a document where no valid one can follow.
     """
 
     def start(self) -> Any:

@@ -84,6 +84,11 @@ class Tokenizer(abc.ABC):
         """Plain JSON values from which `from_config` makes an equal tokenizer."""
 
     @property
+    def characters(self) -> str:
+        """How ids 0, 1, ... are written as text; "" where the pieces of a model decide it."""
+        return ""
+
+    @property
     def files(self) -> Mapping[str, bytes]:
         """The files that belong to it in the folder of a representation, by name."""
         return {}
@@ -216,6 +221,10 @@ class ByteTokenizer(Tokenizer):
 
     def _join(self, ids: np.ndarray) -> bytes:
         return ids.astype(np.uint8).tobytes()
+
+    @property
+    def characters(self) -> str:
+        return _to_characters(bytes(range(256)))
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": "bytes", "num_labels": self.num_labels}

@@ -52,9 +52,7 @@ class Constraint(Protocol):
         """The state after one more token of each row, int32 [B]."""
 
 
-def constraint(
-    representation: Representation, size: tuple[int, int] | None = None
-) -> Constraint:
+def constraint(representation: Representation, size: tuple[int, int] | None = None) -> Constraint:
     """What makes every document of a representation valid.
 
     Args:

@@ -31,23 +31,24 @@ class TokenConstraint(NamedTuple):
         """See `Constraint.start`."""
         given = [np.asarray(prompt, int)[1:] for prompt in prompts]
         lengths = np.array([len(tokens) for tokens in given], int)
-        begin = self.machine.start()
-        state = type(begin)(*(np.full(len(given), value, np.int32) for value in begin))
-        for position in range(max(lengths, default=0)):
+        state = _map(lambda value: np.full(len(given), value, np.int32), self.machine.start())
+        columns = np.zeros((max(lengths, default=0), len(given)), int)
+        for row, tokens in enumerate(given):
+            columns[: len(tokens), row] = tokens
+        for position, tokens in enumerate(columns):
             there = position < lengths
-            token = np.array([each[position] if position < len(each) else 0 for each in given])
-            known = (token >= 0) & (token < self.vocab_size)
-            after = self.machine.step(state, np.where(known, token, 0).astype(np.int32))
+            known = (tokens >= 0) & (tokens < self.vocab_size)
+            after = self.machine.step(state, np.where(known, tokens, 0).astype(np.int32))
             right = known & (self.machine.min_tokens_to_end(after) < UNREACHABLE)
             for number in np.flatnonzero(there & ~right)[:1].tolist():
                 raise ValueError(
-                    f"prompt {number}: no valid document has token {int(token[number])} at "
-                    f"position {position}; give the beginning of one of this representation and size"
+                    f"prompt {number}: no valid document has token {int(tokens[number])} at "
+                    f"position {position}; give the beginning of one of this representation "
+                    "and size"
                 )
-            state = type(state)(
-                *(np.where(there, new, old).astype(np.int32) for new, old in zip(after, state, strict=True))
-            )
-        return state
+            pairs = zip(after, state, strict=True)
+            state = type(state)(*(np.where(there, new, old) for new, old in pairs))
+        return _map(lambda leaf: leaf.astype(np.int32), state)
 
     def needed(self, state: Any) -> Array:
         """See `Constraint.needed`."""
@@ -55,7 +56,7 @@ class TokenConstraint(NamedTuple):
 
     def allowed(self, state: Any, remaining_B: jax.Array) -> jax.Array:
         """See `Constraint.allowed`."""
-        rows = type(state)(*(jnp.asarray(leaf)[:, None] for leaf in state))
+        rows = _map(lambda leaf: jnp.asarray(leaf)[:, None], state)
         shortest_BxV = self.machine.min_tokens_after(rows)
         at_end_Bx1 = self.machine.min_tokens_to_end(rows) == 0
         is_eos_V = jnp.arange(shortest_BxV.shape[1]) == self.eos
@@ -65,3 +66,8 @@ class TokenConstraint(NamedTuple):
     def advance(self, state: Any, tokens_B: jax.Array) -> Any:
         """See `Constraint.advance`."""
         return self.machine.step(state, tokens_B)
+
+
+def _map(function: Any, state: Any) -> Any:
+    """A NamedTuple of what the function makes of each field."""
+    return type(state)(*map(function, state))

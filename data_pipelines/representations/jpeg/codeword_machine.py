@@ -145,11 +145,9 @@ class CodewordMachine(NamedTuple):
     def _wrong(self) -> int:
         return len(self.class_tokens) - 1
 
-    def _follow(
-        self, state: State, before: Array, after: Array, xp: Any
-    ) -> tuple[Array, State]:
+    def _follow(self, state: State, before: Array, after: Array, xp: Any) -> tuple[Array, State]:
         """(whether a token with these entries may follow, the state after it)."""
-        at, k, mcus, segments = state
+        k, mcus, segments = state[1:]
         lowest, highest = before & 127, before >> 7 & 127
         ended, restarts, first = before >> 14 & 31, before >> 19 & 15, before >> 23 & 15
         is_end = (before >> 27 & 1) == 1
@@ -186,9 +184,7 @@ class CodewordMachine(NamedTuple):
 
     def _segments_tokens(self, segments: Array, xp: Any) -> Array:
         """Tokens of so many whole segments up to the end, each with its marker."""
-        segment, last = (
-            mcus * self.mcu_tokens + 1 for mcus in (self.segment_mcus, self.last_mcus)
-        )
+        segment, last = (mcus * self.mcu_tokens + 1 for mcus in (self.segment_mcus, self.last_mcus))
         return xp.where(segments > 0, (segments - 1) * segment + last, 0)
 
 
@@ -316,7 +312,9 @@ class _Walk:
             k=filled(0),
             relative=rows(relative),
             lowest=rows(np.where(relative, 1, 0).astype(np.int32)),
-            highest=rows(np.where((kind == _AT_AC) | (kind == _AFTER_RUN), 63, 64).astype(np.int32)),
+            highest=rows(
+                np.where((kind == _AT_AC) | (kind == _AFTER_RUN), 63, 64).astype(np.int32)
+            ),
             run=rows(kind == _AFTER_RUN),
             pending=rows(np.where(kind >= _AT_PENDING, kind - _AT_PENDING, -1).astype(np.int32)),
             position=rows(positions.astype(np.int32)),

@@ -1,11 +1,12 @@
 """JPEG streams <-> letters of the alphabet of code words (see `codewords`), for any bytes.
 
 Reading. The bytes between two markers are an entropy-coded segment. The automaton over bits
-(`automaton`) walks all segments, four bits at a time; its states give the bit positions at which codes begin, and
-numpy reads the codes there from tables, all at once. A segment becomes code words if codes and
-amplitudes fill it up to at most seven one-bits. Otherwise it becomes its bytes, byte stuffing
-included, and so does the whole rest of a scan from the first marker that is neither RST0-7 nor EOI,
-and a stream whose header is not the one of the settings. So any bytes come back from their letters.
+(`automaton`) runs through all segments, four bits at a time. Its states give the bit positions at
+which codes begin, and numpy reads the codes there from tables, all at once. A segment becomes code
+words if codes and amplitudes fill it up to at most seven one-bits. Otherwise it becomes its bytes,
+byte stuffing included. So does the whole rest of a scan from the first marker that is neither
+RST0-7 nor EOI, and a stream whose header is not the one of the settings. Therefore `write` gives
+any bytes back from their letters.
 
 Writing. Letters append their bits to the segment. A marker, a byte, a header or the end of the
 letters first fills the last byte up with ones. FF is stuffed in what was written as bits, and only

@@ -1,11 +1,11 @@
-"""Tokens of whole JPEG code words: one id for each letter of the alphabet, or BPE over the letters.
+"""Tokens of whole JPEG code words: one id for each letter of the alphabet, or BPE over letters.
 
-| ids          | without a model           | with a SentencePiece model                              |
-|--------------|---------------------------|---------------------------------------------------------|
-| bytes        | 0-255                     | pieces of one character, chr(0x2800 + byte)             |
-| code words   | 256 to 255 + w            | pieces of characters chr(0x4E00 + w), see `codewords`   |
-| BOS, EOS     | 256 + w, 257 + w          | the model's own (1 and 2 as trained here; 0 is UNK)     |
-| label k      | 258 + w + k               | number of pieces + k                                    |
+| ids          | without a model      | with a SentencePiece model                            |
+|--------------|----------------------|-------------------------------------------------------|
+| bytes        | 0-255                | pieces of one character, chr(0x2800 + byte)           |
+| code words   | 256 to 255 + w       | pieces of characters chr(0x4E00 + w), see `codewords` |
+| BOS, EOS     | 256 + w, 257 + w     | the model's own (1 and 2 as trained here; 0 is UNK)   |
+| label k      | 258 + w + k          | number of pieces + k                                  |
 
 w is the number of code words: 1,229 for colour, 868 for grey.
 
@@ -102,7 +102,7 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         return _processor(self.model or b"")
 
     def with_streams(self, streams: Streams) -> CodewordTokenizer:
-        """The same for other settings. Raises ValueError if its model is of other Huffman tables."""
+        """The same for other settings. Raises ValueError if its model is of other tables."""
         return self if streams == self.streams else dataclasses.replace(self, streams=streams)
 
     # Ids
@@ -285,6 +285,12 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         }
 
     @property
+    def characters(self) -> str:
+        if self.model is not None:
+            return ""
+        return codewords.to_text(np.arange(len(self.streams.alphabet)))
+
+    @property
     def files(self) -> Mapping[str, bytes]:
         """`ALPHABET_FILE`, JSON with each letter's meaning, and the SentencePiece model if any."""
         alphabet = self.streams.alphabet
@@ -320,9 +326,7 @@ def load(spec: str, num_labels: int, streams: Streams) -> CodewordTokenizer | No
     return CodewordTokenizer(streams, model, num_labels) if trained_alphabet(model) else None
 
 
-def from_config(
-    config: dict[str, Any], model: bytes | None, streams: Streams
-) -> CodewordTokenizer:
+def from_config(config: dict[str, Any], model: bytes | None, streams: Streams) -> CodewordTokenizer:
     """The tokenizer that gave this `to_config`. Raises ValueError where a hash differs."""
     if config["alphabet_sha256"] != streams.alphabet.sha256:
         raise ValueError(
@@ -331,7 +335,9 @@ def from_config(
         )
     wanted = config["model_sha256"]
     if wanted and model is None:
-        raise ValueError("a trained tokenizer is made of its model; give the bytes of tokenizer.model")
+        raise ValueError(
+            "a trained tokenizer is made of its model; give the bytes of tokenizer.model"
+        )
     made = CodewordTokenizer(streams, model if wanted else None, config["num_labels"])
     if made.model_sha256 != wanted:
         raise ValueError(

@@ -57,7 +57,7 @@ class Alphabet:
 
     @property
     def mode(self) -> str:
-        """"L" or "RGB"."""
+        """ "L" or "RGB"."""
         return "L" if len(self.tables) == 1 else "RGB"
 
     @functools.cached_property

@@ -23,9 +23,8 @@ from data_pipelines.media import images
 from data_pipelines.representations import base
 from data_pipelines.representations import tokenizer as tokenizers
 from data_pipelines.representations.jpeg import byte_machine as jpeg_machine
-from data_pipelines.representations.jpeg import codeword_machine, codeword_tokenizer
+from data_pipelines.representations.jpeg import codeword_machine, codeword_tokenizer, validity
 from data_pipelines.representations.jpeg import salvage as jpeg_salvage
-from data_pipelines.representations.jpeg import validity
 from data_pipelines.representations.jpeg.codeword_streams import Streams
 from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg.format import (
