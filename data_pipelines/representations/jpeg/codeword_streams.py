@@ -15,11 +15,13 @@ there. So any letters, in any order, give some bytes.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
 import operator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,8 +43,6 @@ from data_pipelines.representations.jpeg.huffman import EOB
 
 # After a scan: no marker of a file looks like this, and its FF never pairs with the last byte.
 _SENTINEL = b"\xff\x01"
-_RESET = 16  # takes the place of four bits at a marker
-_WINDOW = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Streams:
     strip: str
     size: tuple[int, int] | None
 
-    @property
+    @functools.cached_property
     def alphabet(self) -> Alphabet:
         """The letters."""
         return codewords.alphabet(self.settings)
 
-    @property
+    @functools.cached_property
     def header(self) -> Header:
         """What stands before the scan."""
         return self.settings.header(self.strip)
@@ -104,7 +104,15 @@ class Streams:
             return np.frombuffer(stream, np.uint8).astype(np.uint16)
         head = np.array(self.header_letters(size), np.uint16)
         scan = stream[len(self.header.data) :]
-        return np.concatenate([head, _read_scan(scan, _tables(self.settings))])
+        return np.concatenate([head, _read_scan(scan, self._tables)])
+
+    @functools.cached_property
+    def _tables(self) -> _Tables:
+        return _tables(self.settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sent to worker processes without the tables it has cached.
+        return type(self), (self.settings, self.strip, self.size)
 
     def write(self, letters: np.ndarray) -> bytes:
         """Letters, integer [n] in range(len(alphabet)) -> bytes."""
@@ -114,57 +122,140 @@ class Streams:
 # Reading
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tables:
-    """Tables for reading scans.
+class _Walker(abc.ABC):
+    """Finds where codes begin in the bytes of segments."""
 
-    Attributes:
-      alphabet: the letters.
-      start: row of the automaton's first state. A row is a list: the rows that follow each four
-        bits, the first row (at `_RESET`) and the number of the row's state.
-      begins: by 16 * state + four bits: at each of them, 1 + the index in `codes` of the table
-        whose code begins there, or 0; four uint8 as one uint32 [states * 16 + 16].
-      codes: by table and the next 16 bits: letter << 9 | amplitude bits << 5 | code bits, or 0 for
-        an undefined code, int32 [tables * 65536].
+    @abc.abstractmethod
+    def begins(self, data: np.ndarray, marker_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Runs through segments, each followed by one byte in the place of its marker.
+
+        Args:
+          data: uint8 [n].
+          marker_at: places of the markers in it.
+
+        Returns:
+          (at each bit 1 + the table of the code that begins there, or 0, uint8 [8 n], arbitrary in
+          markers; whether a segment has an undefined code, bool [segments]).
+        """
+
+
+class _QuickWalker(_Walker):
+    """Takes a block to end with EOB alone, byte by byte: then no state depends on coefficients."""
+
+    def __init__(self, settings: JpegFormat) -> None:
+        bits, begin = _quick_automaton(settings)
+        state, byte = np.divmod(np.arange(256 * len(bits)), 256)
+        begins = np.empty((len(state), 8), np.uint8)
+        for place in range(8):
+            begins[:, place] = begin[state]
+            state = bits[state, byte >> (7 - place) & 1]
+        self._begins = begins.view(np.uint64).ravel()
+        # A row has the rows after each byte, the first one (after a marker) and its own number.
+        rows: list[list[Any]] = [[] for _ in bits]
+        for row, (mine, after) in enumerate(
+            zip(rows, state.reshape(-1, 256).tolist(), strict=True)
+        ):
+            mine += [*map(rows.__getitem__, after), rows[1], row]
+        self._start = rows[1]
+
+    def begins(self, data: np.ndarray, marker_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `_Walker`."""
+        bytes_and_markers = data.astype(np.uint16)
+        bytes_and_markers[marker_at] = 256
+        rows = itertools.accumulate(
+            bytes_and_markers.tolist(),
+            operator.getitem,  # type: ignore[arg-type]
+            initial=self._start,
+        )
+        place = np.fromiter(map(operator.itemgetter(257), rows), np.int32, len(data))
+        failed = place[marker_at] == 0
+        place <<= 8
+        place += data
+        return self._begins[place].view(np.uint8), failed
+
+
+def _quick_automaton(settings: JpegFormat) -> tuple[np.ndarray, np.ndarray]:
+    """(next state by state and bit; 1 + the table whose code begins at a state, or 0).
+
+    State 0 is that of undefined codes, state 1 the first of an MCU.
     """
+    alphabet = codewords.alphabet(settings)
+    indices = codewords.block_table_indices(settings)
+    bits: list[list[int]] = [[0, 0]]
+    begin = [0]
 
-    alphabet: Alphabet
-    start: list[Any]
-    begins: np.ndarray
-    codes: np.ndarray
+    def add(kind: int = 0) -> int:
+        bits.append([0, 0])
+        begin.append(kind)
+        return len(bits) - 1
+
+    roots = [(add(2 * index + 1), add(2 * index + 2)) for index in indices]
+    for block, index in enumerate(indices):
+        ac_root, next_dc = roots[block][1], roots[(block + 1) % len(roots)][0]
+        after_bits = [ac_root]  # by the number of amplitude bits left
+        for _ in range(_MAX_AMPLITUDE):
+            after_bits.append(add())
+            bits[-1] = [after_bits[-2]] * 2
+        for kind, root, table in zip((DC, AC), roots[block], alphabet.tables[index], strict=True):
+            for symbol, (code, length) in table.codes.items():
+                state = root
+                for shift in range(length - 1, 0, -1):
+                    bit = code >> shift & 1
+                    bits[state][bit] = bits[state][bit] or add()
+                    state = bits[state][bit]
+                ends = kind == AC and symbol == EOB
+                size = symbol if kind == DC else symbol & 15
+                bits[state][code & 1] = next_dc if ends else after_bits[size]
+    return np.array(bits, np.int32), np.array(begin, np.uint8)
 
 
-@functools.lru_cache(maxsize=8)
-def _tables(settings: JpegFormat) -> _Tables:
-    machine, alphabet = automaton(settings), codewords.alphabet(settings)
-    following = (machine.nibbles >> 5).reshape(-1, 16)
-    rows: list[list[Any]] = [[] for _ in range(machine.states)]
-    for state, nexts in enumerate(following.tolist()):
-        rows[state].extend([rows[after] for after in nexts])
-        rows[state] += [rows[START], state]
-    begin = _code_begins(machine, settings)
-    states, nibble = np.divmod(np.arange(16 * machine.states), 16)
-    begins = np.zeros((16 * machine.states + 16, 4), np.uint8)
-    for place in range(4):
-        begins[: len(states), place] = begin[states]
-        states = machine.bits[states, nibble >> (3 - place) & 1]
-    return _Tables(alphabet, rows[START], begins.view(np.uint32).ravel(), _codes(alphabet))
+class _ExactWalker(_Walker):
+    """Runs the automaton of valid MCUs, four bits at a time."""
+
+    def __init__(self, settings: JpegFormat) -> None:
+        machine = automaton(settings)
+        self._following = machine.nibbles >> 5
+        begin = _code_begins(machine, settings)
+        state, nibble = np.divmod(np.arange(16 * machine.states), 16)
+        begins = np.zeros((len(state), 4), np.uint8)
+        for place in range(4):
+            begins[:, place] = begin[state]
+            state = machine.bits[state, nibble >> (3 - place) & 1]
+        self._begins = begins.view(np.uint32).ravel()
+        # A row has the rows after each four bits, the first one and its own number.
+        rows: list[list[Any]] = [[] for _ in range(machine.states)]
+        following = self._following.reshape(-1, 16).tolist()
+        for row, (mine, after) in enumerate(zip(rows, following, strict=True)):
+            mine += [*map(rows.__getitem__, after), rows[START], row]
+        self._start = rows[START]
+
+    def begins(self, data: np.ndarray, marker_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `_Walker`."""
+        nibbles = np.stack([data >> 4, data & 15], axis=1)
+        given = nibbles.copy()
+        given[marker_at] = 16
+        rows = itertools.accumulate(given.tobytes(), operator.getitem, initial=self._start)  # type: ignore[arg-type]
+        states = map(operator.itemgetter(17), itertools.islice(rows, 0, None, 2))
+        state = np.fromiter(states, np.int32, len(data))
+        high = (state << 4) + nibbles[:, 0]
+        low = (self._following[high] << 4) + nibbles[:, 1]
+        begins = self._begins[np.stack([high, low], axis=1)]
+        return begins.view(np.uint8).ravel(), state[marker_at] < START
 
 
 def _code_begins(machine: Automaton, settings: JpegFormat) -> np.ndarray:
-    """1 + index of the table (DC, AC of luma, DC, AC of chroma) whose code begins at each state."""
+    """1 + the table whose code begins at each state of the automaton, or 0, uint8 [states]."""
     begins = np.zeros(machine.states, np.uint8)
     alphabet = codewords.alphabet(settings)
     dc_state = START
     for index in codewords.block_table_indices(settings):
         dc, ac = alphabet.tables[index]
         begins[dc_state] = 2 * index + 1
-        first = _after_codes(machine, np.array([dc_state]), dc.codes, dc=True)
-        eob = {EOB: ac.codes[EOB]}
-        next_dc = int(_after_codes(machine, first[:1], eob)[0])
+        first = _after_codes(machine, np.array([dc_state]), dc.codes, DC)
+        next_dc = int(_after_codes(machine, first[:1], {EOB: ac.codes[EOB]}, AC)[0])
         found = frontier = np.unique(first)
         while len(frontier):
-            after = np.unique(_after_codes(machine, frontier, ac.codes))
+            after = np.unique(_after_codes(machine, frontier, ac.codes, AC))
             frontier = np.setdiff1d(after[(after >= START) & (after != next_dc)], found)
             found = np.union1d(found, frontier)
         begins[found] = 2 * index + 2
@@ -173,14 +264,12 @@ def _code_begins(machine: Automaton, settings: JpegFormat) -> np.ndarray:
 
 
 def _after_codes(
-    machine: Automaton, states: np.ndarray, codes: dict[int, tuple[int, int]], dc: bool = False
+    machine: Automaton, states: np.ndarray, codes: dict[int, tuple[int, int]], kind: int
 ) -> np.ndarray:
     """The states after each code and some amplitude of its size, int32 [states * codes]."""
-    bits = {
-        symbol: (code << (symbol if dc else symbol & 15), length + (symbol if dc else symbol & 15))
-        for symbol, (code, length) in codes.items()
-    }
-    value, length = np.array(list(bits.values()), np.int64).T
+    symbol, code, length = np.array([(each, *codes[each]) for each in codes]).T
+    size = symbol if kind == DC else symbol & 15
+    value, length = code << size, length + size
     now = np.repeat(states[:, None], len(value), axis=1)
     for place in range(int(length.max())):
         bit = value >> np.maximum(length - 1 - place, 0) & 1
@@ -188,20 +277,48 @@ def _after_codes(
     return now.ravel()
 
 
-def _codes(alphabet: Alphabet) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tables:
+    """Tables for reading scans of fixed settings.
+
+    Attributes:
+      settings: of the encoder.
+      alphabet: the letters.
+      codes: by table (luma's DC and AC, chroma's, then one of zeros for markers) and the next 16
+        bits: advance << 21 | letter << 9 | amplitude bits << 5 | code bits, or 0 for an undefined
+        code, int32 [tables * 65536].
+    """
+
+    settings: JpegFormat
+    alphabet: Alphabet
+    codes: np.ndarray
+
+    @functools.cached_property
+    def quick(self) -> _Walker:
+        """For most segments."""
+        return _QuickWalker(self.settings)
+
+    @functools.cached_property
+    def exact(self) -> _Walker:
+        """For segments with a block that ends at its last coefficient, without EOB."""
+        return _ExactWalker(self.settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(settings: JpegFormat) -> _Tables:
+    alphabet = codewords.alphabet(settings)
     letters = alphabet.letters
-    codes = np.zeros((2 * len(alphabet.tables), 1 << 16), np.int32)
-    for index, pair in enumerate(alphabet.tables):
-        for which, (kind, table) in enumerate(zip((DC, AC), pair, strict=True)):
-            for symbol, (code, length) in table.codes.items():
-                mine = (letters.kind == kind) & (letters.table == index)
-                letter = int(np.argmax(mine & (letters.symbol == symbol)))
-                size = symbol if kind == DC else symbol & 15
-                first = code << 16 - length
-                entry = letter << 9 | size << 5 | length
-                codes[2 * index + which, first : first + (1 << 16 - length)] = entry
-    # Markers come after the last table.
-    return np.append(codes.ravel(), np.zeros(1 << 16, np.int32))
+    codes = np.zeros((2 * len(alphabet.tables) + 1, 1 << 16), np.int32)
+    for letter in np.flatnonzero(letters.kind >= DC)[::-1].tolist():
+        # The first of the letters of a code, whose joined amplitude bits are 0, comes last.
+        kind, symbol = letters.kind[letter], int(letters.symbol[letter])
+        size = symbol if kind == DC else symbol & 15
+        length = int(letters.length[letter]) - (size if size <= JOINED_BITS else 0)
+        code = int(letters.value[letter]) >> (letters.length[letter] - length)
+        first, count = code << 16 - length, 1 << 16 - length
+        entry = int(letters.advance[letter]) << 21 | letter << 9 | size << 5 | length
+        codes[2 * letters.table[letter] + (kind == AC), first : first + count] = entry
+    return _Tables(settings, alphabet, codes.ravel())
 
 
 def _read_scan(scan: bytes, tables: _Tables) -> np.ndarray:
@@ -214,7 +331,7 @@ def _read_scan(scan: bytes, tables: _Tables) -> np.ndarray:
     regular = ((code & 0xF8) == RST0) | (code == EOI_CODE)
     count = int(np.argmin(regular))  # the sentinel is not regular
     end = int(markers[count])
-    markers, code = markers[: count + 1], code[:count]
+    markers, code = markers[: count + 1], code[: count + 1]
     stuffing = stuffing[: np.searchsorted(stuffing, end)]
 
     # One byte for each byte of the segments, without stuffing, and one for each marker.
@@ -223,93 +340,132 @@ def _read_scan(scan: bytes, tables: _Tables) -> np.ndarray:
     keep[markers[:-1]] = False
     data = raw[: end + 1][keep]
     marker_at = markers - np.searchsorted(stuffing, markers) - np.arange(count + 1)
-    letters, ends, fails = _read_segments(data, marker_at, code, tables)
-    if not len(fails) and end == len(scan):
-        return letters
+    read = _read_segments(data, marker_at, tables, tables.quick)
+    letters, ends = read.letters, read.ends
+    numbers = np.minimum(code[:-1] & 15, 8).astype(np.uint16)
+    letters[ends[:-1] - 1] = numbers + np.uint16(tables.alphabet.restart)
+    again = np.flatnonzero(read.uncertain | read.failed)
+    if not len(again) and end == len(scan):
+        return letters[:-1]
     parts = []
     done = 0
-    for segment in fails.tolist():
+    again_read = _read_exactly(data, marker_at, again, tables) if len(again) else ()
+    for segment, exact in zip(again.tolist(), again_read, strict=True):
         first = int(ends[segment - 1]) if segment else 0
-        last = int(ends[segment]) - (segment < count)  # the letter of its marker stays
-        begin = int(markers[segment - 1]) + 2 if segment else 0
-        parts += [letters[done:first], raw[begin : int(markers[segment])].astype(np.uint16)]
-        done = last
-    parts += [letters[done:], raw[end : len(scan)].astype(np.uint16)]
+        if exact is None:
+            raw_begin = int(markers[segment - 1]) + 2 if segment else 0
+            exact = raw[raw_begin : int(markers[segment])].astype(np.uint16)
+        parts += [letters[done:first], exact]
+        done = int(ends[segment]) - 1  # the letter of its marker stays
+    parts += [letters[done:-1], raw[end : len(scan)].astype(np.uint16)]
     return np.concatenate(parts)
 
 
+def _read_exactly(
+    data: np.ndarray, marker_at: np.ndarray, segments: np.ndarray, tables: _Tables
+) -> Iterator[np.ndarray | None]:
+    """The letters of some segments without their markers; None for one that is not code words."""
+    lengths = np.diff(marker_at, prepend=-1)  # with the byte of the marker
+    chosen = np.zeros(len(marker_at), bool)
+    chosen[segments] = True
+    own_marker_at = np.cumsum(lengths[segments]) - 1
+    read = _read_segments(data[np.repeat(chosen, lengths)], own_marker_at, tables, tables.exact)
+    begin = 0
+    for end, failed in zip(read.ends.tolist(), read.failed.tolist(), strict=True):
+        yield None if failed else read.letters[begin : end - 1]
+        begin = end
+
+
+class _Read(NamedTuple):
+    """Segments as letters.
+
+    Attributes:
+      letters: uint16 [n], a place for a marker after each segment; arbitrary in failed segments.
+      ends: letters up to the end of each segment, its marker included, [segments].
+      failed: whether code words do not fill the segment up, bool [segments].
+      uncertain: whether a block is full before its EOB, or too full, bool [segments].
+    """
+
+    letters: np.ndarray
+    ends: np.ndarray
+    failed: np.ndarray
+    uncertain: np.ndarray
+
+
 def _read_segments(
-    data: np.ndarray, marker_at: np.ndarray, code: np.ndarray, tables: _Tables
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Letters of segments, each ended by one byte in the place of its marker.
+    data: np.ndarray, marker_at: np.ndarray, tables: _Tables, walker: _Walker
+) -> _Read:
+    """Reads segments, each followed by one byte in the place of its marker.
 
     Args:
-      data: uint8.
-      marker_at: places of the markers in it, the last being its last byte.
-      code: second bytes of the markers but the last, which stands for the end.
-
-    Returns:
-      (letters, uint16 [n], those of failed segments being arbitrary; the number of letters up to
-      the end of each segment with its marker, [segments]; indices of the failed segments).
+      data: uint8, the last byte being a marker's.
+      marker_at: places of the markers in it.
+      tables: of the settings.
+      walker: finds where the codes begin.
     """
-    nibbles = np.empty(2 * len(data), np.uint8)
-    np.right_shift(data, 4, out=nibbles[0::2])
-    np.bitwise_and(data, 15, out=nibbles[1::2])
-    nibbles[2 * marker_at] = _RESET
-    nibbles[2 * marker_at + 1] = _RESET
-    rows = itertools.accumulate(nibbles.tobytes(), operator.getitem, initial=tables.start)  # type: ignore[arg-type]
-    state = np.fromiter(map(operator.itemgetter(17), rows), np.int32, len(nibbles))
-    begins = tables.begins[(state << 4) + nibbles]
-    begins[2 * marker_at] = 0
-    begins[2 * marker_at + 1] = 0
-    table_at = begins.view(np.uint8)
+    table_at, failed = walker.begins(data, marker_at)
+    table_at.view(np.uint64)[marker_at] = 0
     table_at[8 * marker_at] = 2 * len(tables.alphabet.tables) + 1
 
-    at = np.flatnonzero(table_at)
-    table = table_at[at].astype(np.int32) - 1
+    at = np.flatnonzero(table_at != 0)
+    table = table_at[at]
     padded = np.zeros(len(data) + 8, np.uint8)
     padded[: len(data)] = data
-    windows = np.ndarray((len(data),), ">u8", padded.data, strides=(1,))
-    window = windows[at >> 3].astype(np.uint64) << (at & 7).astype(np.uint64)
-    entry = tables.codes[(table << 16) + (window >> np.uint64(48)).astype(np.int32)]
-    bits, size, letter = entry & 31, entry >> 5 & 15, entry >> 9
-    amplitude = (window << bits.astype(np.uint64)) >> np.uint64(_WINDOW - 11)
-    amplitude = amplitude.astype(np.int32) >> np.maximum(11 - size, 0)
-    joined = size <= JOINED_BITS
-    letter += np.where(joined, amplitude, 0)
+    windows = np.ndarray((len(data),), ">u8", padded.data, strides=(1,)).astype(np.uint64)
+    window = windows[at >> 3] << (at & 7).astype(np.uint64)
+    place = (window >> np.uint64(48)).astype(np.int32)
+    place += table.astype(np.int32) - 1 << 16
+    entry = tables.codes[place]
+    bits, size, letter = entry & 31, entry >> 5 & 15, entry >> 9 & 4095
+    amplitude = ((window << bits.astype(np.uint64)) >> np.uint64(64 - 11)).astype(np.int32)
+    amplitude >>= 11 - size
+    long = np.flatnonzero(size > JOINED_BITS)
+    joined = amplitude.copy()
+    joined[long] = 0
+    letter += joined
 
     # The last code of each segment ends with it, or is padding.
     marker = np.searchsorted(at, 8 * marker_at)
-    count = 1 + ~joined + (size > 8)
-    count[marker[-1]] = 0
-    letter[marker[:-1]] = tables.alphabet.restart + np.minimum(code & 15, 8).astype(np.int32)
+    count = np.ones(len(at), np.int32)
+    count[long] += 1 + (size[long] > 8)
     last = marker - 1
     some = last > np.concatenate([[-1], marker[:-1]])
     last = np.maximum(last, 0)
     left = at[marker] - at[last]
     whole = bits[last] + size[last] == left
-    ones = (window[last] >> np.uint64(_WINDOW - 8)).astype(np.int32) >> np.maximum(8 - left, 0)
-    padding = ~whole & (left < 8) & (ones == (1 << np.minimum(left, 8)) - 1)
-    count[last[some & padding]] = 0
-    failed = some & ~whole & ~padding | (state[2 * marker_at] < START)
+    ones = (window[last] >> np.uint64(56)).astype(np.int32) >> np.maximum(8 - left, 0)
+    is_padding = ~whole & (left < 8) & (ones == (1 << np.minimum(left, 8)) - 1)
+    padding = last[some & is_padding]
+    count[padding] = 0
+    entry[padding] = 0
+    failed = failed | (some & ~whole & ~is_padding)
 
     ends = np.cumsum(count)
-    letters = np.empty(int(ends[-1]), np.uint16)
-    begin = ends - count
-    kept = count > 0
-    letters[begin[kept]] = letter[kept]
-    long = np.flatnonzero(~joined & kept)
+    letters = np.repeat(letter.astype(np.uint16), count)
     if len(long):
-        size, amplitude, begin = size[long], amplitude[long], begin[long] + 1
+        size, amplitude, begin = size[long], amplitude[long], ends[long] - count[long] + 1
         second = size - _FIRST_BITS[size]
-        letters[begin] = _AMPLITUDE_LETTERS[_FIRST_BITS[size]] + (amplitude >> second)
-        two = second > 0
-        low = amplitude & (1 << second) - 1
-        letters[begin[two] + 1] = (_AMPLITUDE_LETTERS[second] + low)[two]
-    return letters, ends[marker], np.flatnonzero(failed)
+        kept = count[long] > 0
+        high = _AMPLITUDE_LETTERS[_FIRST_BITS[size]] + (amplitude >> second)
+        letters[begin[kept]] = high[kept]
+        low = _AMPLITUDE_LETTERS[second] + (amplitude & (1 << second) - 1)
+        two = kept & (second > 0)
+        letters[begin[two] + 1] = low[two]
+    return _Read(letters, ends[marker], failed, _overfull(entry, table, marker))
+
+
+def _overfull(entry: np.ndarray, table: np.ndarray, marker: np.ndarray) -> np.ndarray:
+    """In which segments some block passes its last coefficient or reaches it before EOB, bool."""
+    passed = np.cumsum(entry >> 21)
+    block = np.flatnonzero(table & 1)  # DC codes, and markers
+    total = np.diff(passed[block])  # of the coefficients up to the next one
+    found = np.zeros(len(marker), bool)
+    found[np.searchsorted(marker, block[np.flatnonzero(total > 62)], side="right")] = True
+    return found
 
 
 # By amplitude bits: those in the first word; the letter of so many zero bits.
+_MAX_AMPLITUDE = 11
 _FIRST_BITS = np.array([FIRST_PART.get(bits, bits) for bits in range(16)])
 _AMPLITUDE_LETTERS = np.array(
     [Alphabet(()).amplitude(bits) if bits >= 4 else 0 for bits in range(9)]
