@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -186,21 +187,25 @@ def _meaning(kind: int, symbol: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _alphabet(tables: tuple[tuple[HuffmanTable, HuffmanTable], ...]) -> Alphabet:
-    for pair in tables:
-        for table in pair:
-            for code, length in table.codes.values():
-                if code == (1 << length) - 1:
-                    raise ValueError(
-                        f"a Huffman code is {length} ones, which T.81 (C.2) reserves: padding "
-                        "could not be told from it"
-                    )
+def checked_alphabet(tables: tuple[tuple[HuffmanTable, HuffmanTable], ...]) -> Alphabet:
+    """The alphabet of images with these tables, see `Alphabet`. Equal tables give one object.
+
+    Raises ValueError for a code of ones alone.
+    """
+    for table in itertools.chain(*tables):
+        for code, length in table.codes.values():
+            if code == (1 << length) - 1:
+                raise ValueError(
+                    f"a Huffman code is {length} ones, which T.81 (C.2) reserves: padding "
+                    "could not be told from it"
+                )
     return Alphabet(tables)
 
 
+@functools.lru_cache(maxsize=64)
 def alphabet(settings: JpegFormat) -> Alphabet:
-    """The alphabet of images of these settings. Equal tables give one object."""
-    return _alphabet(tuple(dict.fromkeys(block_tables(settings))))
+    """The alphabet of images of these settings."""
+    return checked_alphabet(tuple(dict.fromkeys(block_tables(settings))))
 
 
 def block_table_indices(settings: JpegFormat) -> tuple[int, ...]:
