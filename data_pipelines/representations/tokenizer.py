@@ -40,6 +40,8 @@ from etils import epath
 
 TOKENIZER_FILE = "tokenizer.model"  # the SentencePiece model, in the folder of a representation
 
+CODEWORDS_PREFIX = "<jpeg_codewords:"  # of a control piece in models that are not over bytes
+
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
 _MAX_SENTENCE = (1 << 16) - 1
@@ -260,6 +262,13 @@ class BpeTokenizer(Tokenizer):
                 f"the SentencePiece model has BOS id {processor.bos_id()} and EOS id "
                 f"{processor.eos_id()}; expected both (-1 is none): train it with bos_id and eos_id"
             )
+        controls = filter(processor.is_control, range(processor.get_piece_size()))
+        for name in map(processor.id_to_piece, controls):
+            if name.startswith(CODEWORDS_PREFIX):
+                raise ValueError(
+                    f"the SentencePiece model was trained on {name}, the code words of JPEG, "
+                    'expected one on bytes: use it with the representation "jpeg"'
+                )
         if not any(self.token_bytes):
             raise ValueError(
                 "no piece of the SentencePiece model is made of codec characters (byte b as "

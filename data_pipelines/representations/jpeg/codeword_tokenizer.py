@@ -38,7 +38,6 @@ from data_pipelines.representations.jpeg.codeword_streams import Streams
 SPEC = "codewords"  # of the tokenizer without a model, in configurations
 KIND = "codewords"  # in `to_config`
 ALPHABET_FILE = "alphabet.json"
-_NAME = "<jpeg_codewords:"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -306,7 +305,9 @@ def trained_alphabet(model: bytes) -> str | None:
     """
     processor = _processor(model)
     for token in range(processor.get_piece_size()):
-        if processor.is_control(token) and processor.id_to_piece(token).startswith(_NAME):
+        if processor.is_control(token) and processor.id_to_piece(token).startswith(
+            tokenizers.CODEWORDS_PREFIX
+        ):
             return processor.id_to_piece(token)
     return None
 

@@ -33,6 +33,7 @@ import numpy as np
 
 from data_pipelines.representations.jpeg.format import JpegFormat
 from data_pipelines.representations.jpeg.huffman import EOB, ZRL, HuffmanTable, block_tables
+from data_pipelines.representations.tokenizer import CODEWORDS_PREFIX
 
 NUM_BYTES = 256
 JOINED_BITS = 3  # amplitudes of so many bits are part of the word of their code
@@ -78,7 +79,7 @@ class Alphabet:
     @property
     def name(self) -> str:
         """The name of the alphabet in the models that are trained on it."""
-        return f"<jpeg_codewords:{self.mode}:{self.sha256[:16]}>"
+        return f"{CODEWORDS_PREFIX}{self.mode}:{self.sha256[:16]}>"
 
     def describe(self) -> list[dict[str, Any]]:
         """Each letter with its character, meaning and bits, as plain JSON values."""
