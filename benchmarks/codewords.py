@@ -1,6 +1,6 @@
 """Tokens of code words compared with bytes and BPE: tokens per image, time, and the constraint.
 
-    python -m benchmarks.codewords [--photos=FOLDER] [--count=10000] [--parts=tokens,time,constraint]
+    python -m benchmarks.codewords [--photos=FOLDER] [--count=10000] [--parts=tokens,time,...]
 
 Tokens: the tokenizers are trained on random square crops of half of the photos, at 256x256,
 quality 25, 4:2:0, one MCU per restart, tables stripped, and counted on the centre squares of the

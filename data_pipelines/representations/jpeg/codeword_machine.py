@@ -16,8 +16,11 @@ and an MCU a row of blocks. A state is a *class*, a number k and the MCUs and se
 
 What a token does depends on its letters and on the class, and on k in two ways alone: k has to lie
 within bounds, and where the token does not leave the block that it begins in, its coefficients are
-added to k. So two tables by class and token hold everything; `min_tokens_after` reads a row of each
-for the whole vocabulary. MCUs and segments are counted, as in `byte_machine`.
+added to k. So tables by class and token hold everything. MCUs and segments are counted, as in
+`byte_machine`. For the whole vocabulary `min_tokens_after` reads rows of two tables of bounds: of
+k, of the MCUs and segments that are left, and of the next marker's number. These are fields of one
+integer, each below a zero bit that a subtraction would borrow from, and so compared together. A
+third table has what a token adds to the tokens that are left.
 
 `min_tokens_to_end` is a bound: the tokens of the shortest MCUs, in which no token reaches from one
 MCU into another, and one token for each marker. No document needs more, and with merges across MCUs
@@ -60,6 +63,10 @@ _KINDS = _AT_PENDING + len(_PENDING)
 # Bits of the second table: of what is so after it.
 #   0-6 k, or what is added to it; 7 added; 8 the block is full where k becomes 64;
 #   9-13 MCUs ended after the last restart marker; 14 it ends at the end of an MCU; 15- class
+# Fields of the bounds: (shift, largest value); the bit above each is free.
+_K, _MCUS, _SEGMENTS, _NUMBER = (0, 127), (8, 63), (15, 31), (21, 7)
+_GUARDS = sum((largest + 1) << shift for shift, largest in (_K, _MCUS, _SEGMENTS, _NUMBER))
+_FILLS = 1 << 26  # in the upper bounds: at the largest k the block is full, see `full_tokens`
 _NO_RESTART = 15
 _MAX_LETTERS = 31  # of a token, so that counts fit
 _IMPOSSIBLE = 1  # k from 1 to 0
@@ -87,6 +94,10 @@ class CodewordMachine(NamedTuple):
     Attributes:
       before: what a token needs, by class and token, int32 [classes, V]; see above.
       after: what it leads to, int32 [classes, V].
+      lowest, highest: bounds of a state by class and token, fields as above, int32 [classes, V].
+      added: what a token adds to the tokens that are left besides the class's own, int32
+        [classes, V].
+      full_tokens: the same where it fills its block up, int32 [classes].
       class_tokens: tokens from a class to the end of its MCU, int32 [classes].
       first: the class that a document begins in.
       blocks: of an MCU.
@@ -98,6 +109,10 @@ class CodewordMachine(NamedTuple):
 
     before: Array
     after: Array
+    lowest: Array
+    highest: Array
+    added: Array
+    full_tokens: Array
     class_tokens: Array
     first: int
     blocks: int
@@ -118,24 +133,40 @@ class CodewordMachine(NamedTuple):
         before = xp.asarray(self.before)[state.at, token]
         after = xp.asarray(self.after)[state.at, token]
         allowed, state = self._follow(state, before, after, xp)
+        state = State(*(xp.where(allowed, field, 0) for field in state))
         return state._replace(at=xp.where(allowed, state.at, self._wrong))
 
     def min_tokens_to_end(self, state: State) -> Array:
         """Tokens within which a document can end, int32; `UNREACHABLE` if it cannot."""
         xp = state.at.__array_namespace__()
         here = xp.asarray(self.class_tokens)[state.at]
-        rest = xp.where(state.mcus > 0, here + (state.mcus - 1) * self.mcu_tokens, 0) + 1
-        rest = rest + self._segments_tokens(state.segments, xp)
+        rest = xp.where(state.mcus > 0, here, 0) + self._tokens_after_mcu(state, xp)
         rest = xp.where(state.at == self._end, 0, rest)
         return xp.where(state.at == self._wrong, UNREACHABLE, rest)
 
     def min_tokens_after(self, state_Bx1: State) -> Array:
         """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
         xp = state_Bx1.at.__array_namespace__()
-        at = state_Bx1.at[:, 0]
-        before, after = xp.asarray(self.before)[at], xp.asarray(self.after)[at]
-        allowed, state_BxV = self._follow(state_Bx1, before, after, xp)
-        return xp.where(allowed, self.min_tokens_to_end(state_BxV), UNREACHABLE)
+        at, (k, mcus, segments) = state_Bx1.at[:, 0], state_Bx1[1:]
+        lowest, highest = xp.asarray(self.lowest)[at], xp.asarray(self.highest)[at]
+        fields = (
+            k << _K[0]
+            | xp.minimum(mcus, _MCUS[1]) << _MCUS[0]
+            | xp.minimum(segments, _SEGMENTS[1]) << _SEGMENTS[0]
+            | (self.segments - 1 - segments) % 8 << _NUMBER[0]
+        )
+        within = ((fields | _GUARDS) - lowest) & (highest - fields) & _GUARDS
+        full = ((highest ^ fields) & (_FILLS | _K[1])) == _FILLS
+        added = xp.where(
+            full, xp.asarray(self.full_tokens)[at][:, None], xp.asarray(self.added)[at]
+        )
+        rest = added + self._tokens_after_mcu(state_Bx1, xp)
+        return xp.where(within == _GUARDS, rest, UNREACHABLE)
+
+    def _tokens_after_mcu(self, state: State, xp: Any) -> Array:
+        """Tokens after the MCU that the state is in; after the segment, less one MCU of it."""
+        mcus = xp.maximum(state.mcus - 1, 0) * self.mcu_tokens + 1
+        return mcus + self._segments_tokens(state.segments, xp)
 
     @property
     def _end(self) -> int:
@@ -206,9 +237,7 @@ def machine(tokenizer: CodewordTokenizer, size: tuple[int, int]) -> CodewordMach
     )
     blocks = len(settings.block_components)
     return CodewordMachine(
-        before=made.before,
-        after=made.after,
-        class_tokens=made.class_tokens,
+        *made,
         first=_KINDS * blocks if tokenizer.streams.header_parts else 0,
         blocks=blocks,
         mcu_tokens=int(made.class_tokens[0]),
@@ -219,8 +248,14 @@ def machine(tokenizer: CodewordTokenizer, size: tuple[int, int]) -> CodewordMach
 
 
 class _Tables(NamedTuple):
+    """The first fields of a machine."""
+
     before: np.ndarray
     after: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
+    added: np.ndarray
+    full_tokens: np.ndarray
     class_tokens: np.ndarray
 
 
@@ -228,7 +263,7 @@ class _Tables(NamedTuple):
 def _tables(
     tokenizer: CodewordTokenizer, header: tuple[int, ...], interval: int, last_mcus: int
 ) -> _Tables:
-    """`before`, `after` and `class_tokens` of a machine; interval: 0 without restart markers."""
+    """Tables for images of some size; interval: 0 without restart markers."""
     pieces = tokenizer.token_letters
     longest = max(map(len, pieces))
     if longest > _MAX_LETTERS:
@@ -243,7 +278,14 @@ def _tables(
     for row in letters:
         walk.take(row)
     before, after = walk.entries(tokenizer.is_content)
-    return _Tables(before, after, _class_tokens(before, after, walk))
+    class_tokens = _class_tokens(before, after, walk)
+    lowest, highest = _bounds(before, after, interval, last_mcus)
+    added = _added(before, after, class_tokens, interval, last_mcus)
+    next_dc = np.append(class_tokens[1 : walk.blocks], 0)  # of the next block, in the same MCU
+    in_blocks = _KINDS * walk.blocks
+    full = np.zeros(len(class_tokens), np.int32)
+    full[:in_blocks] = np.tile(next_dc, _KINDS)
+    return _Tables(before, after, lowest, highest, added, full, class_tokens)
 
 
 @dataclasses.dataclass(eq=False)
@@ -492,3 +534,59 @@ def _class_tokens(before: np.ndarray, after: np.ndarray, walk: _Walk) -> np.ndar
     for position in range(len(walk.header)):
         tokens[_KINDS * blocks + position] = len(walk.header) - position + tokens[0]
     return np.minimum(tokens, UNREACHABLE).astype(np.int32)
+
+
+def _bounds(
+    before: np.ndarray, after: np.ndarray, interval: int, last_mcus: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`lowest` and `highest` of a machine."""
+    ended, restarts, first = before >> 14 & 31, before >> 19 & 15, before >> 23 & 15
+    is_end, at_mcu_end = (before >> 27 & 1) == 1, (after >> 14 & 1) == 1
+    ended_after = after >> 9 & 31
+    marked = is_end | (restarts > 0)
+    # Nothing but a marker follows the last MCU.
+    needed = ended + ~at_mcu_end
+    needed_after = ended_after + ~at_mcu_end
+    in_last, in_others = (needed_after <= mcus for mcus in (last_mcus, interval))
+    in_last, in_others = in_last | is_end, in_others & ~is_end
+    possible = ((before & 127) <= (before >> 7 & 127)) & (~marked | in_last | in_others)
+    numbered = first != _NO_RESTART
+    fields = [
+        (_K, np.where(possible, before & 127, 1), np.where(possible, before >> 7 & 127, 0)),
+        (_MCUS, np.where(marked, ended, needed), np.where(marked, ended, _MCUS[1])),
+        (
+            _SEGMENTS,
+            np.where(marked & ~in_last, restarts + 1, restarts),
+            np.where(marked & ~in_others, restarts, _SEGMENTS[1]),
+        ),
+        (_NUMBER, np.where(numbered, first, 0), np.where(numbered, first, _NUMBER[1])),
+    ]
+    lowest = np.zeros(before.shape, np.int64)
+    highest = np.where((after >> 8 & 1) == 1, _FILLS, 0) + _GUARDS
+    for (shift, _), low, high in fields:
+        lowest += low.astype(np.int64) << shift
+        highest += high.astype(np.int64) << shift
+    return lowest.astype(np.int32), highest.astype(np.int32)
+
+
+def _added(
+    before: np.ndarray,
+    after: np.ndarray,
+    class_tokens: np.ndarray,
+    interval: int,
+    last_mcus: int,
+) -> np.ndarray:
+    """`added` of a machine: `min_tokens_to_end` after a token, less `_tokens_after_mcu` before it.
+
+    A token that may fill its block does not here; then `full_tokens` is added.
+    """
+    mcu = int(class_tokens[0])
+    ended, restarts, is_end = before >> 14 & 31, before >> 19 & 15, (before >> 27 & 1) == 1
+    here = class_tokens[after >> 15]
+    # Where a marker follows in the token, its segment had this left, less the MCU it is in.
+    segment = np.maximum(ended - 1, 0) * mcu + 1
+    between = (restarts - 1) * (interval * mcu + 1)
+    restarted = here - ((after >> 9 & 31) + 1) * mcu - between - segment
+    at_end = -segment - np.where(restarts > 0, between + last_mcus * mcu + 1, 0)
+    added = np.where(restarts > 0, restarted, here - ended * mcu)
+    return np.where(is_end, at_end, added).astype(np.int32)
