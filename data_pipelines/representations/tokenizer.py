@@ -482,6 +482,8 @@ def train_pieces(
             pad_id=-1,
             control_symbols=list(control_symbols),
             character_coverage=1.0,
+            # By frequency alone the rarest ones go: coverage is a float32, 1 from 2**-24 on.
+            required_chars=characters,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

@@ -1,12 +1,13 @@
 """JPEG streams <-> letters of the alphabet of code words (see `codewords`), for any bytes.
 
-Reading. The bytes between two markers are an entropy-coded segment. The automaton over bits
-(`automaton`) runs through all segments, four bits at a time. Its states give the bit positions at
-which codes begin, and numpy reads the codes there from tables, all at once. A segment becomes code
-words if codes and amplitudes fill it up to at most seven one-bits. Otherwise it becomes its bytes,
-byte stuffing included. So does the whole rest of a scan from the first marker that is neither
-RST0-7 nor EOI, and a stream whose header is not the one of the settings. Therefore `write` gives
-any bytes back from their letters.
+Reading. The bytes between two markers are an entropy-coded segment. A small automaton runs through
+all segments byte by byte. Its states give the bit positions at which codes begin, and numpy reads
+the codes there from tables, all at once. Where a block may end without EOB the automaton over bits
+(`automaton`) does the same exactly. A segment becomes code words if they fill it up to at most
+seven one-bits. Otherwise it becomes its bytes, byte stuffing included. So does the whole rest of a
+scan from the first marker that is neither RST0-7 nor EOI, and a stream whose header is not the one
+of the settings. Therefore `write` gives any bytes back from their letters. With numba installed
+`codeword_kernel` does the same, faster.
 
 Writing. Letters append their bits to the segment. A marker, a byte, a header or the end of the
 letters first fills the last byte up with ones. FF is stuffed in what was written as bits, and only
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.jpeg import codewords
+from data_pipelines.representations.jpeg import codeword_kernel, codewords
 from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
 from data_pipelines.representations.jpeg.codewords import (
     AC,
@@ -104,7 +105,7 @@ class Streams:
             return np.frombuffer(stream, np.uint8).astype(np.uint16)
         head = np.array(self.header_letters(size), np.uint16)
         scan = stream[len(self.header.data) :]
-        return np.concatenate([head, _read_scan(scan, self._tables)])
+        return np.concatenate([head, _read_scan(scan, self._tables, codeword_kernel.reader())])
 
     @functools.cached_property
     def _tables(self) -> _Tables:
@@ -284,6 +285,7 @@ class _Tables:
     Attributes:
       settings: of the encoder.
       alphabet: the letters.
+      blocks: index of the tables of each block of an MCU, int32 [blocks].
       codes: by table (luma's DC and AC, chroma's, then one of zeros for markers) and the next 16
         bits: advance << 21 | letter << 9 | amplitude bits << 5 | code bits, or 0 for an undefined
         code, int32 [tables * 65536].
@@ -291,6 +293,7 @@ class _Tables:
 
     settings: JpegFormat
     alphabet: Alphabet
+    blocks: np.ndarray
     codes: np.ndarray
 
     @functools.cached_property
@@ -318,12 +321,16 @@ def _tables(settings: JpegFormat) -> _Tables:
         first, count = code << 16 - length, 1 << 16 - length
         entry = int(letters.advance[letter]) << 21 | letter << 9 | size << 5 | length
         codes[2 * letters.table[letter] + (kind == AC), first : first + count] = entry
-    return _Tables(settings, alphabet, codes.ravel())
+    blocks = np.array(codewords.block_table_indices(settings), np.int32)
+    return _Tables(settings, alphabet, blocks, codes.ravel())
 
 
-def _read_scan(scan: bytes, tables: _Tables) -> np.ndarray:
+def _read_scan(scan: bytes, tables: _Tables, compiled: codeword_kernel.Reader | None) -> np.ndarray:
     """Any bytes after the header -> letters, uint16 [n]."""
     raw = np.frombuffer(scan + _SENTINEL, np.uint8)
+    if compiled is not None:
+        amplitudes = (_AMPLITUDE_LETTERS, _FIRST_BITS)
+        return compiled(raw, tables.codes, tables.blocks, *amplitudes, tables.alphabet.restart)
     ff = np.flatnonzero(raw == 0xFF)
     after_ff = raw[ff + 1]
     stuffing = ff[after_ff == 0] + 1
@@ -383,7 +390,7 @@ class _Read(NamedTuple):
       letters: uint16 [n], a place for a marker after each segment; arbitrary in failed segments.
       ends: letters up to the end of each segment, its marker included, [segments].
       failed: whether code words do not fill the segment up, bool [segments].
-      uncertain: whether a block is full before its EOB, or too full, bool [segments].
+      uncertain: whether the quick walker may have erred, see `_uncertain`, bool [segments].
     """
 
     letters: np.ndarray
@@ -451,21 +458,26 @@ def _read_segments(
         low = _AMPLITUDE_LETTERS[second] + (amplitude & (1 << second) - 1)
         two = kept & (second > 0)
         letters[begin[two] + 1] = low[two]
-    return _Read(letters, ends[marker], failed, _overfull(entry, table, marker))
+    return _Read(letters, ends[marker], failed, _uncertain(entry, table, marker))
 
 
-def _overfull(entry: np.ndarray, table: np.ndarray, marker: np.ndarray) -> np.ndarray:
-    """In which segments some block passes its last coefficient or reaches it before EOB, bool."""
+def _uncertain(entry: np.ndarray, table: np.ndarray, marker: np.ndarray) -> np.ndarray:
+    """Which segments have a block that is full before its EOB, too full, or ends in zeros, bool."""
     passed = np.cumsum(entry >> 21)
     block = np.flatnonzero(table & 1)  # DC codes, and markers
-    total = np.diff(passed[block])  # of the coefficients up to the next one
+    full = block[np.flatnonzero(np.diff(passed[block]) > 62)]  # coefficients up to the next one
+    # A run of sixteen zeros, which has no amplitude bits, and EOB.
+    without = entry >> 5 & (_ADVANCE | 15)
+    run = np.flatnonzero(without == 16 << 16)
+    run = run[(without[run + 1] == 0) & (entry[run + 1] > 0)]
     found = np.zeros(len(marker), bool)
-    found[np.searchsorted(marker, block[np.flatnonzero(total > 62)], side="right")] = True
+    found[np.searchsorted(marker, np.concatenate([full, run]), side="right")] = True
     return found
 
 
 # By amplitude bits: those in the first word; the letter of so many zero bits.
 _MAX_AMPLITUDE = 11
+_ADVANCE = 31 << 16
 _FIRST_BITS = np.array([FIRST_PART.get(bits, bits) for bits in range(16)])
 _AMPLITUDE_LETTERS = np.array(
     [Alphabet(()).amplitude(bits) if bits >= 4 else 0 for bits in range(9)]

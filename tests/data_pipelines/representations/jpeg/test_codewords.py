@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.representations import from_config, load, make
-from data_pipelines.representations.jpeg import codewords
+from data_pipelines.representations.jpeg import codeword_kernel, codewords
 from data_pipelines.representations.jpeg.codeword_streams import Streams
 from data_pipelines.representations.jpeg.format import JpegFormat
 from data_pipelines.representations.jpeg.huffman import HuffmanTable
@@ -98,6 +98,25 @@ def test_noise_comes_back(settings):
     for data in noise:
         for stream in (data, header + data):
             assert tokenizer.decode(tokenizer.encode(stream)) == stream
+
+
+@pytest.mark.parametrize("settings", SETTINGS[::4], ids=names)
+def test_the_compiled_reader_gives_the_same_letters(settings, monkeypatch):
+    pytest.importorskip("numba")
+    compiled = codeword_kernel.reader()
+    rng = np.random.default_rng(0)
+    for quality in (25, 98):
+        as_bytes, words = pair(quality=quality, **settings)
+        streams = [
+            as_bytes.encode(synthetic(33, 21, seed)).astype("u1").tobytes() for seed in range(4)
+        ]
+        changed = [*streams, *mutations(streams, 100, seed=7)]
+        changed += [streams[0][: -int(rng.integers(40))] + rng.bytes(30) for _ in range(50)]
+        found = {}
+        for reader in (compiled, None):
+            monkeypatch.setattr(codeword_kernel, "reader", lambda reader=reader: reader)
+            found[reader] = [words.tokenizer.encode(stream).tolist() for stream in changed]
+        assert found[compiled] == found[None]
 
 
 def test_photos_of_every_quality_come_back():
