@@ -22,9 +22,9 @@ k, of the MCUs and segments that are left, and of the next marker's number. Thes
 integer, each below a zero bit that a subtraction would borrow from, and so compared together. A
 third table has what a token adds to the tokens that are left.
 
-`min_tokens_to_end` is a bound: the tokens of the shortest MCUs, in which no token reaches from one
-MCU into another, and one token for each marker. No document needs more, and with merges across MCUs
-the shortest one is shorter by a part.
+`min_tokens_to_end` is a bound: it counts the fewest tokens of the MCUs that are left if no token
+reaches from one MCU into another, and one token for each marker. A document can always end within
+so many tokens. With merges across MCUs or markers a shorter end may exist, and is not counted on.
 """
 
 from __future__ import annotations
@@ -271,25 +271,27 @@ def _tables(
             f"the tokenizer has a token of {longest} code words; constraining documents takes at "
             f"most {_MAX_LETTERS}: train it with shorter pieces"
         )
-    walk = _Walk.begin(tokenizer, header, interval, last_mcus)
+    simulation = _Simulation.begin(tokenizer, header, interval, last_mcus)
     letters = np.full((longest, len(pieces)), -1, np.int32)
     for token, piece in enumerate(pieces):
         letters[: len(piece), token] = piece
     for row in letters:
-        walk.take(row)
-    before, after = walk.entries(tokenizer.is_content)
-    class_tokens = _class_tokens(before, after, walk)
+        simulation.take(row)
+    before, after = simulation.entries(tokenizer.is_content)
+    class_tokens = _class_tokens(before, after, simulation)
     lowest, highest = _bounds(before, after, interval, last_mcus)
     added = _added(before, after, class_tokens, interval, last_mcus)
-    next_dc = np.append(class_tokens[1 : walk.blocks], 0)  # of the next block, in the same MCU
-    in_blocks = _KINDS * walk.blocks
+    next_dc = np.append(
+        class_tokens[1 : simulation.blocks], 0
+    )  # of the next block, in the same MCU
+    in_blocks = _KINDS * simulation.blocks
     full = np.zeros(len(class_tokens), np.int32)
     full[:in_blocks] = np.tile(next_dc, _KINDS)
     return _Tables(before, after, lowest, highest, added, full, class_tokens)
 
 
 @dataclasses.dataclass(eq=False)
-class _Walk:
+class _Simulation:
     """All tokens, taken letter by letter from all classes. Arrays [classes, V].
 
     Until a token leaves the block that it begins in, k is not known: `relative` is set, `k` counts
@@ -324,7 +326,7 @@ class _Walk:
         header: tuple[int, ...],
         interval: int,
         last_mcus: int,
-    ) -> _Walk:
+    ) -> _Simulation:
         """Before the first letter."""
         streams = tokenizer.streams
         table_of = np.array(codewords.block_table_indices(streams.settings))
@@ -503,13 +505,13 @@ class _Walk:
         )
 
 
-def _class_tokens(before: np.ndarray, after: np.ndarray, walk: _Walk) -> np.ndarray:
+def _class_tokens(before: np.ndarray, after: np.ndarray, simulation: _Simulation) -> np.ndarray:
     """Tokens within which each class reaches the end of its MCU, int32 [classes].
 
     From DC(b), and with EOB from AC(b), by the best token that does not leave the MCU; from the
     others by one coefficient of one amplitude bit, or the amplitudes that are pending.
     """
-    blocks = walk.blocks
+    blocks = simulation.blocks
     tokens = np.full(len(before), UNREACHABLE, np.int64)
 
     def best(row: int, lowest: int, highest: int) -> int:
@@ -531,8 +533,8 @@ def _class_tokens(before: np.ndarray, after: np.ndarray, walk: _Walk) -> np.ndar
         for index, (_, second) in enumerate(_PENDING):
             tokens[(_AT_PENDING + index) * blocks + block] = 1 + (second > 0) + then
         tokens[block] = best(block, 0, 0)
-    for position in range(len(walk.header)):
-        tokens[_KINDS * blocks + position] = len(walk.header) - position + tokens[0]
+    for position in range(len(simulation.header)):
+        tokens[_KINDS * blocks + position] = len(simulation.header) - position + tokens[0]
     return np.minimum(tokens, UNREACHABLE).astype(np.int32)
 
 

@@ -123,7 +123,7 @@ class Streams:
 # Reading
 
 
-class _Walker(abc.ABC):
+class _CodeFinder(abc.ABC):
     """Finds where codes begin in the bytes of segments."""
 
     @abc.abstractmethod
@@ -140,7 +140,7 @@ class _Walker(abc.ABC):
         """
 
 
-class _QuickWalker(_Walker):
+class _QuickFinder(_CodeFinder):
     """Takes a block to end with EOB alone, byte by byte: then no state depends on coefficients."""
 
     def __init__(self, settings: JpegFormat) -> None:
@@ -160,7 +160,7 @@ class _QuickWalker(_Walker):
         self._start = rows[1]
 
     def begins(self, data: np.ndarray, marker_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `_Walker`."""
+        """See `_CodeFinder`."""
         bytes_and_markers = data.astype(np.uint16)
         bytes_and_markers[marker_at] = 256
         rows = itertools.accumulate(
@@ -210,7 +210,7 @@ def _quick_automaton(settings: JpegFormat) -> tuple[np.ndarray, np.ndarray]:
     return np.array(bits, np.int32), np.array(begin, np.uint8)
 
 
-class _ExactWalker(_Walker):
+class _ExactFinder(_CodeFinder):
     """Runs the automaton of valid MCUs, four bits at a time."""
 
     def __init__(self, settings: JpegFormat) -> None:
@@ -231,7 +231,7 @@ class _ExactWalker(_Walker):
         self._start = rows[START]
 
     def begins(self, data: np.ndarray, marker_at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `_Walker`."""
+        """See `_CodeFinder`."""
         nibbles = np.stack([data >> 4, data & 15], axis=1)
         given = nibbles.copy()
         given[marker_at] = 16
@@ -297,14 +297,14 @@ class _Tables:
     codes: np.ndarray
 
     @functools.cached_property
-    def quick(self) -> _Walker:
+    def quick(self) -> _CodeFinder:
         """For most segments."""
-        return _QuickWalker(self.settings)
+        return _QuickFinder(self.settings)
 
     @functools.cached_property
-    def exact(self) -> _Walker:
+    def exact(self) -> _CodeFinder:
         """For segments with a block that ends at its last coefficient, without EOB."""
-        return _ExactWalker(self.settings)
+        return _ExactFinder(self.settings)
 
 
 @functools.lru_cache(maxsize=8)
@@ -390,7 +390,7 @@ class _Read(NamedTuple):
       letters: uint16 [n], a place for a marker after each segment; arbitrary in failed segments.
       ends: letters up to the end of each segment, its marker included, [segments].
       failed: whether code words do not fill the segment up, bool [segments].
-      uncertain: whether the quick walker may have erred, see `_uncertain`, bool [segments].
+      uncertain: whether the quick finder may have erred, see `_uncertain`, bool [segments].
     """
 
     letters: np.ndarray
@@ -400,7 +400,7 @@ class _Read(NamedTuple):
 
 
 def _read_segments(
-    data: np.ndarray, marker_at: np.ndarray, tables: _Tables, walker: _Walker
+    data: np.ndarray, marker_at: np.ndarray, tables: _Tables, finder: _CodeFinder
 ) -> _Read:
     """Reads segments, each followed by one byte in the place of its marker.
 
@@ -408,9 +408,9 @@ def _read_segments(
       data: uint8, the last byte being a marker's.
       marker_at: places of the markers in it.
       tables: of the settings.
-      walker: finds where the codes begin.
+      finder: finds where the codes begin.
     """
-    table_at, failed = walker.begins(data, marker_at)
+    table_at, failed = finder.begins(data, marker_at)
     table_at.view(np.uint64)[marker_at] = 0
     table_at[8 * marker_at] = 2 * len(tables.alphabet.tables) + 1
 

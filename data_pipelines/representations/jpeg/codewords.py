@@ -198,7 +198,7 @@ def checked_alphabet(tables: tuple[tuple[HuffmanTable, HuffmanTable], ...]) -> A
             if code == (1 << length) - 1:
                 raise ValueError(
                     f"a Huffman code is {length} ones, which T.81 (C.2) reserves: padding "
-                    "could not be told from it"
+                    "could not be distinguished from it"
                 )
     return Alphabet(tables)
 
