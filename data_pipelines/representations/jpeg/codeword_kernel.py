@@ -59,14 +59,14 @@ def _read(
             else:
                 window = bits << np.uint64(16 - held)
             entry = codes[((2 * tables[block] + (k > 0)) << 16) + np.int64(window)]
-            length, size, advance = entry & 31, entry >> 5 & 15, entry >> 21
+            length, size, advance = entry & 31, entry >> 5 & 15, entry >> 21 & 31
             held -= length + size
             if entry == 0 or held < 0:
                 right = False
                 break
             value = np.int64(bits >> np.uint64(held)) & ((1 << size) - 1)
             letter = entry >> 9 & 4095
-            if size <= 3:
+            if entry >> 26 == 0:
                 letters[count] = letter + value
                 count += 1
             else:

@@ -419,7 +419,7 @@ class _Simulation:
     def _take_amplitude(self, where: np.ndarray, bits: np.ndarray) -> None:
         first, second = np.array([*_PENDING, (0, 0)]).T
         self.alive &= ~where | (first[self.pending] == bits)
-        after = np.array([_PENDING_OF.get(bits, -1) for bits in range(9)])[second[self.pending]]
+        after = np.array([_PENDING_OF.get(bits, -1) for bits in range(8)])[second[self.pending]]
         self.pending = np.where(where, after, self.pending).astype(np.int32)
 
     def _take_dc(self, where: np.ndarray, letter: np.ndarray) -> None:

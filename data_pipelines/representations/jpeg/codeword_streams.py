@@ -34,7 +34,6 @@ from data_pipelines.representations.jpeg.codewords import (
     EOI_CODE,
     FIRST_PART,
     HEADER,
-    JOINED_BITS,
     MARKER,
     RST0,
     Alphabet,
@@ -287,8 +286,8 @@ class _Tables:
       alphabet: the letters.
       blocks: index of the tables of each block of an MCU, int32 [blocks].
       codes: by table (luma's DC and AC, chroma's, then one of zeros for markers) and the next 16
-        bits: advance << 21 | letter << 9 | amplitude bits << 5 | code bits, or 0 for an undefined
-        code, int32 [tables * 65536].
+        bits: `_OWN_AMPLITUDE` if it is a word of its own | advance << 21 | letter << 9 |
+        amplitude bits << 5 | code bits, or 0 for an undefined code, int32 [tables * 65536].
     """
 
     settings: JpegFormat
@@ -316,10 +315,12 @@ def _tables(settings: JpegFormat) -> _Tables:
         # The first of the letters of a code, whose joined amplitude bits are 0, comes last.
         kind, symbol = letters.kind[letter], int(letters.symbol[letter])
         size = symbol if kind == DC else symbol & 15
-        length = int(letters.length[letter]) - (size if size <= JOINED_BITS else 0)
+        pending = int(letters.pending[letter])
+        length = int(letters.length[letter]) - (size - pending)
         code = int(letters.value[letter]) >> (letters.length[letter] - length)
         first, count = code << 16 - length, 1 << 16 - length
         entry = int(letters.advance[letter]) << 21 | letter << 9 | size << 5 | length
+        entry |= (pending > 0) << 26
         codes[2 * letters.table[letter] + (kind == AC), first : first + count] = entry
     blocks = np.array(codewords.block_table_indices(settings), np.int32)
     return _Tables(settings, alphabet, blocks, codes.ravel())
@@ -426,7 +427,7 @@ def _read_segments(
     bits, size, letter = entry & 31, entry >> 5 & 15, entry >> 9 & 4095
     amplitude = ((window << bits.astype(np.uint64)) >> np.uint64(64 - 11)).astype(np.int32)
     amplitude >>= 11 - size
-    long = np.flatnonzero(size > JOINED_BITS)
+    long = np.flatnonzero(entry >= _OWN_AMPLITUDE)
     joined = amplitude.copy()
     joined[long] = 0
     letter += joined
@@ -434,7 +435,7 @@ def _read_segments(
     # The last code of each segment ends with it, or is padding.
     marker = np.searchsorted(at, 8 * marker_at)
     count = np.ones(len(at), np.int32)
-    count[long] += 1 + (size[long] > 8)
+    count[long] += 1 + (size[long] > _LONGEST_WORD)
     last = marker - 1
     some = last > np.concatenate([[-1], marker[:-1]])
     last = np.maximum(last, 0)
@@ -463,7 +464,7 @@ def _read_segments(
 
 def _uncertain(entry: np.ndarray, table: np.ndarray, marker: np.ndarray) -> np.ndarray:
     """Which segments have a block that is full before its EOB, too full, or ends in zeros, bool."""
-    passed = np.cumsum(entry >> 21)
+    passed = np.cumsum(entry >> 21 & 31)
     block = np.flatnonzero(table & 1)  # DC codes, and markers
     full = block[np.flatnonzero(np.diff(passed[block]) > 62)]  # coefficients up to the next one
     # A run of sixteen zeros, which has no amplitude bits, and EOB.
@@ -475,12 +476,14 @@ def _uncertain(entry: np.ndarray, table: np.ndarray, marker: np.ndarray) -> np.n
     return found
 
 
-# By amplitude bits: those in the first word; the letter of so many zero bits.
 _MAX_AMPLITUDE = 11
-_ADVANCE = 31 << 16
+_LONGEST_WORD = codewords.AMPLITUDE_BITS[-1]
+_OWN_AMPLITUDE = 1 << 26  # in `_Tables.codes`
+_ADVANCE = 31 << 16  # the same, shifted by 5
+# By amplitude bits: those in the first word; the letter of so many zero bits.
 _FIRST_BITS = np.array([FIRST_PART.get(bits, bits) for bits in range(16)])
 _AMPLITUDE_LETTERS = np.array(
-    [Alphabet(()).amplitude(bits) if bits >= 4 else 0 for bits in range(9)]
+    [Alphabet(()).amplitude(bits) if bits else 0 for bits in range(_LONGEST_WORD + 1)]
 )
 
 

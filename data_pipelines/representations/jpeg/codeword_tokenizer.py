@@ -7,7 +7,7 @@
 | BOS, EOS     | 256 + w, 257 + w     | the model's own (1 and 2 as trained here; 0 is UNK)   |
 | label k      | 258 + w + k          | number of pieces + k                                  |
 
-w is the number of code words: 1,229 for colour, 868 for grey.
+w is the number of code words: 588 for colour, 361 for grey.
 
 A trained model names its alphabet in a control piece, `<jpeg_codewords:MODE:HASH>`, so a model for
 other Huffman tables is refused. In `transformers` the model is read like that of `tokenizer`; the

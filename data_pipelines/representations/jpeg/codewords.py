@@ -2,20 +2,22 @@
 
 A *code word* (T.81, F.1.2) is one of
 
-    DC code       a code of a DC table; with the amplitude bits where the category is at most 3
-    AC code       a code of an AC table (zero run and category, end of block, sixteen zeros); with
-                  the amplitude bits where the category is at most 3
-    amplitude     4 to 8 bits, after a code of a larger category. 9, 10 and 11 bits are two words:
-                  4 + 5, 5 + 5 and 5 + 6
+    DC code       a code of a DC table (the category of a difference)
+    AC code       a code of an AC table (zero run and category, end of block, sixteen zeros)
+    amplitude     1 to 6 bits. Longer ones are two words: 7 bits 3 + 4, 8 bits 4 + 4, 9 bits 4 + 5,
+                  10 bits 5 + 5 and 11 bits 5 + 6
     marker        RST0-RST7 or EOI, with the one-bits before it that fill up the last byte
     header        the constant bytes before the scan; two words where the size of the image, four
                   bytes, stands between them
+
+Codes of the categories 1 to 3 are words together with their amplitude where both have at most
+eleven bits, so that only words that are frequent by the table have letters of their own.
 
 A *letter* is a single byte (letters 0-255) or a code word. Bytes stand for what is no sequence of
 code words: damaged segments, and the size in a header. Letters are written as characters in a
 SentencePiece model: byte b as chr(0x2800 + b), letter 256 + w as chr(0x4E00 + w).
 
-The order of the code words is fixed: header, end of header, RST0-RST7, EOI, amplitudes of 4 to 8
+The order of the code words is fixed: header, end of header, RST0-RST7, EOI, amplitudes of 1 to 6
 bits by size and value, then for each pair of tables (luma, chroma) the DC words and the AC words,
 by symbol and amplitude bits. So the letters of a grey image are the first of a colour image.
 """
@@ -36,9 +38,12 @@ from data_pipelines.representations.jpeg.huffman import EOB, ZRL, HuffmanTable, 
 from data_pipelines.representations.tokenizer import CODEWORDS_PREFIX
 
 NUM_BYTES = 256
-JOINED_BITS = 3  # amplitudes of so many bits are part of the word of their code
-AMPLITUDE_BITS = (4, 5, 6, 7, 8)
-FIRST_PART = {9: 4, 10: 5, 11: 5}  # of the two words of a longer amplitude
+_JOINED_BITS, _JOINED_WORD = (
+    3,
+    11,
+)  # most bits of an amplitude, and of it with its code, as one word
+AMPLITUDE_BITS = (1, 2, 3, 4, 5, 6)
+FIRST_PART = {7: 3, 8: 4, 9: 4, 10: 5, 11: 5}  # of the two words of a longer amplitude
 RST0, EOI_CODE = 0xD0, 0xD9
 
 BYTE, HEADER, MARKER, AMPLITUDE, DC, AC = range(6)  # kinds of letters
@@ -121,7 +126,7 @@ class Alphabet:
         return NUM_BYTES + 10
 
     def amplitude(self, bits: int) -> int:
-        """Letter of the amplitude of so many zero bits (4-8); larger values follow."""
+        """Letter of the amplitude of so many zero bits (1-6); larger values follow."""
         return NUM_BYTES + 11 + (1 << bits) - (1 << AMPLITUDE_BITS[0])
 
 
@@ -160,7 +165,7 @@ class Letters:
             for kind, table in zip((DC, AC), pair, strict=True):
                 for symbol, (code, length) in sorted(table.codes.items()):
                     size, advance = _meaning(kind, symbol)
-                    joined = size if size <= JOINED_BITS else 0
+                    joined = joined_bits(size, length)
                     rows += [
                         (
                             kind,
@@ -176,6 +181,11 @@ class Letters:
         columns = np.array(rows, np.int32).T.copy()
         columns.flags.writeable = False
         return cls(*columns)
+
+
+def joined_bits(size: int, length: int) -> int:
+    """Amplitude bits, of `size`, that are part of the word of a code of `length` bits."""
+    return size if size <= _JOINED_BITS and length + size <= _JOINED_WORD else 0
 
 
 def _meaning(kind: int, symbol: int) -> tuple[int, int]:

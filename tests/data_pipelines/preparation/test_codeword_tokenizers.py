@@ -8,7 +8,7 @@ from data_pipelines.shards.reader import Shards
 from tests.data_pipelines.representations.jpeg.mutations import synthetic
 
 OPTIONS = dict(name="jpeg", size=24, mode="L", quality=50, restart_interval=1)
-TRAINED = dict(vocab_size=1200, documents=40, kind="codewords")
+TRAINED = dict(vocab_size=720, documents=40, kind="codewords")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_shards_hold_the_same_files_in_fewer_tokens(photos, tmp_path):
     trained, third = documents("trained", {}, train_tokenizer=TRAINED)
     again, _ = documents("again", dict(tokenizer="codewords"), train_tokenizer=TRAINED)
     assert again == trained and again.fingerprint == trained.fingerprint
-    assert (trained.vocab_size, trained.num_labels) == (1202, 2)
+    assert (trained.vocab_size, trained.num_labels) == (722, 2)
     assert trained.to_config()["tokenizer"]["kind"] == "codewords"
     assert len(first) == len(second) == len(third) == 50
     for theirs, mine, fewer in zip(first, second, third, strict=True):
@@ -56,7 +56,7 @@ def test_kinds_that_are_not_there_are_refused(photos, tmp_path):
         ("unknown", "words", OPTIONS),
         ("small", "codewords", OPTIONS),
     ]:
-        with pytest.raises(ValueError, match="words|expected 1128"):
+        with pytest.raises(ValueError, match="words|expected 621"):
             prepare(
                 source=f"folder:{photos}",
                 representation=representation,

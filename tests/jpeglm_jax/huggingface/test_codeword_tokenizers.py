@@ -28,7 +28,7 @@ def test_a_trained_tokenizer_goes_out_with_its_model_and_alphabet(tmp_path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "LlamaTokenizer"
     assert [config["bos_token"], config["eos_token"]] == ["<s>", "</s>"]
-    assert sorted(config["added_tokens_decoder"]) == ["1700", "1701"]
+    assert sorted(config["added_tokens_decoder"]) == ["1100", "1101"]
     pieces = sentencepiece.SentencePieceProcessor(
         model_proto=(folder / "tokenizer.model").read_bytes()
     )
@@ -70,7 +70,7 @@ def test_a_card_says_what_the_ids_are(trained, tmp_path):
         epath.Path(tmp_path), model, representation, parameters=1, seq_len=512, dtype="float32"
     )
     text = (tmp_path / "README.md").read_text()
-    wanted = "1700 pieces of `tokenizer.model`" if trained else "1485 letters of `alphabet.json`"
+    wanted = "1100 pieces of `tokenizer.model`" if trained else "844 letters of `alphabet.json`"
     assert wanted in text
 
 
