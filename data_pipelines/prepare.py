@@ -67,7 +67,8 @@ def prepare(
       eval_fraction: fraction of the images in the split 'eval', by the hash of their keys.
       num_shards: shards of the split 'train'; 0 for a number by the size of the source.
       drop_duplicates: whether to drop images whose files are byte-identical to another's.
-      train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents, seed).
+      train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents,
+        kind, seed).
       retry_rejected: whether to retry the images that were rejected before, and only them.
       workers: number of worker processes; 0 for one per core.
       task, num_tasks: index and number of tasks of an array job; a task makes its part of the
@@ -211,7 +212,11 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare` from flags; values without a flag come from the config."""
     values = flags.FLAGS
     config, data = values.config, values.config.data
-    trained = {"vocab_size": values.train_tokenizer, "documents": values.tokenizer_documents}
+    trained = {
+        "vocab_size": values.train_tokenizer,
+        "documents": values.tokenizer_documents,
+        "kind": values.tokenizer_kind,
+    }
     return {
         "source": data.source if values.source is None else values.source,
         "representation": config.representation.to_dict(),
@@ -283,6 +288,12 @@ def _define_flags() -> None:
     )
     flags.DEFINE_integer(
         "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
+    )
+    flags.DEFINE_enum(
+        "tokenizer_kind",
+        "bpe",
+        ["bpe", "codewords"],
+        "Train it on bytes, as the paper does, or on JPEG's code words (2,048 entries or more).",
     )
     flags.DEFINE_boolean("retry_rejected", False, "Retry only the images that were rejected.")
     flags.DEFINE_integer("workers", 0, "Worker processes; 0: one per core.")

@@ -28,7 +28,8 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE as REPRESENTATION_FILE
-from data_pipelines.representations.base import TOKENIZER_FILE, Representation
+from data_pipelines.representations.base import Representation
+from data_pipelines.representations.tokenizer import TOKENIZER_FILE
 from jpeglm_jax.huggingface import ConversionError, card, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
 from jpeglm_jax.huggingface import tokenizer as hf_tokenizer
@@ -161,9 +162,12 @@ def _run_config(
     config.optimizer.ema = 0.0  # there is one set of weights, averaged or not
     config.data.conditional = representation.num_labels > 0
     options = representation.to_config()
-    kind = options.pop("tokenizer", {}).get("kind")
+    tokenizer = options.pop("tokenizer", {})
     config.representation = ConfigDict(options)
-    config.representation.tokenizer = "bytes" if kind == "bytes" else str(workdir / TOKENIZER_FILE)
+    trained = tokenizer.get("model_sha256") or "kind" not in tokenizer
+    config.representation.tokenizer = (
+        str(workdir / TOKENIZER_FILE) if trained else tokenizer["kind"]
+    )
     return config
 
 

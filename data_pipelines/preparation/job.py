@@ -49,7 +49,7 @@ class Settings:
       eval_fraction: fraction of the images, 0 <= eval_fraction < 1, in the split 'eval'.
       num_shards: shards of the split 'train'; 0 for a number by the size of the source.
       drop_duplicates: whether to drop images whose files are byte-identical to another's.
-      train_tokenizer: {} for none, else vocab_size, documents and seed (see docs/data.md).
+      train_tokenizer: {} for none, else vocab_size, documents, kind and seed (see docs/data.md).
     """
 
     source: str
@@ -144,7 +144,10 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
     )
     if settings.train_tokenizer:
         if not isinstance(representation, TokenizedRepresentation):
-            raise SettingsError(f"{representation.name} has no tokenizer to train")
+            raise SettingsError(
+                f"{representation.name} documents have no tokenizer, so none can be trained: set "
+                "train_tokenizer to 0"
+            )
         model = tokenizer_training.train(source, listed, representation, **settings.train_tokenizer)
         with tempfile.NamedTemporaryFile(suffix=".model") as file:
             file.write(model)

@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Iterator
 
 from data_pipelines.preparation import listing
-from data_pipelines.representations.base import Representation, TokenizedRepresentation
+from data_pipelines.representations.base import TokenizedRepresentation
 from data_pipelines.sources import Item, Source
 from data_pipelines.utils.cpus import num_cpus
 
@@ -28,15 +28,15 @@ def train(
     *,
     vocab_size: int = VOCAB_SIZE,
     documents: int = DOCUMENTS,
-    seed: int = 0,
     kind: str = "bpe",
+    seed: int = 0,
 ) -> bytes:
     """Trains a SentencePiece model on the codec bytes of sampled training images.
 
     Args:
       source: source of the images.
       listed: its listing; only the split 'train' is sampled.
-      representation: with the byte tokenizer; its tokens are the training data.
+      representation: without a trained tokenizer.
       vocab_size: entries of the model, including special tokens.
       documents: number of images to sample; all if there are fewer.
       seed: of the sample.
@@ -47,6 +47,7 @@ def train(
 
     Raises:
       TokenizerTrainingError: none of the sampled images could be encoded.
+      ValueError: the representation has no tokenizer of this kind.
     """
     chosen = sample(listed, documents, seed)
     found = list(_codec_bytes(source, chosen, representation))
@@ -69,7 +70,7 @@ def sample(listed: listing.Listing, documents: int, seed: int) -> list[Item]:
 
 
 def _codec_bytes(
-    source: Source, items: list[Item], representation: Representation
+    source: Source, items: list[Item], representation: TokenizedRepresentation
 ) -> Iterator[bytes]:
     """Encodes items to bytes; unusable ones are ignored here and rejected by `process_shard`."""
 
@@ -77,7 +78,7 @@ def _codec_bytes(
         found: list[bytes] = []
         try:
             for medium in representation.open(source.read(item.locator)):
-                found.append(representation.encode(medium).astype("u1").tobytes())
+                found.append(representation.tokenizer.decode(representation.encode(medium)))
         except ValueError:
             pass  # clips before the damage are used
         return found

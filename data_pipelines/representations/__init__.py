@@ -76,7 +76,7 @@ def load(folder: epath.PathLike) -> Representation:
 
 
 class _Artifacts(Mapping[str, bytes]):
-    """The files of a folder, each read when asked for. An absent one is a ValueError."""
+    """The files of a folder, each read when asked for; an absent one raises ValueError."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
@@ -84,7 +84,10 @@ class _Artifacts(Mapping[str, bytes]):
     def __getitem__(self, name: str) -> bytes:
         path = self._folder / name
         if not path.is_file():
-            raise KeyError(name)
+            raise ValueError(
+                f"{self._folder} has no {name}, which gives its tokens their meaning; copy the file "
+                "that was saved with this representation there"
+            )
         return path.read_bytes()
 
     def __iter__(self) -> Iterator[str]:

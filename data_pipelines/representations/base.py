@@ -412,8 +412,9 @@ class TokenizedRepresentation(Representation):
     @classmethod
     def from_options(cls, options: Mapping[str, Any], num_labels: int) -> Self:
         """See `Representation.from_options`; `tokenizer` is a name or the path of a model."""
-        spec = options.get("tokenizer", "bytes")
-        return _construct(cls, {**options, "tokenizer": load_tokenizer(spec, num_labels)})
+        others = {name: value for name, value in options.items() if name != "tokenizer"}
+        tokenizer = cls.load_tokenizer(options.get("tokenizer", "bytes"), num_labels, others)
+        return _construct(cls, {**others, "tokenizer": tokenizer})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> Self:
@@ -422,10 +423,31 @@ class TokenizedRepresentation(Representation):
             raise ValueError(
                 "the representation's config has no 'tokenizer'; expected the values of to_config()"
             )
-        options["tokenizer"] = tokenizer_from_config(
-            options["tokenizer"], artifacts.get(TOKENIZER_FILE)
+        stored = options.pop("tokenizer")
+        model = artifacts.get(TOKENIZER_FILE) if stored.get("model_sha256") else None
+        return _construct(
+            cls, {**options, "tokenizer": cls.tokenizer_from_config(stored, model, options)}
         )
-        return _construct(cls, options)
+
+    @classmethod
+    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer that a configuration names; see `tokenizer.load_tokenizer`.
+
+        Args:
+          spec: its name, or the path of a model.
+          num_labels: label tokens.
+          options: the other options of the representation.
+        """
+        del options
+        return load_tokenizer(spec, num_labels)
+
+    @classmethod
+    def tokenizer_from_config(
+        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
+    ) -> Tokenizer:
+        """The tokenizer with this config; see `tokenizer.tokenizer_from_config`."""
+        del options
+        return tokenizer_from_config(config, model)
 
     @property
     def artifacts(self) -> dict[str, bytes]:

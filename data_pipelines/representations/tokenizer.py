@@ -31,18 +31,20 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
+TOKENIZER_FILE = "tokenizer.model"  # the SentencePiece model, in the folder of a representation
+
+CODEWORDS_PREFIX = "<jpeg_codewords:"  # of a control piece in models that are not over bytes
+
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
-_MIN_BPE_VOCAB_SIZE = 3 + 256  # UNK, BOS, EOS and the characters
 _MAX_SENTENCE = (1 << 16) - 1
-TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model, in the folder of a representation
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
@@ -84,6 +86,16 @@ class Tokenizer(abc.ABC):
         """JSON values from which `tokenizer_from_config` makes an equal tokenizer."""
 
     @property
+    def characters(self) -> str:
+        """How ids 0, 1, ... are written as text; "" where the pieces of a model decide it."""
+        return ""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that belong to it in the folder of a representation, by name."""
+        return {}
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids: content, specials and labels."""
         return self.first_label + self.num_labels
@@ -103,11 +115,6 @@ class Tokenizer(abc.ABC):
         lengths = np.array([len(piece) for piece in self.token_bytes], np.int32)
         lengths.flags.writeable = False
         return lengths
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        """The files that it is made of besides its config, by name."""
-        return {}
 
     @property
     def is_content(self) -> np.ndarray:
@@ -218,6 +225,10 @@ class ByteTokenizer(Tokenizer):
     def _join(self, ids: np.ndarray) -> bytes:
         return ids.astype(np.uint8).tobytes()
 
+    @property
+    def characters(self) -> str:
+        return _to_characters(bytes(range(256)))
+
     def to_config(self) -> dict[str, Any]:
         return {"kind": "bytes", "num_labels": self.num_labels}
 
@@ -251,6 +262,13 @@ class BpeTokenizer(Tokenizer):
                 f"the SentencePiece model has BOS id {processor.bos_id()} and EOS id "
                 f"{processor.eos_id()}; expected both (-1 is none): train it with bos_id and eos_id"
             )
+        controls = filter(processor.is_control, range(processor.get_piece_size()))
+        for name in map(processor.id_to_piece, controls):
+            if name.startswith(CODEWORDS_PREFIX):
+                raise ValueError(
+                    f"the SentencePiece model was trained on {name}, the code words of JPEG, "
+                    'expected one on bytes: use it with the representation "jpeg"'
+                )
         if not any(self.token_bytes):
             raise ValueError(
                 "no piece of the SentencePiece model is made of codec characters (byte b as "
@@ -426,14 +444,46 @@ def train_bpe(
       ValueError: an option is out of range, or the documents hold too few different pairs for
         vocab_size.
     """
-    if not _MIN_BPE_VOCAB_SIZE <= vocab_size <= _MAX_VOCAB_SIZE:
+    return train_pieces(
+        documents,
+        vocab_size,
+        to_text=_to_characters,
+        characters=_to_characters(bytes(range(256))),
+        max_piece_length=max_piece_bytes,
+    )
+
+
+def train_pieces(
+    documents: Iterable[bytes],
+    vocab_size: int,
+    *,
+    to_text: Callable[[bytes], str],
+    characters: str,
+    max_piece_length: int,
+    control_symbols: Sequence[str] = (),
+) -> bytes:
+    """Learns a SentencePiece BPE model from documents written as text; see `train_bpe`.
+
+    Args:
+      documents: codec bytes of each document, read once.
+      vocab_size: all pieces: UNK (0), BOS (1), EOS (2), control symbols, merges, characters.
+      to_text: writes a document as text.
+      characters: all that it may write; each gets a piece.
+      max_piece_length: longest piece, 1 to 512 characters.
+      control_symbols: names of further special pieces.
+
+    Raises:
+      ValueError: as `train_bpe`.
+    """
+    smallest = 3 + len(control_symbols) + len(characters)
+    if not smallest <= vocab_size <= _MAX_VOCAB_SIZE:
         raise ValueError(
-            f"found vocab_size={vocab_size}; expected {_MIN_BPE_VOCAB_SIZE} (3 specials and 256 "
-            f"characters) to {_MAX_VOCAB_SIZE}"
+            f"found vocab_size={vocab_size}; expected {smallest} ({3 + len(control_symbols)} "
+            f"specials and {len(characters)} characters) to {_MAX_VOCAB_SIZE}"
         )
-    if not 1 <= max_piece_bytes <= 512:
-        raise ValueError(f"found max_piece_bytes={max_piece_bytes}; expected 1 to 512")
-    corpus = _Corpus(documents)
+    if not 1 <= max_piece_length <= 512:
+        raise ValueError(f"found a longest piece of {max_piece_length}; expected 1 to 512")
+    corpus = _Corpus(documents, to_text, characters)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -445,12 +495,15 @@ def train_bpe(
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            control_symbols=list(control_symbols),
             character_coverage=1.0,
+            # By frequency alone the rarest ones go: coverage is a float32, 1 from 2**-24 on.
+            required_chars=characters,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             max_sentence_length=1 << 30,
-            max_sentencepiece_length=max_piece_bytes,
+            max_sentencepiece_length=max_piece_length,
             split_by_unicode_script=False,
             split_by_number=False,
             split_by_whitespace=False,
@@ -475,21 +528,26 @@ class _Corpus:
     Keeps an error raised while reading documents, which SentencePiece would replace by its own.
     """
 
-    def __init__(self, documents: Iterable[bytes]):
+    def __init__(
+        self, documents: Iterable[bytes], to_text: Callable[[bytes], str], characters: str
+    ):
         self.num_documents = 0
         self.num_bytes = 0
         self.error: Exception | None = None
         self._documents = documents
+        self._to_text = to_text
+        self._characters = characters
 
     def __iter__(self) -> Iterator[str]:
-        # Sentences of one character: each character is counted once and no pair is.
-        yield from _to_characters(bytes(range(256)))
+        # A sentence of one character counts the character and no pair.
+        yield from self._characters
         try:
             for data in self._documents:
                 self.num_documents += 1
                 self.num_bytes += len(data)
-                for start in range(0, len(data), _MAX_SENTENCE):
-                    yield _to_characters(data[start : start + _MAX_SENTENCE])
+                text = self._to_text(data)
+                for start in range(0, len(text), _MAX_SENTENCE):
+                    yield text[start : start + _MAX_SENTENCE]
         except Exception as error:
             self.error = error
             raise

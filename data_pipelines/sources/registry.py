@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable
 
 from data_pipelines.media import Kind
+from data_pipelines.sources.archives.tar import TarSource
 from data_pipelines.sources.base import Source, SourceError
-from data_pipelines.sources.generated.digits import DigitsSource
 from data_pipelines.sources.folders.folder import FolderSource
+from data_pipelines.sources.generated.digits import DigitsSource
 from data_pipelines.sources.generated.moving_digits import MovingDigitsSource
 from data_pipelines.sources.tables.parquet import ParquetSource
-from data_pipelines.sources.archives.tar import TarSource
 from data_pipelines.sources.tfds import TfdsSource
 
 _SOURCES: dict[str, Callable[[str, Kind], Source]] = {

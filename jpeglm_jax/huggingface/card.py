@@ -10,6 +10,7 @@ import json
 from etils import epath
 
 from data_pipelines.representations.base import Representation
+from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer
 from jpeglm_jax.model.config import ModelConfig
 
@@ -92,6 +93,19 @@ text = tokenizer.decode(ids, skip_special_tokens=True).strip()
 assert data == bytes(ord(character) - 10240 for character in text)
 ```"""
 
+_CODEWORDS_TEXT = """\
+A token stands for whole code words of the JPEG scan. `alphabet.json` lists the character, the
+meaning and the bits of each. The ids of a text of these characters have id {bos} before them:
+
+```python
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, use_fast=False)
+text = representation.tokenizer.to_text(data)
+ids = tokenizer(text)["input_ids"]
+assert data == representation.tokenizer.decode(ids[1:])
+```"""
+
 _NO_TEXT = "These tokens have no form as text, so there is no tokenizer: pass ids to the model."
 
 
@@ -142,6 +156,11 @@ def _tokens(representation: Representation) -> tuple[str, str]:
         return pieces, _BPE_TEXT.format(bos=representation.bos)
     if isinstance(tokenizer, ByteTokenizer):
         return "Ids 0 to 255 are bytes.", _BYTES_TEXT.format(bos=representation.bos)
+    if isinstance(tokenizer, CodewordTokenizer):
+        trained = f"the {tokenizer.first_label} pieces of `tokenizer.model`"
+        letters = f"the {len(tokenizer.characters)} letters of `alphabet.json`"
+        pieces = f"Ids are those of {trained if tokenizer.model else letters}."
+        return pieces, _CODEWORDS_TEXT.format(bos=representation.bos)
     return f"Ids are those of the representation `{representation.name}`.", _NO_TEXT
 
 

@@ -1,8 +1,9 @@
 """Tokenizer files for `transformers`: text of one character per byte <-> token ids.
 
-Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459). A SentencePiece model is
-exported unchanged, for LlamaTokenizer. A tokenizer of bytes becomes a tokenizer.json that splits a
-text into its characters. Label tokens are added tokens, written `<label_K>`. `convert to_hf` writes
+Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459); code words have characters
+of their own (`data_pipelines.representations.jpeg.codewords`). A SentencePiece model is exported
+unchanged, for LlamaTokenizer. One token per character becomes a tokenizer.json that splits a text
+into its characters. Label tokens are added tokens, written `<label_K>`. `convert to_hf` writes
 them.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import sentencepiece
 from etils import epath
 
-from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
+from data_pipelines.representations.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG_FILE = "tokenizer_config.json"
 FAST_FILE = "tokenizer.json"
@@ -30,10 +31,10 @@ def write(folder: epath.Path, tokenizer: Tokenizer, seq_len: int) -> None:
 
     The tokenizer puts BOS before a text, and no EOS after it, so that the model can continue it.
     """
-    if isinstance(tokenizer, BpeTokenizer):
+    if TOKENIZER_FILE in tokenizer.files:
         config = _sentencepiece_config(tokenizer)
     else:
-        _write_json(folder / FAST_FILE, _byte_tokenizer(tokenizer))
+        _write_json(folder / FAST_FILE, _character_tokenizer(tokenizer))
         config = {"tokenizer_class": "PreTrainedTokenizerFast"} | _BYTE_SPECIALS
     common = {"clean_up_tokenization_spaces": False, "model_max_length": seq_len}
     _write_json(folder / CONFIG_FILE, config | common)
@@ -42,8 +43,8 @@ def write(folder: epath.Path, tokenizer: Tokenizer, seq_len: int) -> None:
 _BYTE_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def _sentencepiece_config(tokenizer: BpeTokenizer) -> dict[str, Any]:
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+def _sentencepiece_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files[TOKENIZER_FILE])
     labels = {
         str(tokenizer.label_token(k)): _added(label_name(k)) for k in range(tokenizer.num_labels)
     }
@@ -61,8 +62,8 @@ def _sentencepiece_config(tokenizer: BpeTokenizer) -> dict[str, Any]:
     }
 
 
-def _byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer.json: BPE of 256 characters without merges, with BOS before every text."""
+def _character_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer.json: BPE of characters without merges, with BOS before every text."""
     specials = {"<s>": tokenizer.bos, "</s>": tokenizer.eos}
     specials |= {label_name(k): tokenizer.label_token(k) for k in range(tokenizer.num_labels)}
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -89,7 +90,7 @@ def _byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {chr(10240 + byte): byte for byte in range(256)},
+            "vocab": {character: token for token, character in enumerate(tokenizer.characters)},
             "merges": [],
         },
     }

@@ -48,9 +48,7 @@ def require_finite(params: Any, holder: str) -> None:
       holder: where the weights are from, for the message.
     """
     counts = jax.device_get(jax.jit(lambda tree: jax.tree.map(_not_finite, tree))(params))
-    wrong = {
-        _name(path): int(count) for path, count in jax.tree_util.tree_leaves_with_path(counts)
-    }
+    wrong = {_name(path): int(count) for path, count in jax.tree_util.tree_leaves_with_path(counts)}
     named = [f"{name} ({count:,} values)" for name, count in wrong.items() if count]
     if named:
         raise NotFiniteError(

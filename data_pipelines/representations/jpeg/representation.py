@@ -13,7 +13,7 @@ The stripped parts are the same for every image, so `to_bytes` restores the whol
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +22,15 @@ from PIL import Image, features
 
 from data_pipelines.media import images
 from data_pipelines.representations import base
-from data_pipelines.representations.jpeg import coefficients, validity
+from data_pipelines.representations.jpeg import (
+    codeword_machine,
+    codeword_tokenizer,
+    coefficients,
+    validity,
+)
 from data_pipelines.representations.jpeg.byte_machine import JpegMachine, make_machine
+from data_pipelines.representations.jpeg.codeword_streams import Streams
+from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg.format import (
     EOI,
     MAX_SIDE,
@@ -51,7 +58,7 @@ class JpegRepresentation(base.TokenizedRepresentation):
       subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; ignored for grey.
       restart_interval: MCUs between restart markers (at most 65,535); 0 writes none.
       strip: what is removed from the stream: "none", "tables" or "header".
-      tokenizer: bytes -> tokens.
+      tokenizer: bytes -> tokens: single bytes, BPE over bytes, or code words.
 
     Raises:
       ValueError: an option out of its range, or size=None with strip="header", because then
@@ -88,6 +95,40 @@ class JpegRepresentation(base.TokenizedRepresentation):
         if self.size is not None:
             _check_size(self.size)
         self.format  # noqa: B018  making it checks its options
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            object.__setattr__(self, "tokenizer", self.tokenizer.with_streams(self.streams))
+
+    @classmethod
+    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
+        """See `TokenizedRepresentation.load_tokenizer`; "codewords" is one id per code word."""
+        found = codeword_tokenizer.load(spec, num_labels, cls._streams_of(options))
+        return found or super().load_tokenizer(spec, num_labels, options)
+
+    @classmethod
+    def tokenizer_from_config(
+        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
+    ) -> Tokenizer:
+        """See `TokenizedRepresentation.tokenizer_from_config`."""
+        if config["kind"] == codeword_tokenizer.KIND:
+            return codeword_tokenizer.from_config(config, model, cls._streams_of(options))
+        return super().tokenizer_from_config(config, model, options)
+
+    @classmethod
+    def _streams_of(cls, options: Mapping[str, Any]) -> Streams:
+        """The streams of a representation with these options; unknown ones are ignored here."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: options[name] for name in fields & set(options)}).streams
+
+    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
+        """See `TokenizedRepresentation.train_tokenizer`; kind may also be "codewords"."""
+        if kind == codeword_tokenizer.KIND:
+            return codeword_tokenizer.train(documents, self.streams, vocab_size)
+        return super().train_tokenizer(documents, vocab_size, kind)
+
+    @property
+    def streams(self) -> Streams:
+        """Reads and writes the streams as code words."""
+        return Streams(self.format, self.strip, self.fixed_size)
 
     @property
     def format(self) -> JpegFormat:
@@ -214,7 +255,8 @@ class JpegRepresentation(base.TokenizedRepresentation):
         """The leading tokens that hold int(ratio * rows) whole rows of MCUs.
 
         They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
-        last MCU. Without a marker there, a byte that the next row shares is not included.
+        last MCU. Without a marker there, a byte that the next row shares is not included; code
+        words end where the row ends.
 
         256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
         of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two per row. As
@@ -235,6 +277,8 @@ class JpegRepresentation(base.TokenizedRepresentation):
         as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
         step = 8 if as_script else geometry.columns
         mcus = int(ratio * (geometry.mcus // step)) * step
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            return tokens if mcus == geometry.mcus else self.tokenizer.prompt(stream, mcus)
         end = validity.offset_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 
@@ -289,6 +333,11 @@ class JpegRepresentation(base.TokenizedRepresentation):
 
         Raises ValueError if the size is missing or not this representation's.
         """
+        size = self._size_of_one(size)
+        return make_machine(self.format, self.format.header(self.strip).at(*size), size)
+
+    def _size_of_one(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """The size of constrained images. Raises ValueError as `byte_machine`."""
         if size is not None and self.fixed_size not in (None, size):
             raise ValueError(
                 f"found size {size}, expected {self.fixed_size}, that of the representation"
@@ -300,7 +349,15 @@ class JpegRepresentation(base.TokenizedRepresentation):
                 "--size"
             )
         _check_size(size)
-        return make_machine(self.format, self.format.header(self.strip).at(*size), size)
+        return size
+
+    def token_machine(
+        self, size: tuple[int, int] | None = None
+    ) -> base.TokenMachine | base.TokenizedByteMachine:
+        """The state machine over code words, or over the bytes of other tokens."""
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            return codeword_machine.machine(self.tokenizer, self._size_of_one(size))
+        return super().token_machine(size)
 
     def to_config(self) -> dict[str, Any]:
         return {

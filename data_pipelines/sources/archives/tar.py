@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.archives.archive import DAMAGE, Member, is_compressed, members, open_archive
+from data_pipelines.sources.archives.archive import (
+    DAMAGE,
+    Member,
+    is_compressed,
+    members,
+    open_archive,
+)
 from data_pipelines.sources.base import (
     MAX_LABELS,
     MAX_MEDIUM_BYTES,
