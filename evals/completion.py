@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from evals import metrics, prompting
@@ -28,7 +29,7 @@ from evals.evaluation import evaluate
 from evals.features import extractors, half_size
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
-from evals.inputs.images import open_images
+from evals.inputs.images import open_images, require_images
 from evals.likelihood import define_flags, eval_split
 from evals.reporting.results import claim_folder, write_json
 from jpeglm_jax.generation.job import generate
@@ -39,6 +40,7 @@ from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 UNCONDITIONAL = "unconditional"
+HALF_SIZE = "half_size"  # subfolder of the images at half size
 _SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 # Rows of the table, and where their metrics are in metrics.json.
@@ -88,9 +90,10 @@ def completion(
       The contents of completion.json.
 
     Raises:
-      SettingsError: the folder holds completions of other settings.
+      SettingsError: the folder holds completions of other weights or settings, or other files.
       ValueError: nothing to complete, or invalid settings.
     """
+    require_images(model.representation)
     columns = _columns(ratios, unconditional, seeds)
     conditioning = resolve_conditioning(conditioning, model.representation, documents)
     if conditioning == "marginal":
@@ -108,7 +111,7 @@ def completion(
         "seed": seed,
         "sampling": dataclasses.asdict(sampling_params),
     }
-    claim_folder(out, settings)
+    claim_folder(out, settings, own=[HALF_SIZE])
     found: list[dict[str, Any]] = []
     first: epath.Path | None = None
     for column in columns:
@@ -263,7 +266,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("no extractor: give --weights=FILE, or --features")
     rejected: list[tuple[str, str]] = []
     if values.half_size:
-        folder = epath.Path(values.out) / "half_size"
+        folder = epath.Path(values.out) / HALF_SIZE
         real = open_images(images)
         rejected = half_size.write(real, model.representation, folder, values.num, values.seed)
         images = f"folder:{folder}"
@@ -300,7 +303,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("references", None, "Reference set; default the images themselves.")
     flags.DEFINE_list("ratios", ["0.25", "0.5", "0.75"], "Shares of the image in the prompt.")
     flags.DEFINE_boolean("unconditional", False, "Also generate images without a prompt.")
-    flags.DEFINE_integer("seeds", 3, "Number of completions of each prompt.")
+    flags.DEFINE_integer("seeds", 3, "Number of completions of each prompt.", lower_bound=1)
     for name in _SAMPLING:
         define = flags.DEFINE_integer if name == "top_k" else flags.DEFINE_float
         define(name, None, "See jpeglm_jax.generate; default the run's own.")
@@ -310,4 +313,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

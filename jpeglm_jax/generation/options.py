@@ -7,11 +7,12 @@ the evaluations resolve their flags here before they start a job.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipelines.loading.joined_shards import JoinedShards, shard_folders
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
 from data_pipelines.utils.compare import differences
 from jpeglm_jax.generation import prompts
@@ -99,16 +100,15 @@ def open_media(representation: Representation, where: str) -> Iterator[Medium]:
 
     Args:
       representation: of the model.
-      where: a folder, a source such as tar:GLOB, or shards:FOLDER for an eval split.
+      where: a folder, a source such as tar:GLOB, or shards:FOLDER[,FOLDER] for an eval split.
 
     Raises ValueError for shards of another representation.
     """
     if not where.startswith("shards:"):
         source = where if ":" in where else f"folder:{where}"
         return prompts.encode_source(representation, open_source(source, representation.kind))
-    folder = where.removeprefix("shards:")
-    shards = Shards(folder, "eval")
-    found = differences(representation.to_config(), shards.representation.to_config())
+    joined = JoinedShards(shard_folders(where.removeprefix("shards:")), "eval")
+    found = differences(representation.to_config(), joined.representation.to_config())
     if found:
-        raise ValueError(f"{folder} has another representation: {'; '.join(found)}")
-    return prompts.read_shards(shards)
+        raise ValueError(f"{where} has another representation: {'; '.join(found)}")
+    return itertools.chain.from_iterable(map(prompts.read_shards, joined.parts))

@@ -345,6 +345,7 @@ def test_another_checkpoint_can_be_loaded_and_averages_are_preferred(workdir):
     earlier, last = checkpoint.load(workdir, 2), checkpoint.load(workdir)
     assert (earlier.step, last.step) == (2, 3)
     shapes, where = last.spec.abstract_params, last.spec.param_shardings(last.mesh)
-    plain = checkpoint.Checkpoints(workdir).restore_params(shapes, where)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        plain = checkpoints.restore_params(shapes, where)
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), plain, last.params)
     assert all(jax.tree.leaves(differs))
