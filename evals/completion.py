@@ -23,6 +23,7 @@ from etils import epath
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.seeds import check_seed
 from evals import metrics, prompting
 from evals.codelength.conditioning import resolve_conditioning
 from evals.evaluation import evaluate
@@ -95,6 +96,7 @@ def completion(
     """
     require_images(model.representation)
     columns = _columns(ratios, unconditional, seeds)
+    check_seed(seed + seeds - 1, "the last seed")
     conditioning = resolve_conditioning(conditioning, model.representation, documents)
     if conditioning == "marginal":
         raise ValueError(
@@ -259,6 +261,10 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
+    ratios = [_number(text) for text in values.ratios]
+    _columns(ratios, values.unconditional, values.seeds)
+    sampling = {name: values[name].value for name in _SAMPLING}
+    SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     model = checkpoint.load(values.workdir, values.step)
     images = values.images or eval_split(model, values.workdir)
     extractor = extractors.from_flags(values, values.images or model.config.data.source)
@@ -277,13 +283,11 @@ def main(arguments: Sequence[str]) -> None:
         values.references or images,
         values.out,
         extractor=extractor,
-        ratios=[_number(text) for text in values.ratios],
+        ratios=ratios,
         unconditional=values.unconditional,
         seeds=values.seeds,
         seed=values.seed,
-        sampling_params=resolve_sampling_params(
-            model, {name: values[name].value for name in _SAMPLING}
-        ),
+        sampling_params=resolve_sampling_params(model, sampling),
         conditioning=values.conditioning,
         batch_size=values.batch_size,
         rejected=rejected,

@@ -97,6 +97,12 @@ def main(arguments: Sequence[str]) -> None:
     values = flags.FLAGS
     if (values.generated is None) == (values.workdir is None):
         raise ValueError("give either --generated or --workdir")
+    if values.workdir is None:
+        found = command.given(values, "step", "num", "seed")
+        command.refuse_without_effect(found, "with --generated; they are for --workdir")
+    else:
+        found = command.given(values, "representation")
+        command.refuse_without_effect(found, "with --workdir, which has its own")
     representation = _representation(values)
     if values.workdir:
         generated, representation = sample(

@@ -73,12 +73,22 @@ def resolve_constraint(model: TrainedModel, size: str | None) -> Constraint:
     Raises ValueError for a size that is malformed, missing or not the representation's, and for a
     representation that has no constraint.
     """
-    if size is None:
-        return make_constraint(model.representation)
-    width, x, height = size.partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {size!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
-    return make_constraint(model.representation, (int(width), int(height)))
+    return make_constraint(model.representation, None if size is None else parse_size(size))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "WIDTHxHEIGHT". Raises ValueError for another text, or a side of 0."""
+    width, x, height = text.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"size is {text!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
+    return int(width), int(height)
+
+
+def check_ratio(ratio: float) -> float:
+    """The prefix ratio itself. Raises ValueError for one outside 0 to 1."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"prefix_ratio is {ratio}; expected 0 to 1")
+    return ratio
 
 
 def resolve_prefix_ratio(representation: Representation, ratio: float, frames: int | None) -> float:
