@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -31,6 +30,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from data_pipelines.utils.cpus import num_cpus
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"cpu": 32, "gpu": 64}
@@ -183,7 +184,7 @@ def run(command: list[str]) -> dict[str, Any]:
 
 def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dict[str, Any]:
     """Tokens per second of every candidate with one model."""
-    length, cores = args.length or MODELS[name][1], len(os.sched_getaffinity(0))
+    length, cores = args.length or MODELS[name][1], num_cpus()
     rows = ROWS["gpu" if gpu else "cpu"]
     commands = {}
     for devices in (1,) if gpu or cores == 1 else (cores, 1):
@@ -244,7 +245,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_checkpoint(Path(folder), name)
             models[name] = compare(Path(folder), name, args, gpu)
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cpus()
     device = next((m["device"] for m in models.values() if "device" in m), "cpu")
     name = device.replace(" ", "_").lower()
     path = ROOT / "benchmarks" / "results" / f"generation_{name}.json"

@@ -49,10 +49,18 @@ class JoinedShards(JoinedDocuments):
         """Number of documents rejected as damaged while reading; see each part's `damaged`."""
         return sum(len(part.damaged) for part in self.parts)
 
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def locate(self, document: int) -> tuple[Shards, int]:
+        """The part that has a document, and its number there."""
+        part = int(np.searchsorted(self._bounds, document, side="right")) - 1
+        return self.parts[part], document - int(self._bounds[part])
+
     def key(self, document: int) -> str:
         """The source's key of a document's image."""
-        part = int(np.searchsorted(self._bounds, document, side="right")) - 1
-        return self.parts[part].key(document - int(self._bounds[part]))
+        part, number = self.locate(document)
+        return part.key(number)
 
     def plan(
         self, *, seq_len: int, mode: str, seed: int, too_long: str, schedule: Schedule = ()
@@ -85,6 +93,11 @@ class JoinedShards(JoinedDocuments):
                     "ambiguous. Prepare both with the same classes, or without labels "
                     "(data.conditional=False)"
                 )
+
+
+def shard_folders(shards: str) -> list[str]:
+    """The folders that `config.data.shards` names, separated by commas; none if it is empty."""
+    return [folder.strip() for folder in shards.split(",") if folder.strip()]
 
 
 def mixture_schedule(mixture_weights: Sequence[Any], batch_size: int) -> Schedule:

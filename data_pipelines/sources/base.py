@@ -66,7 +66,7 @@ class Source(abc.ABC):
 
     scheme: ClassVar[str]
     # How the images of this source get labels, for the error about a source without any.
-    label_advice: ClassVar[str] = ""
+    label_advice: str = ""
 
     def __init__(self, argument: str = "", kind: Kind = "image") -> None:
         self.argument, self.kind = argument, kind

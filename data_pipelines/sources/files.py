@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 
 from etils import epath
 
-from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError
+from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError, unprintable
 from data_pipelines.utils.files import StorageUnavailable, missing_driver, unknown_scheme
 
 # `{000..012}` and `{train,val}`: ranges of shards, as in WebDataset and shells.
@@ -317,6 +317,24 @@ def matching_files(pattern: str, example: str) -> list[str]:
         others = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SourceError(f"{missing[0]!r} matches no file{others}")
     return sorted(found)
+
+
+def raise_missing(pattern: str, name: str) -> None:
+    """Raises StorageUnavailable if a file that the listing has is gone; else returns.
+
+    Args:
+      pattern: of the source's files.
+      name: printable path of the file, relative to the pattern's literal folder.
+    """
+    path = join(literal_folder(pattern) or ".", unprintable(name))
+    try:
+        file = open_binary(path)
+    except FileNotFoundError as error:
+        raise unavailable(repr(path), error) from error
+    except OSError as error:
+        raise_outage(error, path)
+    else:
+        file.close()
 
 
 def repeated(paths: Iterable[str]) -> dict[str, str]:

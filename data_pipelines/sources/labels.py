@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -57,6 +58,16 @@ def doubts(names: Sequence[str], split_source: str) -> Iterator[str]:
         other = seen.setdefault(same_name(name), name)
         if other != name:
             yield f"the classes {other!r} and {name!r} differ in case or accents' encoding only"
+
+
+def mixed_splits(names: Iterable[str]) -> Iterator[str]:
+    """Yields a sentence if files are named after several splits, as `train-0.tar`, `test-0.tar`."""
+    words = {re.split(r"[^a-z]", name.rpartition("/")[2].casefold())[0] for name in names}
+    if len(splits := sorted(words & _SPLITS)) > 1:
+        yield (
+            f"the files belong to several splits by their names ({', '.join(splits)}) and are read "
+            "as one; to read a single split, name it in the pattern"
+        )
 
 
 def class_names(labels: Iterable[int | str], spec: str) -> tuple[str, ...]:

@@ -66,6 +66,23 @@ def no_arguments(arguments: Sequence[str]) -> None:
         raise ValueError(f"found {arguments[1]!r}, expected only flags; --help lists them")
 
 
+def given(values: flags.FlagValues, *names: str) -> list[str]:
+    """The flags among `names` that the command line has, as --NAME."""
+    return [f"--{name}" for name in names if values[name].present]
+
+
+def refuse_without_effect(found: Sequence[str], reason: str) -> None:
+    """Raises ValueError if flags were given that have no effect, see `given`.
+
+    Args:
+      found: the flags.
+      reason: why they have no effect and what to do, after "has no effect".
+    """
+    if found:
+        verb = "has" if len(found) == 1 else "have"
+        raise ValueError(f"{' and '.join(found)} {verb} no effect {reason}")
+
+
 def _path_error(error: Exception) -> ValueError | None:
     """The error in words if `etils.epath` could not open a path for its scheme; else None."""
     if isinstance(error, ImportError):

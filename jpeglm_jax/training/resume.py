@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -126,7 +127,7 @@ def begin(
             refuse_difference(ours, meta[part], part)
         where = train_step.state_shardings(mesh)
         return latest, meta, checkpoints.restore(latest, train_step.abstract_state(), where)
-    state = compile_init(train_step, mesh)(config.seed)
+    state = compile_init(train_step, mesh)(np.uint32(config.seed))
     if config.init_from:
         spec = train_step.model
         with Checkpoints(config.init_from) as other:

@@ -50,7 +50,7 @@ class FolderSource(Source):
         self._unlabelled = ""  # why there are no classes, if there are candidates
         self._labels = {name: label for label, name in enumerate(self._classes())}
         if self._unlabelled:
-            self.label_advice = self._unlabelled  # type: ignore[misc]
+            self.label_advice = self._unlabelled
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -135,11 +135,11 @@ class FolderSource(Source):
         folders = (name[:-1] for name in names if name.endswith("/"))
         classes = sorted(name for name in folders if walk.holds_medium(f"{name}/"))
         if direct and classes:
-            others = f" and {len(direct) - 1:,} more" if len(direct) > 1 else ""
+            others = f" and {len(direct) - 1:,} more lie" if len(direct) > 1 else " lies"
             self._unlabelled = (
-                f"{direct[0]!r}{others} directly in the folder: so its subfolders "
-                f"({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}) are not classes, "
-                "and nothing has a label; move it into a subfolder for labels"
+                f"{direct[0]!r}{others} directly in the folder, so its subfolders "
+                f"({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}) are not classes "
+                "and nothing has a label; for labels, keep pictures in subfolders only"
             )
         if direct:
             return []
