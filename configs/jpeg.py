@@ -70,6 +70,7 @@ def base() -> ConfigDict:
                 dtype="auto",  # compute type: bfloat16 where the device has it, else float32
                 remat="full",  # what the backward pass keeps of a layer: see REMAT_POLICIES
                 attention="auto",
+                max_documents=0,  # of a row, padding counted as one; 0: what packing allows
                 scan_unroll=1,
             ),
             optimizer=dict(
