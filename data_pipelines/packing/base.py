@@ -98,6 +98,11 @@ class Plan(abc.ABC):
     def lengths(self) -> np.ndarray:
         """Places of each document that the plan was made for, uint32 [N]."""
 
+    @property
+    @abc.abstractmethod
+    def max_documents(self) -> int:
+        """No row of any epoch holds pieces of more documents."""
+
     @abc.abstractmethod
     def rows(self, indices: ArrayLike) -> Rows:
         """The rows with these numbers, in any order. Raises IndexError for negative ones."""

@@ -1,7 +1,7 @@
 """What differs from chip to chip: peak rates, memory, compiler options, sizes of kernels' blocks.
 
-One table, used by training and by compiling ahead of time alike. Sources of the GPUs' rows: NVIDIA's
-data sheets of A100, H100 and H200, dense rates (theirs with sparsity, halved).
+One table, used by training and by compiling ahead of time alike. Sources of the GPUs' rows: the
+data sheets of A100, H100 and H200, whose rates with sparsity are halved here.
 """
 
 from __future__ import annotations

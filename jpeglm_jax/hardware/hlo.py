@@ -143,7 +143,7 @@ class Program:
         if operation.kind != "dot" and not is_call:
             return 0
         lhs = next(o.result for o in self.computations[name] if o.name == operation.operands[0])
-        # A dot writes lhs_contracting_dims={1}, a library's call "lhs_contracting_dimensions":["1"].
+        # A dot has lhs_contracting_dims={1}, a library's call "lhs_contracting_dimensions":["1"].
         found = re.search(r"lhs_contracting_dim(?:s|ensions\")[=:]([{\[][^}\]]*)", operation.rest)
         if not found:
             raise ValueError(f"the product {operation.name} does not name what it sums over")

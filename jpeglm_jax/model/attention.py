@@ -172,7 +172,7 @@ def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
 def cached_attention(
     q_BxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array, filled_B: jax.Array
 ) -> jax.Array:
-    """Attention of one new token a sequence to a cache, of which the first `filled_B` entries count.
+    """Attention of one new token per sequence to a cache, of which `filled_B` entries count.
 
     Returns:
       float [batch, heads, head_dim], the dtype of q.

@@ -210,10 +210,29 @@ class TrainStep:
         }
 
 
-def make_train_step(config: ConfigDict, representation: Representation, platform: str) -> TrainStep:
-    """The train step of a run; `platform` is "cpu", "gpu" or "tpu"."""
+def make_train_step(
+    config: ConfigDict, representation: Representation, platform: str, max_documents: int
+) -> TrainStep:
+    """The train step of a run.
+
+    Args:
+      config: the run's.
+      representation: what its tokens mean.
+      platform: "cpu", "gpu" or "tpu".
+      max_documents: documents that a row of its plan may hold, padding counted as one.
+
+    Raises:
+      ValueError: the configuration allows fewer documents per row than the plan.
+    """
+    allowed = config.model.max_documents
+    if 0 < allowed < max_documents:
+        raise ValueError(
+            f"model.max_documents = {allowed}, but packing may put {max_documents} documents into a "
+            f"row, padding counted as one; set model.max_documents={max_documents}, or 0"
+        )
+    model = model_config(config.model, representation.vocab_size, platform)
     return TrainStep(
-        ModelSpec(model_config(config.model, representation.vocab_size, platform)),
+        ModelSpec(dataclasses.replace(model, max_documents=allowed or max_documents)),
         config.optimizer,
         config.steps,
         representation.eos,

@@ -140,7 +140,8 @@ def num_parts(queries: tuple[int, ...], groups: int, max_documents: int) -> int:
       groups: heads of keys, which a part has whole.
       max_documents: documents that a row may hold.
     """
-    needed = workspace_bytes(*queries, max_documents)
+    rows, length, heads, head_dim = queries
+    needed = workspace_bytes(rows, length, heads, head_dim, max_documents)
     enough = (n for n in range(1, groups) if groups % n == 0 and needed <= n * MAX_WORKSPACE)
     return next(enough, groups)
 
@@ -164,7 +165,7 @@ def by_document(stats_BxHxS: jax.Array, packed: Packed) -> jax.Array:
 
     float32 [B, H, S] -> [N, H, S].
     """
-    batch, heads, length = stats_BxHxS.shape
+    batch, _, length = stats_BxHxS.shape
     at_NxS = packed.starts_N[:, None] + jnp.arange(length)
     at_NxS = jnp.minimum(at_NxS, batch * length - 1)
     return stats_BxHxS[at_NxS // length, :, at_NxS % length].swapaxes(1, 2)
@@ -263,7 +264,7 @@ def _call(name: str, q, packed: Packed, arrays, stats: tuple[int, ...], heads, w
     rows, length, _, head_dim = q.shape
     documents_per_row = packed.lengths_N.size // rows
     shapes = [jax.ShapeDtypeStruct((rows, n, length, head_dim), q.dtype) for n in heads]
-    layouts = [(0, 2, 1, 3)] * len(shapes)
+    layouts: list[tuple[int, ...]] = [(0, 2, 1, 3)] * len(shapes)
     if stats:
         shapes.append(jax.ShapeDtypeStruct(stats, jnp.float32))
         layouts.append((0, 1, 2))
