@@ -2,7 +2,7 @@
 
 For every kernel and number of rows the remat policies are compiled from the one that keeps most,
 until one fits: those after it compute more. A policy that did not fit with fewer rows is not tried
-with more. Policies that keep activations in the host's memory are not searched: the estimate knows
+with more, and more rows are not tried once twice as many have taken longer. Policies that keep activations in the host's memory are not searched: the estimate knows
 nothing of the way there.
 """
 
@@ -46,6 +46,7 @@ def search(
     reports = []
     for kernel in kernels(config, devices, vocab_size):
         start = 0  # the first policy that may fit
+        least = float("inf")
         for rows in rows_per_device(config, devices):
             for number in range(start, len(POLICIES)):
                 candidate = candidate_config(config, devices, rows, kernel, POLICIES[number])
@@ -61,8 +62,9 @@ def search(
                 if report["fits"]:
                     start = number
                     break
-            else:
-                break  # more rows need more memory
+            if not report["fits"] or report["estimated_seconds"]["total"] > least:
+                break  # more rows need more memory, and leave less of it to keep activations in
+            least = report["estimated_seconds"]["total"]
     return sorted(
         reports, key=lambda r: (not r["fits"], (r["estimated_seconds"] or {}).get("total"))
     )
