@@ -39,6 +39,8 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
+    # Another attention kernel for Hopper GPUs; with it, JAX 0.11.1 or newer.
+    "tokamax": ["tokamax>=0.0.17; python_version >= '3.12'"],
     # Folders that begin with gs://.
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Preparing data on Dataflow, Flink or Spark.

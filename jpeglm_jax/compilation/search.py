@@ -2,8 +2,8 @@
 
 For every kernel and number of rows the remat policies are compiled from the one that keeps most,
 until one fits: those after it compute more. A policy that did not fit with fewer rows is not tried
-with more, and more rows are not tried once twice as many have taken longer. Policies that keep activations in the host's memory are not searched: the estimate knows
-nothing of the way there.
+with more. The rows of a kernel grow until a step takes longer. Policies that keep activations in
+the host's memory are not searched: the estimate knows nothing of the way there.
 """
 
 from __future__ import annotations
