@@ -158,7 +158,7 @@ class Program:
         """
         found: Counter[str] = Counter()
         for name, count in self.runs().items():
-            for operation in self.computations[name]:
+            for operation, _ in self._with_fused(name):
                 if _is_kernel(operation):
                     found[kernel_name(operation)] += count
         return dict(found)

@@ -81,7 +81,8 @@ def _forward(q, k, v, starts_BxS, name: str, plain: bool):
     """The output, and what the backward pass needs."""
     operation = _operation(plain)
     bound = _bound(operation, q, k, v, starts_BxS)
-    out, (maximum, total) = operation(*bound.args, **bound.kwargs)
+    # Without the barrier XLA writes what is kept by a second call of the kernel.
+    out, (maximum, total) = jax.lax.optimization_barrier(operation(*bound.args, **bound.kwargs))
     out, maximum, total = (checkpoint_name(x, name) for x in (out, maximum, total))
     return out, (q, k, v, starts_BxS, out, maximum, total)
 
