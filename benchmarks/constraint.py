@@ -1,11 +1,12 @@
-"""What drawing strictly valid files costs: the time of a step with the constraint and without.
+"""The cost of constrained sampling: the time of a step with the constraint and without.
 
     python -m benchmarks.constraint [--models=quickstart,25m] [--rounds=20]
 
-The engine of `jpeglm_jax.generate` with random weights, 64 rows, a token a byte; a measurement is
-the 64 steps that it takes between two looks of the host, from fresh rows on. Both ways in turn,
-best of the rounds each. On a CPU one device a core. Beside it, in the same process, how long the
-tables take to make and how large they are. Writes `benchmarks/results/constraint_DEVICE.json`.
+The engine of `jpeglm_jax.generate` with random weights, 64 rows and one token per byte. Each round
+measures the 64 steps of one call of the engine's compiled loop, from new rows on, with the
+constraint and without; the result is the min over the rounds. On a CPU there is one device per
+core. The time to make the constraint's tables and their size are measured in the same process.
+Writes `benchmarks/results/constraint_DEVICE.json`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from configs import jpeg
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.utils.cpus import num_cpus
-from jpeglm_jax.generation import engine as engines
-from jpeglm_jax.generation.constraint import Constraint, constraint
-from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.constraint import Constraint, make_constraint
+from jpeglm_jax.generation.engine import MAX_STEPS, Engine
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def measure(preset: str, rounds: int) -> dict[str, float]:
-    """Milliseconds of a step both ways, and what the tables take."""
+    """Milliseconds per step with the constraint and without, and time and size of the tables."""
     config = jpeg.get_config(preset)
     representation = representations.make(
         **config.representation.to_dict(), num_labels=10 if config.data.conditional else 0
     )
     began = time.perf_counter()
-    rules = constraint(representation)
+    rules = make_constraint(representation)
     table_seconds = time.perf_counter() - began
 
     mesh = sharding.make_mesh({"replica": -1, "fsdp": 1})
@@ -76,7 +76,7 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
     params = spec.init_on(mesh, 0)
     candidates = {
         name: _Steps(spec, mesh, params, representation, config.seq_len, chosen)
-        for name, chosen in (("free", None), ("constrained", rules))
+        for name, chosen in (("unconstrained", None), ("constrained", rules))
     }
     for steps in candidates.values():
         steps()  # compiles
@@ -84,11 +84,13 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name, steps in candidates.items():
             times[name].append(steps())
-    free, constrained = (1e3 * min(times[name]) for name in ("free", "constrained"))
+    unconstrained, constrained = (
+        1e3 * min(times[name]) for name in ("unconstrained", "constrained")
+    )
     return {
-        "free_milliseconds_a_step": round(free, 3),
-        "constrained_milliseconds_a_step": round(constrained, 3),
-        "cost_percent": round(100 * (constrained / free - 1), 1),
+        "unconstrained_milliseconds_per_step": round(unconstrained, 3),
+        "constrained_milliseconds_per_step": round(constrained, 3),
+        "cost_percent": round(100 * (constrained / unconstrained - 1), 1),
         "table_seconds": round(table_seconds, 2),
         "table_megabytes": round(
             sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(rules)) / 1e6, 1
@@ -97,7 +99,7 @@ def measure(preset: str, rounds: int) -> dict[str, float]:
 
 
 class _Steps:
-    """Seconds a step, measured over one turn of the engine's device side with fresh rows."""
+    """Measures the seconds per step of one call of the engine's compiled loop on new rows."""
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class _Steps:
         mesh: Any,
         params: Any,
         representation: Representation,
-        length: int,
+        seq_len: int,
         rules: Constraint | None,
     ):
         self._engine = Engine(
@@ -113,26 +115,26 @@ class _Steps:
             mesh,
             SamplingParams(),
             batch_size=ROWS,
-            length=length,
+            seq_len=seq_len,
             seed=0,
             eos=representation.eos,
             constraint=rules,
         )
-        self._weights = self._engine._weights(params)
+        self._weights = self._engine.prepare_weights(params)
         start = np.array([representation.bos])
-        self._entry = self._engine._entry({row: (row, start) for row in range(ROWS)})
+        self._entry = self._engine.make_entry({row: (row, start) for row in range(ROWS)})
 
     def __call__(self) -> float:
         engine = self._engine
-        state = engine._enter(engine._empty(), self._entry)
+        state = engine.insert(engine.empty_state(), self._entry)
         jax.block_until_ready(state)
         began = time.perf_counter()
-        state, _ = engine._advance(self._weights, engine._rules, state, np.int32(ROWS))
+        state, _ = engine.decode(self._weights, engine.rules, state, np.int32(ROWS))
         jax.block_until_ready(state)
         seconds = time.perf_counter() - began
-        # As many steps as there are unless every document has ended before.
-        assert int(np.max(state.place)) == engines._STEPS
-        return seconds / engines._STEPS
+        # The loop makes all of its steps unless every document has ended before.
+        assert int(np.max(state.position)) == MAX_STEPS
+        return seconds / MAX_STEPS
 
 
 if __name__ == "__main__":

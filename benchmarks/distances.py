@@ -1,12 +1,12 @@
-"""What statistics and the Fréchet distance of 50,000 x 2,048 features cost, beside the usual way.
+"""Time and memory of the Fréchet distance of 50,000 x 2,048 features, compared with SciPy's.
 
     python -m benchmarks.distances [--images=50000] [--dims=2048]
 
-The usual way (pytorch-fid, clean-fid, ADM): `numpy.cov` of the features in float64 and
-`scipy.linalg.sqrtm` of the product. Ours: `Statistics.of` and `frechet`, from the same float32
-features. Each runs in a process of its own, so that its peak memory (all of the process, with the
-features themselves, 0.4 GB a set) is its own. The block jackknife and the other metrics stand
-beside, without a peer. Writes `benchmarks/results/distances.json`.
+The baseline (pytorch-fid, clean-fid, ADM) is `numpy.cov` of the features in float64 and
+`scipy.linalg.sqrtm` of the product. Ours is `Statistics.of` and `frechet` of the same float32
+features. Each runs in a separate process, to measure its peak memory, which includes the features
+themselves (0.4 GB per set). The block jackknife and other metrics are measured without a baseline.
+Writes `benchmarks/results/distances.json`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "distances.json"
 
 
-def made(n: int, d: int, seed: int) -> np.ndarray:
-    """Features as Inception's are: correlated, never negative, float32 [n, d]."""
+def random_features(n: int, d: int, seed: int) -> np.ndarray:
+    """Random features that are correlated and non-negative like Inception's, float32 [n, d]."""
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(d, d)).astype(np.float32) / np.sqrt(d)
     features = np.empty((n, d), np.float32)
@@ -44,7 +44,7 @@ def ours(n: int, d: int) -> dict[str, float]:
     from evals.distances.frechet import frechet, frechet_of_features
     from evals.distances.statistics import Statistics
 
-    x, y = made(n, d, 1), made(n, d, 2)
+    x, y = random_features(n, d, 1), random_features(n, d, 2)
     seconds: dict[str, float] = {}
     a = timed(seconds, "statistics of both", lambda: (Statistics.of(x), Statistics.of(y)))
     seconds["value"] = timed(seconds, "distance", lambda: frechet(*a))
@@ -53,10 +53,10 @@ def ours(n: int, d: int) -> dict[str, float]:
     return seconds
 
 
-def usual(n: int, d: int) -> dict[str, float]:
+def baseline(n: int, d: int) -> dict[str, float]:
     import scipy.linalg
 
-    x, y = made(n, d, 1), made(n, d, 2)
+    x, y = random_features(n, d, 1), random_features(n, d, 2)
     seconds: dict[str, float] = {}
 
     def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +74,10 @@ def usual(n: int, d: int) -> dict[str, float]:
     return seconds
 
 
-def others(n: int, d: int) -> dict[str, float]:
+def other_metrics(n: int, d: int) -> dict[str, float]:
     from evals.distances import kernels, neighbours
 
-    x, y = made(n, d, 1), made(n, d, 2)
+    x, y = random_features(n, d, 1), random_features(n, d, 2)
     seconds: dict[str, float] = {}
     timed(seconds, "kid", lambda: kernels.kid(x, y))
     few = min(n, 10_000)
@@ -97,8 +97,10 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def apart(function: Callable[[int, int], dict[str, float]], n: int, d: int) -> dict[str, float]:
-    """Calls a function in a process of its own."""
+def in_process(
+    function: Callable[[int, int], dict[str, float]], n: int, d: int
+) -> dict[str, float]:
+    """Calls a function in a separate process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(function, n, d).result()
@@ -110,12 +112,16 @@ def main() -> None:
     parser.add_argument("--dims", type=int, default=2048)
     args = parser.parse_args()
     found: dict[str, Any] = {}
-    for name, function in (("ours", ours), ("usual", usual), ("others", others)):
-        found[name] = apart(function, args.images, args.dims)
+    for name, function in (
+        ("ours", ours),
+        ("baseline", baseline),
+        ("other_metrics", other_metrics),
+    ):
+        found[name] = in_process(function, args.images, args.dims)
         print(name, json.dumps(found[name]), flush=True)
     total = {
         name: sum(found[name][f"{part}, seconds"] for part in ("statistics of both", "distance"))
-        for name in ("ours", "usual")
+        for name in ("ours", "baseline")
     }
     result = {
         "command": f"python -m benchmarks.distances --images={args.images} --dims={args.dims}",
@@ -124,12 +130,12 @@ def main() -> None:
         "versions": {name: metadata.version(name) for name in ("numpy", "scipy")},
         **found,
         "total_seconds": total,
-        "ours_over_usual": total["ours"] / total["usual"],
-        "relative_difference_of_values": found["ours"]["value"] / found["usual"]["value"] - 1,
+        "ours_over_baseline": total["ours"] / total["baseline"],
+        "relative_difference_of_values": found["ours"]["value"] / found["baseline"]["value"] - 1,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("total_seconds", "ours_over_usual")}))
+    print(json.dumps({key: result[key] for key in ("total_seconds", "ours_over_baseline")}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How fast features of FID are extracted, beside the same network in PyTorch on the same cores.
+"""Speed of the FID network, compared with the same network in PyTorch on the same cores.
 
     python -m benchmarks.features [--images=64] [--rounds=3]
 
-Features of 2,048 dimensions, spatial ones and logits, with drawn weights (no real ones are needed,
-and speed does not depend on them). Images are random, 299 x 299. The peer is torch-fidelity's
-network (see tests/golden/inception/reference.py for what it needs), without its resize, in batches
-of 8 and of 32, the faster of which counts. Each measurement runs in a process of its own, ours and
-theirs in turn; the median of the rounds is kept. "Whole" is our whole way from JPEG files of
-256 x 256 through `evals.features.extract`. Writes `benchmarks/results/features.json`.
+Features of 2,048 dimensions, spatial features and logits, with random weights, on which speed does
+not depend. Images are random, 299 x 299. The baseline is torch-fidelity's network (its requirements
+are in tests/golden/inception/reference.py), without its resize, in batches of 8 and of 32, the
+faster of which counts. Each measurement runs in a separate process, alternating between the two;
+the result is the median of the rounds. "end_to_end" is the whole extraction from JPEG files of
+256 x 256 with `evals.features.features.extract`. Writes `benchmarks/results/features.json`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "features.json"
 CORES = len(os.sched_getaffinity(0))
 
 
-def drawn_extractor() -> Any:
-    """The FID network with drawn weights, on as many devices as there are cores."""
+def random_extractor() -> Any:
+    """The FID network with random weights, on as many devices as there are cores."""
     from jpeglm_jax.parallel import sharding
 
     sharding.split_cpu(CORES)
@@ -49,17 +49,18 @@ def drawn_extractor() -> Any:
     weights = __import__("weights")
     needed = inception.required(["2048", "spatial", "logits"])
     tensors = {name: weights.draw(name, shape) for name, shape in needed.items()}
-    return extractors.fid_inception(Weights(tensors, "0" * 64, "drawn"))
+    return extractors.fid_inception(Weights(tensors, "0" * 64, "random"))
 
 
 def ours(images: int) -> float:
-    """Images a second, of batches of 32."""
-    apply = drawn_extractor().apply
+    """Images per second, in batches of 32."""
+    apply = random_extractor().apply
     batch = np.random.default_rng(0).uniform(-1, 1, (32, 299, 299, 3)).astype(np.float32)
     return images_per_second(lambda: apply(batch), 32, images)
 
 
-def theirs(images: int) -> float:
+def baseline(images: int) -> float:
+    """Images per second of torch-fidelity's network, in the faster of two batch sizes."""
     import torch
 
     torch.set_num_threads(CORES)
@@ -73,12 +74,12 @@ def theirs(images: int) -> float:
     return max(speeds)
 
 
-def whole(images: int) -> float:
-    """From files to features on disk; the first batch, which compiles, is not timed."""
+def end_to_end(images: int) -> float:
+    """Images per second from files to features on disk; compilation is not timed."""
     from evals.features import features
     from evals.inputs.images import open_images
 
-    extractor = drawn_extractor()
+    extractor = random_extractor()
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         for number in range(images):
@@ -101,8 +102,8 @@ def images_per_second(run: Callable[[], Any], size: int, images: int) -> float:
     return batches * size / (time.perf_counter() - start)
 
 
-def apart(function: Callable[[int], float], images: int) -> float:
-    """Calls a function in a process of its own."""
+def in_process(function: Callable[[int], float], images: int) -> float:
+    """Calls a function in a separate process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(function, images).result()
@@ -113,10 +114,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    speeds: dict[str, list[float]] = {"ours": [], "torch": [], "whole": []}
+    speeds: dict[str, list[float]] = {"ours": [], "torch": [], "end_to_end": []}
     for _ in range(args.rounds):
-        for name, function in (("ours", ours), ("torch", theirs), ("whole", whole)):
-            speeds[name].append(apart(function, args.images))
+        for name, function in (("ours", ours), ("torch", baseline), ("end_to_end", end_to_end)):
+            speeds[name].append(in_process(function, args.images))
             print(name, round(speeds[name][-1], 2), "images/s", flush=True)
     median = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
@@ -126,7 +127,7 @@ def main() -> None:
         "images_per_second": speeds,
         "median": median,
         "ours_over_torch": median["ours"] / median["torch"],
-        "whole_over_torch": median["whole"] / median["torch"],
+        "end_to_end_over_torch": median["end_to_end"] / median["torch"],
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")

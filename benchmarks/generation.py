@@ -1,19 +1,19 @@
-"""Drawing tokens beside `transformers`' `generate` in PyTorch: same weights, batch and sampling.
+"""Speed of sampling compared with `transformers`' `generate` in PyTorch: same weights and batch.
 
     python -m benchmarks.generation [--peer_python=PYTHON] [--models=quickstart,25m] [--rounds=3]
 
-Weights are made up, written as a checkpoint of `transformers`, and read by both: by ours after
-`jpeglm_jax.convert`. Each job draws a full context for every row from its start token, at
-temperature 1 without filters; no token ends a row, so that both do the same work (ours could let
-others enter, the peer waits for its longest). Ours is the engine of `jpeglm_jax.generate`, on a CPU
-with one device a core and with one of many threads. The peer keeps its cache growing (the default)
-or of fixed size, at every number of threads up to the cores. Each candidate is a process of its
-own, all of them in turn, several rounds; best of the rounds each. Before anything is timed, greedy
-tokens of both are compared.
+Random weights are written as a Hugging Face checkpoint and read by both: by ours after
+`jpeglm_jax.convert`. Each job samples a full sequence for every row from its start token, at
+temperature 1 without filters. No token ends a row, so that both do the same work: ours could admit
+other documents, the peer waits for its longest. Ours is the engine of `jpeglm_jax.generate`, on a
+CPU with one device per core and with one device of many threads. The peer uses a growing cache (the
+default) or one of fixed size, at every number of threads up to the cores. Each candidate is a
+process of its own. All of them run in turn for several rounds; the best round of each counts.
+Greedy tokens of both are compared first.
 
-On a GPU both run there, in bfloat16 with 64 rows, and ours also tells its share of the memory's
-bandwidth: what has to be read a step (weights, and of the cache the places filled so far) divided
-by time and by what a large copy reaches in the same process. Writes
+On a GPU both run there, in bfloat16 with 64 rows, and ours also reports its share of the memory
+bandwidth: the bytes to read per step (weights, and the filled positions of the cache) divided by
+time and by the bandwidth of a large copy in the same process. Writes
 `benchmarks/results/generation_DEVICE.json`.
 """
 
@@ -63,7 +63,7 @@ if cache != "growing":
 how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 how = transformers.GenerationConfig(**(dict(do_sample=False) if greedy else how))
 
-def draw():
+def sample():
     with torch.inference_mode():
         tokens = model.generate(start, generation_config=how, **options)
     if device == "cuda":
@@ -71,18 +71,18 @@ def draw():
     assert tokens.shape == (rows, length)
     return tokens[0].tolist()
 
-first = draw()
+first = sample()
 seconds = []
 for _ in range(rounds):
     began = time.perf_counter()
-    draw()
+    sample()
     seconds.append(time.perf_counter() - began)
 print(json.dumps({"seconds": min(seconds), "tokens": first}))
 """
 
 
-def make_up(folder: Path, name: str) -> None:
-    """A checkpoint of `transformers` with drawn weights: FOLDER/given, and converted FOLDER/run."""
+def make_checkpoint(folder: Path, name: str) -> None:
+    """A Hugging Face checkpoint of random weights in FOLDER/original, converted to FOLDER/run."""
     import numpy as np
     from etils import epath
 
@@ -94,27 +94,26 @@ def make_up(folder: Path, name: str) -> None:
 
     shape, length = MODELS[name]
     model = ModelConfig(vocab_size=VOCAB, **shape)
-    given = folder / "given"
-    given.mkdir()
+    original = folder / "original"
+    original.mkdir()
     rng = np.random.default_rng(0)
     names = [(name, w.tensor_shape) for w in weights.table(model) for name in w.names]
 
-    def drawn() -> Any:
+    def tensors() -> Any:
         for _, shape in names:
             scale = shape[-1] ** -0.5 if len(shape) > 1 else 1.0
             yield (scale * rng.standard_normal(shape, np.float32)).astype(np.float32)
 
     shards = safetensors.plan(names, "float32", 4_000_000_000)
-    safetensors.write(epath.Path(given), shards, "float32", drawn())
-    described = config.to_json(model, seq_len=length, bos=256, eos=257, dtype="float32")
-    (given / "config.json").write_text(described)
-    representations.make("jpeg", size=16, num_labels=10).save(given)
-    from_hf(given, folder / "run", jpeg.get_config())
+    safetensors.write(epath.Path(original), shards, "float32", tensors())
+    config_json = config.to_json(model, seq_len=length, bos=256, eos=257, dtype="float32")
+    (original / "config.json").write_text(config_json)
+    representations.make("jpeg", size=16, num_labels=10).save(original)
+    from_hf(original, folder / "run", jpeg.get_config())
 
 
 def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> dict[str, Any]:
-    """Seconds of a job, the least of the rounds; in a process of its own."""
-
+    """Min seconds of a job over the rounds; in a process of its own."""
     import jax
     import numpy as np
 
@@ -132,21 +131,21 @@ def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> 
         model.mesh,
         SamplingParams(temperature=0.0 if greedy else 1.0),
         batch_size=rows,
-        length=length,
+        seq_len=length,
         seed=0,
         eos=-1,  # no token ends a document
     )
     prompts = [np.array([model.representation.bos])] * rows
 
-    def draw() -> list[int]:
+    def sample() -> list[int]:
         samples = list(engine(model.params, prompts))
         assert [len(sample.tokens) for sample in samples] == [length - 1] * rows
         return [model.representation.bos, *samples[0].tokens.tolist()]
 
-    first, seconds = draw(), []
+    first, seconds = sample(), []
     for _ in range(rounds):
         began = time.perf_counter()
-        draw()
+        sample()
         seconds.append(time.perf_counter() - began)
     found: dict[str, Any] = {"seconds": min(seconds), "tokens": first}
     if jax.default_backend() == "gpu":
@@ -160,7 +159,7 @@ def ours(folder: Path, length: int, devices: int, rounds: int, greedy: bool) -> 
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second that a copy of a gigabyte reads and writes."""
+    """Bytes per second that a copy of a gigabyte reads and writes."""
     import jax
 
     copy = jax.jit(lambda x: x + 1)
@@ -174,7 +173,7 @@ def copy_bandwidth() -> float:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """What a candidate prints last."""
+    """The last line that a candidate prints, as JSON."""
     print("running", command[-1], file=sys.stderr, flush=True)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -183,7 +182,7 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dict[str, Any]:
-    """Tokens a second of every candidate with one model."""
+    """Tokens per second of every candidate with one model."""
     length, cores = args.length or MODELS[name][1], len(os.sched_getaffinity(0))
     rows = ROWS["gpu" if gpu else "cpu"]
     commands = {}
@@ -195,7 +194,7 @@ def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dic
         ]
     for threads in (1,) if gpu else range(1, cores + 1):
         for cache in ("growing", "static"):
-            values = [str(folder / "given"), rows, length, threads, cache, args.repeats]
+            values = [str(folder / "original"), rows, length, threads, cache, args.repeats]
             key = f"transformers_{cache}" + ("" if gpu else f"_{threads}_threads")
             commands[key] = [args.peer_python, "-c", PEER, json.dumps(values)]
 
@@ -213,15 +212,15 @@ def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dic
             for value in ("device", "bandwidth_share"):
                 if value in found:
                     extra[value] = found[value]
-    rates = {key: rows * (length - 1) / least for key, least in seconds.items()}
-    peer = max(rate for key, rate in rates.items() if key.startswith("transformers"))
-    mine = max(rate for key, rate in rates.items() if key.startswith("ours"))
+    rates = {key: rows * (length - 1) / best for key, best in seconds.items()}
+    best_peer = max(rate for key, rate in rates.items() if key.startswith("transformers"))
+    best_ours = max(rate for key, rate in rates.items() if key.startswith("ours"))
     return {
         "rows": rows,
-        "tokens_a_row": length - 1,
+        "tokens_per_row": length - 1,
         "greedy_tokens_equal_up_to": same.index(False) if False in same else length,
         "tokens_per_second": {key: round(rate) for key, rate in rates.items()},
-        "ours_over_best_peer": round(mine / peer, 3),
+        "ours_over_best_peer": round(best_ours / best_peer, 3),
         **extra,
     }
 
@@ -231,8 +230,8 @@ def main() -> None:
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--models", default="quickstart,25m", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="of a job in one process")
-    parser.add_argument("--length", type=int, default=0, help="a quick look, not written down")
+    parser.add_argument("--repeats", type=int, default=3, help="jobs per process")
+    parser.add_argument("--length", type=int, default=0, help="quick run, writes no results")
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:
@@ -243,7 +242,7 @@ def main() -> None:
     models = {}
     for name in args.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            make_up(Path(folder), name)
+            make_checkpoint(Path(folder), name)
             models[name] = compare(Path(folder), name, args, gpu)
     cores = len(os.sched_getaffinity(0))
     device = next((m["device"] for m in models.values() if "device" in m), "cpu")
@@ -253,7 +252,7 @@ def main() -> None:
     result = {
         "command": "python -m benchmarks.generation",
         "machine": device if gpu else f"{platform.machine()}, {cores} cores",
-        "models": kept | models,  # a model at a time takes minutes
+        "models": kept | models,  # models may be measured in separate runs
     }
     text = json.dumps(result, indent=2)
     if not args.length:

@@ -1,13 +1,13 @@
-"""How fast JPEG documents are judged, beside decoding them and beside the re-encoding oracle.
+"""Speed of the validation of JPEG documents, compared with decoding and with `is_canonical`.
 
     python -m benchmarks.jpeg_validate [--photos=FOLDER] [--count=10000]
 
 The documents are files of real photos at 256x256, quality 25, 4:2:0, tables stripped, with a
-restart marker after each MCU (JPEG-LM's) and without any. In "damaged" every one has a flipped bit
-in its scan; about half of those are still what an encoder could have written, for other pixels. The
-peers, in the same run and on the same documents: Pillow decoding them, which judges nothing, and
-the oracle that decodes to coefficients and writes them again. All in one process.
-Writes `benchmarks/results/jpeg_validate.json`.
+restart marker after each MCU (as in JPEG-LM) and without restart markers. The "damaged" documents
+have one flipped bit in the scan each; about half of them are still valid, with other pixels. The
+same documents are also decoded by Pillow, which validates nothing, and validated by the reference
+test `is_canonical`, which decodes coefficients and writes them again. All in one process. Writes
+`benchmarks/results/jpeg_validate.json`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 RESULTS = ROOT / "benchmarks" / "results" / "jpeg_validate.json"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-PHOTOS_READ = 150  # each is turned and mirrored in eight ways; more documents are copies
+MAX_PHOTOS = 150  # each in eight orientations; further documents are copies
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, numpy {np.__version__}, libjpeg-turbo "
         f"{features.version('libjpeg_turbo')}",
-        "one marker a MCU": measure(JpegRepresentation(), images, args.count),
-        "no markers": measure(JpegRepresentation(restart_interval=0), images, args.count),
+        "restart marker after each MCU": measure(JpegRepresentation(), images, args.count),
+        "no restart markers": measure(JpegRepresentation(restart_interval=0), images, args.count),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     text = json.dumps(result, indent=2)
@@ -59,9 +59,9 @@ def main() -> None:
 
 
 def read_photos(paths: list[Path]) -> list[Image.Image]:
-    """Squares of 256x256 of some photos, each in all eight orientations."""
+    """Squares of 256x256 pixels of some photos, each in all eight orientations."""
     fit = JpegRepresentation().fit
-    step = max(1, len(paths) // PHOTOS_READ)
+    step = max(1, len(paths) // MAX_PHOTOS)
     squares = [fit(open_image(path.read_bytes())) for path in paths[::step]]
     return [
         turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else turned
@@ -74,20 +74,20 @@ def read_photos(paths: list[Path]) -> list[Image.Image]:
 def measure(
     representation: JpegRepresentation, images: list[Image.Image], count: int
 ) -> dict[str, float]:
-    """Seconds for `count` documents, and rates; see the names."""
+    """Times and rates for `count` documents; the names have the units."""
     encode_seconds, distinct = timed(lambda: [representation.encode(image) for image in images])
     documents = [distinct[i % len(distinct)] for i in range(count)]
     damaged = [flip_a_bit(tokens, seed) for seed, tokens in enumerate(documents)]
     first_seconds, first = timed(lambda: representation.validate(documents[0]))
-    seconds, judged = timed(lambda: representation.validate_batch(documents))
-    damaged_seconds, damaged_judged = timed(lambda: representation.validate_batch(damaged))
+    seconds, results = timed(lambda: representation.validate_batch(documents))
+    damaged_seconds, damaged_results = timed(lambda: representation.validate_batch(damaged))
     single_seconds, _ = timed(lambda: [representation.validate(t) for t in distinct[:100]])
-    assert first.valid and all(validity.valid for validity in judged)
+    assert first.valid and all(validity.valid for validity in results)
 
     sample = distinct[:: max(1, len(distinct) // 100)]
     files = [representation.to_bytes(tokens) for tokens in sample]
     decode_seconds, _ = timed(lambda: [open_image(file) for file in files])
-    oracle_seconds, canonical = timed(
+    reference_seconds, canonical = timed(
         lambda: [is_canonical(file, representation.format, (256, 256)) for file in files]
     )
     assert all(canonical)
@@ -96,21 +96,21 @@ def measure(
         "documents": count,
         "mean_bytes": round(float(np.mean([len(tokens) for tokens in documents])), 1),
         "encode_images_per_second": round(len(images) / encode_seconds, 1),
-        "first_inspect_seconds_with_tables": round(first_seconds, 3),
-        "inspect_batch_seconds": round(seconds, 2),
-        "inspect_batch_documents_per_second": round(rate, 1),
-        "inspect_batch_megabytes_per_second": round(sum(map(len, documents)) / seconds / 1e6, 1),
-        "inspect_batch_damaged_seconds": round(damaged_seconds, 2),
-        "damaged_found_invalid": sum(not validity.valid for validity in damaged_judged),
-        "inspect_one_milliseconds": round(single_seconds * 10, 2),
+        "first_validate_seconds_with_tables": round(first_seconds, 3),
+        "validate_batch_seconds": round(seconds, 2),
+        "validate_batch_documents_per_second": round(rate, 1),
+        "validate_batch_megabytes_per_second": round(sum(map(len, documents)) / seconds / 1e6, 1),
+        "validate_batch_damaged_seconds": round(damaged_seconds, 2),
+        "damaged_found_invalid": sum(not validity.valid for validity in damaged_results),
+        "validate_one_milliseconds": round(single_seconds * 10, 2),
         "pillow_decode_documents_per_second": round(len(files) / decode_seconds, 1),
-        "oracle_documents_per_second": round(len(files) / oracle_seconds, 1),
-        "times_faster_than_oracle": round(rate * oracle_seconds / len(files), 1),
+        "reference_documents_per_second": round(len(files) / reference_seconds, 1),
+        "times_faster_than_reference": round(rate * reference_seconds / len(files), 1),
     }
 
 
 def flip_a_bit(tokens: np.ndarray, seed: int) -> np.ndarray:
-    """A copy with one bit of its scan flipped."""
+    """A copy with one flipped bit in the scan."""
     rng = np.random.default_rng(seed)
     damaged = tokens.copy()
     damaged[rng.integers(64, len(tokens) - 2)] ^= 1 << rng.integers(8)

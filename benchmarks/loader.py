@@ -1,17 +1,18 @@
-"""Tokens a second from local shards to batches, beside Grain's own packer over the same shards.
+"""Tokens per second from local shards to batches, compared with Grain's packer on the same shards.
 
     python -m benchmarks.loader [--documents=20000] [--out=benchmarks/results/loader.json]
 
-Documents are random uint16 of the paper's lengths (log-normal, median 4,500, sigma 0.45), written
-as shards; rows have 12,288 places, batches 32 rows. All candidates read the same shards, in
-the page cache, in a random order, and give batches of tokens, targets, segments and positions
-(ours: and weights). Tokens are those of documents, not padding. The candidates:
+Documents are random uint16 tokens of the paper's lengths (log-normal, median 4,500, sigma 0.45),
+written as shards; rows have 12,288 positions, batches 32 rows. All candidates read the same shards
+from the page cache, in random order, and return batches of tokens, targets, segments and positions
+(the project's loader also returns weights). Padding does not count as tokens. The candidates:
 
-  loader             data_pipelines.loading.loader over the global plan
-  grain_windows      Grain's best-fit packer with 1,024 bins, fed by the same batched reads
-  grain_records      the same packer over Grain's ArrayRecord source, as its documentation has it
+  loader             data_pipelines.loading.loader with the global plan
+  grain_windows      Grain's best-fit packer with 1,024 bins and the loader's batched reads
+  grain_records      the same packer with Grain's ArrayRecord source, as in its documentation
 
-Each runs --repeats times, in turns, so that a noisy neighbour meets all of them; the best counts.
+Each runs --repeats times, in turns, so that other load on the machine affects all of them; the best
+run counts.
 """
 
 from __future__ import annotations
@@ -36,32 +37,32 @@ from absl import app, flags
 
 from data_pipelines import representations
 from data_pipelines.loading.loader import Loader
-from data_pipelines.packing import plan as packing
-from data_pipelines.shards import files, reader
-from data_pipelines.shards.files import Document
+from data_pipelines.packing.planner import make_plan
+from data_pipelines.shards import reader, storage
+from data_pipelines.shards.storage import Document
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 20_000, "Documents in the shards.")
-_SHARDS = flags.DEFINE_integer("shards", 8, "Files.")
+_SHARDS = flags.DEFINE_integer("shards", 8, "Number of shards.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a batch.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Reading threads of each candidate.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each candidate.")
 _OUT = flags.DEFINE_string("out", "benchmarks/results/loader.json", "File for the results.")
 
-ROW = 12_288
+SEQ_LEN = 12_288
 BINS = 1_024
 
 
 def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
-    """Random documents as a complete folder of shards."""
+    """Writes random documents as a complete folder of shards."""
     rng = np.random.default_rng(0)
     lengths = np.rint(4500 * np.exp(0.45 * rng.standard_normal(documents))).astype(int)
-    lengths = np.minimum(lengths, ROW - 1)
+    lengths = np.minimum(lengths, SEQ_LEN - 1)
     representation = representations.make("jpeg", size=256)
     representation.save(folder)
     parts = []
     for index, numbers in enumerate(np.array_split(np.arange(documents), count)):
-        name = files.stem("train", index, count)
-        sidecar = files.write_shard(
+        name = storage.stem("train", index, count)
+        sidecar = storage.write_shard(
             folder,
             name,
             (
@@ -97,9 +98,9 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
 
 
 def loader_batches(folder: pathlib.Path, repeat: int) -> Iterator[int]:
-    """One epoch of ours; yields the tokens of each batch."""
+    """One epoch of the project's loader; yields the number of tokens of each batch."""
     documents = reader.Shards(folder)
-    plan = packing.plan(documents.lengths + 1, seq_len=ROW, seed=repeat)
+    plan = make_plan(documents.lengths + 1, seq_len=SEQ_LEN, seed=repeat)
     loader = Loader(
         documents, plan, batch_size=_BATCH_SIZE.value, threads=_THREADS.value, read_ahead=4
     )
@@ -108,23 +109,23 @@ def loader_batches(folder: pathlib.Path, repeat: int) -> Iterator[int]:
 
 
 def frame(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """A document as Grain's packer takes it: inputs and targets."""
+    """Inputs and targets of a document, the input of Grain's packer."""
     framed = np.empty(tokens.size + 2, np.int32)
     framed[0], framed[1:-1], framed[-1] = 256, tokens, 257
     return {"tokens": framed[:-1], "targets": framed[1:]}
 
 
 def grain_batches(documents: grain.IterDataset) -> Iterator[int]:
-    """Packs and batches framed documents by Grain; yields the tokens of each batch."""
+    """Packs and batches framed documents with Grain; yields the number of tokens of each batch."""
     packed = grain.experimental.BestFitPackIterDataset(
-        documents, length_struct={"tokens": ROW, "targets": ROW}, num_packing_bins=BINS
+        documents, length_struct={"tokens": SEQ_LEN, "targets": SEQ_LEN}, num_packing_bins=BINS
     )
     for batch in packed.batch(_BATCH_SIZE.value):
         yield int(np.count_nonzero(batch["tokens_segment_ids"]))
 
 
 class Windows:
-    """256 documents of a random order at a time, read as the loader reads them."""
+    """Windows of 256 documents in random order, read as in the loader."""
 
     def __init__(self, folder: pathlib.Path, seed: int):
         self._documents = reader.Shards(folder)
@@ -139,7 +140,7 @@ class Windows:
 
 
 class Flatten(grain.experimental.FlatMapTransform):
-    """From windows to documents."""
+    """Splits windows into documents."""
 
     max_fan_out = 256
 
@@ -161,14 +162,14 @@ def grain_records(folder: pathlib.Path, repeat: int) -> Iterator[int]:
 
 
 def run(batches: Iterator[int]) -> dict[str, float]:
-    """Goes through one epoch; the clock starts after the first batch."""
+    """Iterates over one epoch; the clock starts after the first batch."""
     counts = [next(batches)]
     start = time.perf_counter()
     counts += batches
     seconds = time.perf_counter() - start
-    places = len(counts) * _BATCH_SIZE.value * ROW
+    positions = len(counts) * _BATCH_SIZE.value * SEQ_LEN
     tokens_per_second = sum(counts[1:]) / seconds
-    return {"tokens_per_second": tokens_per_second, "fill": sum(counts) / places}
+    return {"tokens_per_second": tokens_per_second, "fill": sum(counts) / positions}
 
 
 def main(_: Sequence[str]) -> None:
@@ -196,7 +197,7 @@ def main(_: Sequence[str]) -> None:
         },
         "documents": _DOCUMENTS.value,
         "threads": _THREADS.value,
-        "batch": [_BATCH_SIZE.value, ROW],
+        "batch": [_BATCH_SIZE.value, SEQ_LEN],
         "runs": runs,
         "best_tokens_per_second": best,
         "ratio_to_grain_windows": best["loader"] / best["grain_windows"],

@@ -1,12 +1,11 @@
-"""How full the planned rows are, what planning costs, and how fast rows are looked up.
+"""Fill of planned rows, time and memory of planning, and rows per second of lookups.
 
     python -m benchmarks.packing [--documents=23000000] [--out=benchmarks/results/packing.json]
 
-Lengths are those of the paper (arXiv 2408.08459: 23 million images, rows of 12,288) as a
-log-normal distribution with median 4,500 and sigma 0.45. Each measurement runs in a process of its
-own, so that its peak memory (resource.getrusage, all of the process: Python, numpy and the
-lengths themselves) is its own. First-fit decreasing over the same histogram of lengths stands
-beside it, and a bound that no packing can pass.
+Lengths follow the paper (arXiv 2408.08459: 23 million images, rows of 12,288): a log-normal
+distribution with median 4,500 and sigma 0.45. Each measurement runs in its own process, so that its
+peak memory (resource.getrusage: Python, numpy and the lengths included) is separate. The fill is
+compared with first-fit decreasing on the same histogram of lengths and with an upper bound.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from data_pipelines.packing import plan as packing
+from data_pipelines.packing.planner import MODES, make_plan
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 23_000_000, "Documents of the largest set.")
 _OUT = flags.DEFINE_string("out", "benchmarks/results/packing.json", "File for the results.")
 
-ROW = 12_288
+SEQ_LEN = 12_288
 
 
 def paper_lengths(documents: int) -> np.ndarray:
-    """Places of each document, uint32, made in parts so that making them takes no memory."""
+    """Positions of each document, uint32; made in parts to save memory."""
     rng = np.random.default_rng(0)
     lengths = np.empty(documents, np.uint32)
     for part in np.array_split(lengths, max(documents // 2**20, 1)):
@@ -44,13 +43,13 @@ def paper_lengths(documents: int) -> np.ndarray:
 
 
 def measure(documents: int, mode: str) -> dict[str, Any]:
-    """Plans rows; looks up rows of the first epoch, a batch of 128 at a time."""
+    """Plans rows, then looks up rows of the first epoch in batches of 128."""
     lengths = paper_lengths(documents)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    plan = packing.plan(lengths, seq_len=ROW, mode=mode)
+    plan = make_plan(lengths, seq_len=SEQ_LEN, mode=mode)
     seconds = time.perf_counter() - start
-    plan.row(0)  # in "concat" the first row of an epoch makes a table of it
+    plan.row(0)  # "concat" builds a table of an epoch on its first row
     batches = min(plan.rows_per_epoch // 128 + 1, 100)
     start = time.perf_counter()
     for batch in range(batches):
@@ -70,20 +69,20 @@ def measure(documents: int, mode: str) -> dict[str, Any]:
         "peak_before_planning_gib": before / 2**20,
     }
     if mode == "pack":
-        histogram = np.bincount(lengths[lengths <= ROW], minlength=ROW + 1)
-        result["fill_first_fit_decreasing"] = plan.stats.places / (
-            first_fit_decreasing(histogram) * ROW
+        histogram = np.bincount(lengths[lengths <= SEQ_LEN], minlength=SEQ_LEN + 1)
+        result["fill_first_fit_decreasing"] = plan.stats.positions / (
+            first_fit_decreasing(histogram) * SEQ_LEN
         )
-        result["fill_bound"] = plan.stats.places / (fewest_rows(histogram) * ROW)
+        result["fill_bound"] = plan.stats.positions / (fewest_rows(histogram) * SEQ_LEN)
     return result
 
 
 def measure_short_rows() -> dict[str, Any]:
-    """Rows of 128 with one or two documents each, where looking rows up weighs most."""
+    """Rows of 128 with one or two documents each, where lookups are most expensive per token."""
     lengths = np.random.default_rng(0).integers(50, 100, 100_000)
     result: dict[str, Any] = {"seq_len": 128, "documents": lengths.size}
-    for mode in packing.MODES:
-        plan = packing.plan(lengths, seq_len=128, mode=mode)
+    for mode in MODES:
+        plan = make_plan(lengths, seq_len=128, mode=mode)
         plan.row(0)
         start = time.perf_counter()
         for batch in range(100):
@@ -93,7 +92,7 @@ def measure_short_rows() -> dict[str, Any]:
 
 
 def first_fit_decreasing(histogram: np.ndarray) -> int:
-    """Rows that the classic heuristic needs, equal rows counted at once."""
+    """Number of rows of first-fit decreasing; equal rows are counted at once."""
     counts = histogram.tolist()
     rows = 0
     for longest in range(len(counts) - 1, 0, -1):
@@ -114,30 +113,30 @@ def first_fit_decreasing(histogram: np.ndarray) -> int:
 
 
 def fewest_rows(histogram: np.ndarray) -> int:
-    """A lower bound on rows: the better of two, for every length that may be called short.
+    """A lower bound on the number of rows: the maximum over all thresholds k.
 
     Martello and Toth, "Lower bounds and reduction procedures for the bin packing problem", 1990:
-    documents longer than half a row each need a row of their own; of the rows of those longer
-    than a row less k, nothing as long as k can use the rest.
+    each document longer than half a row needs its own row, and rows with a document longer than
+    `row - k` have no space for a document of length k or more.
     """
     row = histogram.size - 1
     lengths = np.arange(row + 1)
     count = np.cumsum(histogram[::-1])[::-1]  # documents at least that long
-    places = np.cumsum((histogram * lengths)[::-1])[::-1]
-    best = -(-int(places[0]) // row)
+    positions = np.cumsum((histogram * lengths)[::-1])[::-1]
+    best = -(-int(positions[0]) // row)
     half = row // 2
     for k in range(1, half + 1):
         full = int(count[row - k + 1])
         large = int(count[half + 1]) - full
-        large_places = int(places[half + 1] - places[row - k + 1])
-        small_places = int(places[k] - places[half + 1])
-        more = max(0, -(-(small_places - (large * row - large_places)) // row))
+        large_positions = int(positions[half + 1] - positions[row - k + 1])
+        small_positions = int(positions[k] - positions[half + 1])
+        more = max(0, -(-(small_positions - (large * row - large_positions)) // row))
         best = max(best, full + large + more)
     return best
 
 
-def apart(function: Any, *arguments: Any) -> Any:
-    """Calls a function in a process of its own."""
+def in_new_process(function: Any, *arguments: Any) -> Any:
+    """Calls a function in a new process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(function, *arguments).result()
@@ -149,16 +148,16 @@ def main(_: Sequence[str]) -> None:
     cases += [(_DOCUMENTS.value, "pack"), (_DOCUMENTS.value, "concat")]
     results = []
     for documents, mode in cases:
-        results.append(apart(measure, documents, mode))
+        results.append(in_new_process(measure, documents, mode))
         print(json.dumps(results[-1]), flush=True)
-    short_rows = apart(measure_short_rows)
+    short_rows = in_new_process(measure_short_rows)
     print(json.dumps(short_rows), flush=True)
     report = {
         "command": "python -m benchmarks.packing " + " ".join(sys.argv[1:]),
         "cores": len(os.sched_getaffinity(0)),
         "processor": platform.machine(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "seq_len": ROW,
+        "seq_len": SEQ_LEN,
         "plans": results,
         "short_rows": short_rows,
     }

@@ -1,9 +1,8 @@
 """Example: python -m benchmarks.prepare --images=PHOTOS
 
-What preparation costs beside its bare work, on the same files, in the same run: decode, resize
-and encode with Pillow alone on all cores, against `data_pipelines.prepare` with its listing,
-checks, hashes, shards and tables. And the memory that a listing takes. Writes
-benchmarks/results/prepare.json.
+Measures the overhead of `data_pipelines.prepare` (listing, checks, hashes, shards and tables)
+compared with the bare work on the same files in the same run: decode, resize and encode with Pillow
+on all cores. Also measures the memory of a listing. Writes benchmarks/results/prepare.json.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "prepare.json"
 OPTIONS = dict(name="jpeg", size=256, mode="RGB", quality=25, subsampling="4:2:0")
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of JPEG files.", required=True)
-_NUMBER = flags.DEFINE_integer("number", 6000, "Files a pass; they are repeated to reach it.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, in turn.")
-_LISTED = flags.DEFINE_integer("listed", 2_000_000, "Items of the listing whose memory is told.")
+_NUMBER = flags.DEFINE_integer("number", 6000, "Files per pass, by repeating the given ones.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Passes of each kind, alternating.")
+_LISTED = flags.DEFINE_integer("listed", 2_000_000, "Items of the measured listing.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -50,7 +49,7 @@ def main(_: Sequence[str]) -> None:
         for number in range(_REPEATS.value):
             bare.append(_time_bare(paths))
             prepared.append(_time_prepare(folder, number))
-            print(f"bare {bare[-1]}, prepare {prepared[-1]}")
+            print(f"pass {number}: bare {_format(bare[-1])}; prepare {_format(prepared[-1])}")
     result = {
         "images": len(paths),
         "cores": num_cpus(),
@@ -59,7 +58,7 @@ def main(_: Sequence[str]) -> None:
         "bare_images_per_second": len(paths) / statistics.median(c.seconds for c in bare),
         "prepare_images_per_second": len(paths) / statistics.median(c.seconds for c in prepared),
         "overhead": overhead(bare, prepared, "seconds"),
-        # Nearly the same on a machine that is busy with other things.
+        # Less affected by other load on the machine.
         "overhead_in_cpu_time": overhead(bare, prepared, "cpu_seconds"),
         "listing": _measure_listing(_LISTED.value),
     }
@@ -68,11 +67,15 @@ def main(_: Sequence[str]) -> None:
     print(json.dumps(result, indent=1))
 
 
+def _format(cost: Cost) -> str:
+    return f"{cost.seconds:.1f} s ({cost.cpu_seconds:.1f} s of CPU time)"
+
+
 def _repeated(images: pathlib.Path, folder: pathlib.Path, number: int) -> list[str]:
-    """Copies of the files under new names, so that there are `number` of them."""
+    """Copies the files under new names, repeating them to reach `number`."""
     originals = sorted(path for path in images.rglob("*") if path.suffix == ".jpg")
     if not originals:
-        raise SystemExit(f"{images} holds no .jpg file")
+        raise SystemExit(f"{images} has no .jpg file; --images is a folder of JPEG files")
     folder.mkdir()
     paths = []
     for index in range(number):
@@ -83,7 +86,7 @@ def _repeated(images: pathlib.Path, folder: pathlib.Path, number: int) -> list[s
 
 
 def _time_bare(paths: list[str]) -> Cost:
-    # One part a core from the start: nobody waits for work to be handed out.
+    # One part per core from the start, so that no process waits for work.
     parts = [paths[core :: num_cpus()] for core in range(num_cpus())]
     began = now()
     context = multiprocessing.get_context("spawn")
@@ -93,7 +96,7 @@ def _time_bare(paths: list[str]) -> Cost:
 
 
 def _encode(paths: list[str]) -> int:
-    """Decode, cut, resize, encode: the pixels and settings of the representation."""
+    """Decodes, crops, resizes and encodes with the settings of the representation."""
     size = 0
     for path in paths:
         image = Image.open(path).convert("RGB")
@@ -110,7 +113,7 @@ def _encode(paths: list[str]) -> int:
 
 
 def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
-    """With everything that it does: workers started, source listed, manifest written."""
+    """The whole of `prepare`: starting workers, listing, encoding, writing the manifest."""
     out = folder / f"shards{number}"
     began = now()
     prepare(source=f"folder:{folder / 'photos'}", representation=OPTIONS, out=out)
@@ -120,7 +123,7 @@ def _time_prepare(folder: pathlib.Path, number: int) -> Cost:
 
 
 class _Endless(Source):
-    """A source of as many items as asked for, without any file."""
+    """A source with a given number of items and no files."""
 
     scheme = "endless"
     label_names = ()
@@ -135,7 +138,7 @@ class _Endless(Source):
 
 
 def _measure_listing(items: int) -> dict[str, float]:
-    """Seconds and peak memory of a listing, in a process of its own."""
+    """Seconds and peak memory of a listing in a new process."""
     code = f"from benchmarks.prepare import list_endless; list_endless({items})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
@@ -144,7 +147,7 @@ def _measure_listing(items: int) -> dict[str, float]:
 
 
 def list_endless(items: int) -> None:
-    """Lists an endless source and prints what that took, as JSON."""
+    """Lists an `_Endless` source and prints seconds and memory as JSON."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""How long it takes to learn BPE from JPEG documents, and to encode 10,000 of them.
+"""Times of training BPE on JPEG documents, and of encoding and decoding them.
 
     python -m benchmarks.tokenizer [--photos=FOLDER] [--count=10000]
 
-The documents are the files of random square crops of real photos at 256x256, quality 25, 4:2:0, one
-MCU a restart, tables stripped (JPEG-LM's). The peers, in the same run: Pillow encoding the same
-crops, which is the least that preparation costs anyway, and one token a byte. Decoding and resizing
-the photos is not timed. Writes `benchmarks/results/tokenizer.json`.
+The documents are the files of random square crops of real photos at 256x256, quality 25, 4:2:0, a
+restart marker after each MCU, tables stripped (as in JPEG-LM). The same run also measures Pillow's
+encoding of the same crops, the min cost of preparation, and the byte tokenizer. Decoding and
+resizing the photos is not timed. Writes `benchmarks/results/tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(photos: list[Path], count: int) -> dict[str, float]:
-    """Seconds, each of one run; see the names."""
+    """Times of one run each; the names have the units."""
     documents, jpeg_seconds = make_documents(photos, count)
     train_seconds, model = timed(lambda: train_bpe(documents))
     bpe = BpeTokenizer(model)
@@ -62,12 +62,12 @@ def measure(photos: list[Path], count: int) -> dict[str, float]:
     decode_seconds, decoded = timed(lambda: [bpe.decode(ids) for ids in tokens])
     bytes_seconds, _ = timed(lambda: ByteTokenizer().encode_batch(documents))
     if decoded != documents:
-        raise AssertionError("documents did not come back from their tokens")
+        raise AssertionError("decoding the tokens did not return the documents")
     num_bytes = sum(map(len, documents))
     return {
         "documents": count,
-        "bytes_a_document": num_bytes / count,
-        "tokens_a_byte": sum(map(len, tokens)) / num_bytes,
+        "bytes_per_document": num_bytes / count,
+        "tokens_per_byte": sum(map(len, tokens)) / num_bytes,
         "train_seconds": train_seconds,
         "encode_seconds_1_thread": one_thread,
         "encode_seconds_all_threads": all_threads,
@@ -79,7 +79,7 @@ def measure(photos: list[Path], count: int) -> dict[str, float]:
 
 
 def make_documents(photos: list[Path], count: int) -> tuple[list[bytes], float]:
-    """`count` crops, the same number of each photo, and the seconds Pillow took to encode them."""
+    """(files of `count` crops, evenly from all photos; seconds of Pillow's encoding)."""
     rng = np.random.default_rng(0)
     documents: list[bytes] = []
     seconds = 0.0

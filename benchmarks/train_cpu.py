@@ -1,12 +1,12 @@
-"""Training on a CPU beside `transformers`' Llama in PyTorch: the same model, batch and optimiser.
+"""Training on a CPU compared with `transformers`' Llama in PyTorch: same model, batch, optimiser.
 
     python -m benchmarks.train_cpu [--peer_python=PYTHON] [--rounds=3]
 
-Ours is the very step that `jpeglm_jax.train` runs for the default preset, on one device a core. The
+Ours is the step that `jpeglm_jax.train` runs for the default preset, on one device per core. The
 peer is `LlamaForCausalLM` of the same shape, eager, with fused AdamW and clipping, at every number
-of threads up to the cores; its attention is plain causal, so it is spared the document mask. Each
-candidate is a process of its own, with memory in large pages, as `jpeglm_jax.train` has it; all of
-them in turn, several rounds; best of the rounds each, and the ratio to the best number of threads.
+of threads up to the cores; its attention is plain causal, so it computes no document mask. Each
+candidate is a process of its own, with memory in large pages, as in `jpeglm_jax.train`. All of them
+run in turn for several rounds; the best round of each counts, and the best number of threads.
 PYTHON has torch and transformers (the extra [parity]); by default it is this one. Writes
 `benchmarks/results/train_cpu.json`.
 """
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "train_cpu.json"
 WARMUP, STEPS = 4, 16
 VOCAB = 268  # bytes, BOS, EOS, ten labels
-DOCUMENT = 28  # places of a document, about
+DOCUMENT = 28  # tokens of a document, about
 
 PEER = """
 import json, statistics, sys, time
@@ -58,7 +58,7 @@ print(json.dumps(statistics.median(seconds[warmup:])))
 
 
 def ours() -> float:
-    """Seconds of a step, the median; in a process of its own."""
+    """Median seconds of a step; in a process of its own."""
     import jax
     import numpy as np
 
@@ -73,9 +73,7 @@ def ours() -> float:
     sharding.split_cpu(cpu_devices(config))
     mesh = sharding.make_mesh({axis: config.mesh[axis] for axis in sharding.AXES})
     model = model_config(config.model, VOCAB, "cpu")
-    train_step = TrainStep(
-        ModelSpec(model), config.optimizer, config.steps, 257, np.ones(VOCAB, np.int32)
-    )
+    train_step = TrainStep(ModelSpec(model), config.optimizer, config.steps, 257)
     rows, length = config.batch_size, config.seq_len
     random = np.random.default_rng(0)
     document = np.arange(length) // DOCUMENT
@@ -85,6 +83,7 @@ def ours() -> float:
         "segments": np.tile(document + 1, (rows, 1)).astype(np.int32),
         "positions": np.tile(np.arange(length) - document * DOCUMENT, (rows, 1)).astype(np.int32),
         "weights": np.ones((rows, length), np.float32),
+        "codec_bytes": np.ones((rows, length), np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
     state, step = compile_init(train_step, mesh)(0), compile_train_step(train_step, mesh)
@@ -98,7 +97,7 @@ def ours() -> float:
 
 
 def run(command: list[str]) -> float:
-    """What a candidate prints last."""
+    """The last line that a candidate prints, as a number."""
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{' '.join(command[:3])} failed:\n{result.stderr[-2000:]}")
@@ -106,7 +105,7 @@ def run(command: list[str]) -> float:
 
 
 def peer_shape(config: Any) -> dict[str, Any]:
-    """Our shape in the names of `transformers`."""
+    """Our shape as a `LlamaConfig` of `transformers`."""
     model = config.model
     return {
         "vocab_size": VOCAB,

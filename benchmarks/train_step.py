@@ -137,7 +137,7 @@ def shape_of(platform: str, layers: int, remat: str, implementation: str) -> Con
 
 def train_step_of(config: ConfigDict, platform: str) -> TrainStep:
     model = model_config(config.model, VOCAB, platform)
-    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1, np.ones(VOCAB, np.int32))
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
 def packed(length: int, document: int) -> np.ndarray:
@@ -226,6 +226,7 @@ def measure(implementation: str, remat: str) -> dict[str, Any]:
         "segments": segments,
         "positions": (np.arange(length) - starts).astype(np.int32),
         "weights": (segments > 0).astype(np.float32),
+        "codec_bytes": (segments > 0).astype(np.float32),
     }
     batch = jax.device_put(batch, batch_shardings(mesh))
     state, step = compile_init(train_step, mesh)(0), compile_train_step(train_step, mesh)

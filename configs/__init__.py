@@ -1,1 +1,1 @@
-"""What to run, as plain values: one file a representation, presets by argument."""
+"""Configurations as plain values: one file per representation, presets by argument."""

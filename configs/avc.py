@@ -4,7 +4,7 @@
   small  64x64 clips of your own videos on one GPU, a few hours
   7b     the paper's model: 256x144 clips of 5 seconds, 6.5 billion parameters, a pod
 
-Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
+Any value can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -23,18 +23,18 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """What all presets share: the paper's representation; all else as for images."""
+    """The defaults of all presets: the paper's representation; other options as for images."""
     config = jpeg.base()
     config.representation = ConfigDict(
         dict(
             name="avc",
-            size=(256, 144),  # videos are scaled to fit into it and padded
-            fps=3,  # frames a second
-            frames=15,  # of a clip
-            min_frames=config_dict.placeholder(int),  # of the shortest clip kept; None: frames
+            size=(256, 144),  # pixels; videos are scaled to fit and padded
+            fps=3,  # frames per second
+            frames=15,  # per clip
+            min_frames=config_dict.placeholder(int),  # of a clip, or it is rejected; None: frames
             qp=37,
-            slice_mbs=1,  # macroblocks of a slice; 0: one slice a frame
-            strip="none",  # of the constant parameter sets: none (they are kept), headers
+            slice_mbs=1,  # macroblocks per slice; 0: one slice per frame
+            strip="none",  # constant parts that are not tokens: none, or headers (parameter sets)
             tokenizer="bytes",  # or the path of a SentencePiece model
         )
     )
@@ -46,9 +46,9 @@ def tiny(c: ConfigDict) -> None:
 
     python -m jpeglm_jax.train --config=configs/avc.py
 
-    Hardware: two CPU cores. Time: 9 minutes 5 seconds. Result: 572 bits a held-out clip where the
-    stream takes 1,353; of held-out clips continued from half of their frames 94 % decode without a
-    complaint (docs/experiments.md, 2026-11-24).
+    Hardware: two CPU cores. Time: 9 minutes 5 seconds. Result: 572 bits per clip of the eval split,
+    where the stream takes 1,353; of its clips completed from half of their frames 94 % decode
+    without an error (docs/experiments.md, 2026-11-24).
     """
     c.steps, c.batch_size, c.seq_len = 2000, 16, 208
     c.representation.update(size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers")
@@ -60,7 +60,7 @@ def tiny(c: ConfigDict) -> None:
     c.checkpoint.every = 500
     c.log.every = 20
     c.evaluate.every = 500
-    # First frames are hard for so small a model, what follows them is not: so continue real ones.
+    # First frames are hard for a model of this size, later ones are not: complete real clips.
     c.sample.update(every=500, num=20, batch_size=20, temperature=0.5, prefix_ratio=0.5)
 
 
@@ -84,20 +84,20 @@ def small(c: ConfigDict) -> None:
 
 
 def paper(c: ConfigDict) -> None:
-    """The paper's AVC-LM (Han et al., arXiv 2408.08459): Llama-2 7B at a context of 32K.
+    """The paper's AVC-LM (Han et al., arXiv 2408.08459): Llama-2 7B at a sequence length of 32K.
 
     python -m data_pipelines.prepare --config=configs/avc.py:7b --source=tar:gs://VIDEOS/*.tar \
         --train_tokenizer=1024 --out=gs://SHARDS
     python -m jpeglm_jax.train --config=configs/avc.py:7b --config.data.shards=gs://SHARDS \
         --workdir=gs://RUN
 
-    6.5 billion parameters, 1,024 BPE tokens, 2 million clips of 15 frames, 42 billion tokens an
-    epoch, of which it takes two. The paper gives the learning rate for JPEG-LM; batch, schedule
-    and decay are Llama-2's, which it does not report. Result: the paper's is qualitative, 10 frames
-    given and 5 generated. Hardware: a pod of 256 TPU v5e (docs/parallelism.md) or better.
+    6.5 billion parameters, 1,024 BPE tokens, 2 million clips of 15 frames, 42 billion tokens per
+    epoch, two epochs. The paper reports the learning rate of JPEG-LM; batch size, schedule and
+    decay, which it does not report, are Llama-2's. The result of the paper is qualitative: 5 frames
+    generated after a prompt of 10. Hardware: a pod of 256 TPU v5e (docs/parallelism.md) or better.
     """
     c.steps, c.batch_size, c.seq_len = 20_000, 128, 32_768
-    c.mesh.update(sequence=2)  # two chips a row: 128 rows on a pod of 256
+    c.mesh.update(sequence=2)  # two chips per sequence: 128 sequences on a pod of 256
     c.data.update(eval_fraction=0.0005)
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=4, batch_size=4, top_p=0.9, top_k=50)

@@ -5,10 +5,9 @@
   imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
   7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
   7b_v5e256, 7b_v5p128, 7b_v6e256, 7b_h100x8, 7b_h100x32, 7b_h200x8
-              the same, keeping as much of each layer as the memory of these pods, and of eight or
-              32 of these GPUs, allows
+              the same, with as many saved activations as the memory of these pods and GPUs allows
 
-Any value is changed on the command line: `--config.optimizer.learning_rate=1e-3`.
+Any value can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
 
 from ml_collections import ConfigDict
@@ -25,37 +24,37 @@ def get_config(preset: str = "digits") -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """What all presets share: the paper's representation, the Llama-2 train_step."""
+    """The defaults of all presets: the paper's representation, Llama-2 7B and its optimizer."""
     return ConfigDict(
         dict(
             preset="",
             seed=0,
             steps=0,  # optimiser steps
-            batch_size=0,  # rows of all devices together
-            seq_len=0,  # places (tokens) of a row: the context
-            init_from="",  # workdir of a run whose weights to start from
+            batch_size=0,  # sequences per step, of all devices together
+            seq_len=0,  # sequence length in tokens
+            init_from="",  # workdir of a run whose weights initialise this one
             representation=dict(
                 name="jpeg",
                 size=256,
                 mode="RGB",
                 quality=25,
                 subsampling="4:2:0",
-                restart_interval=1,  # MCUs between restart markers; 0: none
-                strip="tables",  # what of the constant header is left out: none, tables, header
+                restart_interval=1,  # MCUs between restart markers; 0: no markers
+                strip="tables",  # constant parts that are not tokens: none, tables or header
                 tokenizer="bytes",  # or the path of a SentencePiece model
             ),
             data=dict(
-                shards="",  # prepared folder, or "A,B"; empty: prepare `source` into the workdir
-                mixture_weights=(),  # of several folders: see docs/data.md; (): each document once an epoch
-                on_damage="stop",  # a stored document is not as it was written: stop or skip
+                shards="",  # prepared folders, "A,B"; "": prepare `source` into the workdir
+                mixture_weights=(),  # of the folders; (): by size, each document once per epoch
+                on_damage="stop",  # if a checksum of a shard does not match: stop or skip
                 source="",  # digits, folder:PATH, tar:GLOB, tfds:NAME, parquet:GLOB
-                conditional=False,  # documents start with the token of their label ...
-                label_dropout=0.1,  # ... but for this share, which start with BOS
-                copies=0,  # augmented copies of every training image
-                augment=dict(),  # fields of data_pipelines.augment.Augment
-                eval_fraction=0.02,  # share of the images kept from training, by a hash of the key
-                packing="pack",  # whole documents; "concat": concatenate and cut, as in the paper
-                too_long="drop",  # documents longer than a row: drop (counted) or cut
+                conditional=False,  # documents start with the token of their label
+                label_dropout=0.1,  # share of them that start with BOS instead
+                copies=0,  # augmented copies per training image
+                augment=dict(),  # fields of data_pipelines.media.augment.Augment
+                eval_fraction=0.02,  # share of the images in the eval split, by a hash of the key
+                packing="pack",  # whole documents; or "concat": concatenate and cut, as the paper
+                too_long="drop",  # documents longer than the sequence length: drop or cut
             ),
             model=dict(
                 layers=32,
@@ -66,42 +65,43 @@ def base() -> ConfigDict:
                 ffn=11008,
                 norm_eps=1e-5,
                 rope_theta=1e4,
-                qk_norm=False,
-                tied=False,
-                dtype="auto",  # compute type: bfloat16 where the device has it, else float32
-                remat="full",  # what the backward pass keeps of a layer: see REMAT_POLICIES
-                attention="auto",
-                max_documents=0,  # of a row, padding counted as one; 0: what packing allows
-                scan_unroll=1,
+                qk_norm=False,  # norm of queries and keys
+                tied=False,  # head tied to the embedding
+                dtype="auto",  # compute type: bfloat16 on TPUs and GPUs, float32 on CPUs
+                remat="full",  # saved activations of a layer: see model.config.REMAT_POLICIES
+                attention="auto",  # see model.attention.IMPLEMENTATIONS
+                max_documents=0,  # of a row, padding counted as one; 0: as many as packing allows
+                scan_unroll=1,  # layers per iteration of the scan
             ),
             optimizer=dict(
                 learning_rate=3e-4,
                 schedule="cosine",  # or "wsd": warm-up, stable, decay
                 warmup_steps=2000,
                 decay_steps=0,  # wsd: steps of the final decay
-                final_fraction=0.1,  # of the learning rate, at the end
+                final_fraction=0.1,  # of the learning rate, at the last step
                 b1=0.9,
                 b2=0.95,
                 eps=1e-8,
                 weight_decay=0.1,
                 clip_norm=1.0,
-                grad_accum_steps=1,  # parts a batch is split into, one after the other
-                z_loss=0.0,
-                ema=0.0,  # decay of an average of the weights; 0: none
-                skip_spikes=0.0,  # skip steps with so many times the average gradient norm; 0: none
+                grad_accum_steps=1,  # parts of a batch, computed one after the other
+                z_loss=0.0,  # weight of the squared log normaliser in the loss
+                ema=0.0,  # decay of the moving average of the weights; 0: none
+                skip_spikes=0.0,  # skip steps over this many times the mean gradient norm; 0: none
             ),
             mesh=dict(slices=1, replica=1, fsdp=-1, sequence=1, tensor=1),
-            cpu_devices=0,  # on a CPU: devices to split it into; 0: one a core
-            watchdog=1800,  # seconds without a finished step that end a hung run; 0: none
-            compilation_cache="auto",  # folder; auto: WORKDIR/compiled, but none on a CPU; "": none
+            cpu_devices=0,  # devices to split a CPU into; 0: one per core
+            watchdog=1800,  # seconds without a heartbeat that end a hung run; 0: no watchdog
+            compilation_cache="auto",  # folder; auto: WORKDIR/compiled, none on a CPU; "": none
+            # Kept are the newest `keep` checkpoints and one per `keep_every` steps; 0: none.
             checkpoint=dict(every=1000, keep=2, keep_every=0),
             log=dict(every=50, tensorboard=True),
-            evaluate=dict(every=1000, batches=0),  # held-out batches; 0: all
+            evaluate=dict(every=1000, batches=0),  # batches of the eval split; 0: all
             sample=dict(
                 every=2000,
                 num=16,
                 batch_size=64,
-                prefix_ratio=0.0,  # part of a held-out document that is given; 0: its label alone
+                prefix_ratio=0.0,  # part of an eval document used as the prompt; 0: only a label
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
@@ -118,8 +118,8 @@ def digits(c: ConfigDict) -> None:
     python -m jpeglm_jax.train --config=configs/jpeg.py
 
     Hardware: two CPU cores. Time: 5 to 10 minutes, preparation of 101,637 images included; the
-    first loss after 10 to 30 seconds. Result: 50.6 bits a held-out image where the file takes
-    221.6, and of 1,000 digits asked for 98.7 % strictly valid and 98.2 % recognised
+    first loss after 10 to 30 seconds. Result: 50.6 bits per image of the eval split, where the
+    file takes 221.6; of 1,000 sampled digits 98.7 % are strictly valid and 98.2 % are recognised
     (docs/experiments.md, 2026-11-25).
     """
     c.steps, c.batch_size, c.seq_len = 4000, 16, 120
@@ -140,12 +140,12 @@ def cifar10(c: ConfigDict) -> None:
     """Class-conditional 32x32 photos: 25 million parameters on the bytes of CIFAR-10.
 
     python -m jpeglm_jax.train --config=configs/jpeg.py:cifar10 \
-        --config.data.source=folder:CIFAR10   # one folder a class; or tfds:cifar10:train
+        --config.data.source=folder:CIFAR10   # one folder per class; or tfds:cifar10:train
 
     Hardware: one data-centre GPU. Hours: 0.25 at 15 % of an H100's peak, for 1.4e17 operations;
-    an estimate by the formula in flops.py, not yet a measurement. Result: not yet measured. To be
-    expected is a held-out likelihood below the file's own code, 1,660 bits an image (207 bytes, the
-    mean of the first thousand test images).
+    an estimate by the formula in flops.py, not yet measured. Result: not yet measured; expected are
+    fewer bits per image of the eval split than the file takes, 1,660 (207 bytes, the mean of the
+    first thousand test images).
     """
     c.steps, c.batch_size, c.seq_len = 6000, 128, 1024
     c.representation.update(size=32, quality=50, strip="header")
@@ -167,9 +167,9 @@ def imagenet64(c: ConfigDict) -> None:
     python -m jpeglm_jax.train --config=configs/jpeg.py:imagenet64 --config.data.shards=SHARDS
 
     Hardware: one node of eight H100, or a TPU slice of the same peak. Hours: 2.3 at 45 % of the
-    node's peak, for 2.9e19 operations; an estimate by the formula in flops.py, not yet a
-    measurement. Result: not yet measured. To be expected is a held-out likelihood below the file's
-    own code, which `data_pipelines.describe` tells of the shards (about 3,300 bits for photos).
+    node's peak, for 2.9e19 operations; an estimate by the formula in flops.py, not yet measured.
+    Result: not yet measured; expected are fewer bits per image of the eval split than the file
+    takes, which `data_pipelines.describe` reports for the shards (about 3,300 for photos).
     """
     c.steps, c.batch_size, c.seq_len = 26_000, 256, 2048
     c.representation.update(size=64, quality=25, strip="header")
@@ -182,7 +182,7 @@ def imagenet64(c: ConfigDict) -> None:
 
 
 def paper(c: ConfigDict) -> None:
-    """The paper's JPEG-LM (Han et al., arXiv 2408.08459): Llama-2 7B at a context of 12,288.
+    """The paper's JPEG-LM (Han et al., arXiv 2408.08459): Llama-2 7B, sequence length 12,288.
 
     python -m data_pipelines.prepare --config=configs/jpeg.py:7b --source=tar:gs://PHOTOS/*.tar \
         --train_tokenizer=320 --out=gs://SHARDS
@@ -190,11 +190,11 @@ def paper(c: ConfigDict) -> None:
         --workdir=gs://RUN
 
     6.5 billion parameters, 320 BPE tokens, 23 million images of about 5,000 tokens, two epochs.
-    The paper gives the learning rate; batch, schedule and decay are Llama-2's, which it does not
-    report. Hardware: a pod of 256 TPU v5e or 128 v5p, or 32 A100. Hours: 138 on the v5e or 119 on
-    the v5p at 45 % of their peak, for 1.1e22 operations by the formula in flops.py, estimates; the
-    paper took a month on 32 A100. Result: the paper's, not yet repeated here: FID of a completed
-    half image 123.1 on ImageNet and 27.2 on FFHQ.
+    The paper reports the learning rate; batch size, schedule and decay, which it does not report,
+    are Llama-2's. Hardware: a pod of 256 TPU v5e or 128 v5p, or 32 A100. Hours: 138 on the v5e or
+    119 on the v5p at 45 % of their peak, for 1.1e22 operations by the formula in flops.py,
+    estimates; the paper took a month on 32 A100. Result of the paper, not yet reproduced here: FID
+    of completed half images 123.1 on ImageNet and 27.2 on FFHQ.
     """
     c.steps, c.batch_size, c.seq_len = 74_000, 256, 12_288
     c.data.update(eval_fraction=0.0005)
@@ -203,19 +203,19 @@ def paper(c: ConfigDict) -> None:
 
 
 def paper_v5e256(c: ConfigDict) -> None:
-    """The paper's model on a v5e-256: a row a chip, and as much of each layer kept as fits.
+    """The paper's model on a v5e-256: one sequence per chip, as many saved activations as fit.
 
     python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16 \
         --vocab_size=320
 
-    What is kept was chosen by that command and its like, see docs/parallelism.md.
+    The remat policy was chosen with that command for each policy, see docs/parallelism.md.
     """
     paper(c)
     c.model.remat = "save_attention"
 
 
 def paper_v5p128(c: ConfigDict) -> None:
-    """The paper's model on a v5p-128: 64 chips, which take the batch in four parts.
+    """The paper's model on a v5p-128: 64 chips, the batch in four parts.
 
     python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4 \
         --vocab_size=320
@@ -226,7 +226,7 @@ def paper_v5p128(c: ConfigDict) -> None:
 
 
 def paper_v6e256(c: ConfigDict) -> None:
-    """The paper's model on a v6e-256: a row a chip.
+    """The paper's model on a v6e-256: one sequence per chip.
 
     python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16 \
         --vocab_size=320

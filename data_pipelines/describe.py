@@ -1,8 +1,8 @@
 """Example: python -m data_pipelines.describe --shards=SHARDS --sheet=sheet.png
 
-Tells what is in a folder of shards: documents, lengths, labels, how well they fill rows. On
-request it hashes every file (--verify), draws documents (--sheet) or writes one as a file
-(--document=KEY --out=FILE).
+Prints statistics of a folder of shards: documents, lengths, labels, and how well documents fill
+rows. Other modes: hash every file (--verify), write an image of decoded documents (--sheet), or
+write one document as a file (--document=KEY --out=FILE).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from data_pipelines.packing import plan
-from data_pipelines.representations import contact_sheet as sheet
+from data_pipelines.packing.planner import make_plan
+from data_pipelines.representations import contact_sheet
 from data_pipelines.shards import reader
-from data_pipelines.shards.files import ShardError
 from data_pipelines.shards.reader import Shards
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 
 _BARS = 12
@@ -30,11 +30,11 @@ _SHEET_TILES = 64
 
 
 def describe(folder: epath.PathLike, seq_len: int = 0) -> str:
-    """What is in a folder of shards, as text to read.
+    """Returns statistics of a folder of shards as text.
 
     Args:
       folder: a complete folder of shards.
-      seq_len: places of the rows whose fill is told; 0 tells it for powers of two.
+      seq_len: sequence length of the rows whose fill is computed; 0 for two powers of 2.
 
     Raises:
       FileNotFoundError, ShardError: see `Shards`.
@@ -43,7 +43,7 @@ def describe(folder: epath.PathLike, seq_len: int = 0) -> str:
     representation = manifest["representation"]
     options = ", ".join(f"{k}={v}" for k, v in representation["config"].items() if k != "name")
     lines = [
-        f"{folder}",
+        f"folder          {folder}",
         f"representation  {representation['config'].get('name', '?')}, fingerprint "
         f"{representation['fingerprint']}: {options}",
         f"source          {manifest['settings']['source']}",
@@ -55,36 +55,38 @@ def describe(folder: epath.PathLike, seq_len: int = 0) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(documents: Shards, tiles: int = _SHEET_TILES) -> Image.Image:
-    """Documents spread evenly over the split, decoded, in a square grid.
+def draw_sheet(documents: Shards, tiles: int = _SHEET_TILES) -> Image.Image:
+    """Decodes documents at even intervals in the split and arranges them in a square grid.
 
     Raises ValueError if the representation's media are not images, or the split is empty.
     """
     if not len(documents):
-        raise ValueError(f"split {documents.split!r} of {documents.folder} holds no document")
+        raise ValueError(f"split {documents.split!r} of {documents.folder} has no documents")
     chosen = np.unique(np.linspace(0, len(documents) - 1, min(tiles, len(documents))).astype(int))
     tokens = documents.read(chosen.tolist())
-    return sheet.sheet_of_documents(documents.representation, tokens)
+    return contact_sheet.sheet_of_documents(documents.representation, tokens)
 
 
 def write_document(documents: Shards, key: str, copy: int, out: epath.PathLike) -> int:
-    """Writes a document as the file that it stands for and returns the file's size in bytes.
+    """Writes a document as an image or video file and returns its size in bytes.
 
     Raises:
       KeyError: the split has no such document.
       ValueError: the representation has no files.
     """
     (tokens,) = documents.read([documents.find(key, copy)])
-    to_bytes = getattr(documents.representation, "to_bytes", None)
+    to_bytes = documents.representation.to_bytes if documents.representation.suffix else None
     if to_bytes is None:
-        raise ValueError(f"documents of {documents.representation.name!r} are no files")
+        raise ValueError(
+            f"representation {documents.representation.name!r} cannot write documents as files"
+        )
     data = to_bytes(tokens)
     epath.Path(out).write_bytes(data)
     return len(data)
 
 
 def verify(folder: epath.PathLike) -> Iterator[tuple[str, str]]:
-    """Hashes every file of every split: yields (file name, '' or what is wrong)."""
+    """Hashes every file of every split; yields (file name, error or '') for each."""
     for split in reader.read_manifest(folder)["splits"]:
         yield from Shards(folder, split).verify()
 
@@ -107,8 +109,8 @@ def _describe_split(documents: Shards, seq_len: int) -> list[str]:
 def _lengths(lengths: np.ndarray) -> list[str]:
     marks = np.percentile(lengths, [0, 50, 99, 100]).astype(int)
     lines = [
-        f"  tokens a document: mean {lengths.mean():,.1f}, smallest {marks[0]:,}, median "
-        f"{marks[1]:,}, 99 % {marks[2]:,}, largest {marks[3]:,}"
+        f"  tokens per document: mean {lengths.mean():,.1f}, min {marks[0]:,}, median "
+        f"{marks[1]:,}, 99th percentile {marks[2]:,}, max {marks[3]:,}"
     ]
     width = max(1, math.ceil((marks[3] - marks[0] + 1) / _BARS))
     edges = np.arange(marks[0], marks[3] + width + 1, width)
@@ -120,10 +122,10 @@ def _lengths(lengths: np.ndarray) -> list[str]:
 
 
 def _fill(lengths: np.ndarray, seq_len: int) -> list[str]:
-    places = lengths + np.uint32(1)  # the framing takes one
-    shortest = 2 ** math.ceil(math.log2(int(places.max())))
-    chosen = [seq_len] if seq_len else [shortest, 4 * shortest]
-    return [f"  rows of {row:,}: {plan.plan(places, seq_len=row).stats}" for row in chosen]
+    positions = lengths + np.uint32(1)  # of the framed document
+    shortest = 2 ** math.ceil(math.log2(int(positions.max())))
+    seq_lens = [seq_len] if seq_len else [shortest, 4 * shortest]
+    return [f"  seq_len {n:,}: {make_plan(positions, seq_len=n).stats}" for n in seq_lens]
 
 
 def _labels(documents: Shards) -> list[str]:
@@ -146,19 +148,21 @@ def _reasons(rejects: dict[str, Any]) -> str:
 
 def _duplicates(facts: dict[str, Any]) -> str:
     if not facts["dropped"]:
-        return "not looked for"
-    return f"{facts['count']:,} left out" + (f" ({facts['file']})" if facts["count"] else "")
+        return "not checked"
+    return f"{facts['count']:,} dropped" + (f" ({facts['file']})" if facts["count"] else "")
 
 
 def _define_flags() -> None:
-    """Not at import: other jobs have flags of the same names."""
-    flags.DEFINE_string("shards", None, "Folder that prepare wrote.", required=True)
-    flags.DEFINE_string("split", "train", "Split that --sheet and --document look into.")
-    flags.DEFINE_integer("seq_len", 0, "Places of a row whose fill to tell.")
-    flags.DEFINE_boolean("verify", False, "Hash every file and compare.")
-    flags.DEFINE_string("sheet", None, "Write a contact sheet of decoded documents, .png.")
+    """Defines the flags; not on import, since other commands have flags of the same names."""
+    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.", required=True)
+    flags.DEFINE_string("split", "train", "Split of --sheet and --document, train or eval.")
+    flags.DEFINE_integer(
+        "seq_len", 0, "Sequence length to compute the fill for; 0: two powers of 2."
+    )
+    flags.DEFINE_boolean("verify", False, "Hash every file and compare with the manifest.")
+    flags.DEFINE_string("sheet", None, "File (.png) for an image of decoded documents.")
     flags.DEFINE_string("document", None, "Key of a document to write to --out.")
-    flags.DEFINE_integer("copy", 0, "Which copy of --document; 0 is the image itself.")
+    flags.DEFINE_integer("copy", 0, "Augmented copy of --document; 0: the image itself.")
     flags.DEFINE_string("out", None, "File for --document.")
 
 
@@ -170,21 +174,21 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(error.args[0]) from error
 
 
-def _run(given: Any) -> None:
-    if given.verify:
-        _print_verification(given.shards)
-    if given.document is not None:
-        if given.out is None:
+def _run(values: Any) -> None:
+    if values.verify:
+        _print_verification(values.shards)
+    if values.document is not None:
+        if values.out is None:
             raise ValueError("--document needs --out=FILE to write to")
-        documents = Shards(given.shards, given.split)
-        size = write_document(documents, given.document, given.copy, given.out)
-        print(f"{given.out}: {size:,} bytes")
-    if given.sheet is not None:
-        picture = contact_sheet(Shards(given.shards, given.split))
-        sheet.save(picture, given.sheet)
-        print(f"{given.sheet}: {picture.width} x {picture.height} pixels")
-    if not (given.verify or given.document or given.sheet):
-        print(describe(given.shards, given.seq_len))
+        documents = Shards(values.shards, values.split)
+        size = write_document(documents, values.document, values.copy, values.out)
+        print(f"{values.out}: {size:,} bytes")
+    if values.sheet is not None:
+        sheet = draw_sheet(Shards(values.shards, values.split))
+        contact_sheet.save(sheet, values.sheet)
+        print(f"{values.sheet}: {sheet.width} x {sheet.height} pixels")
+    if not (values.verify or values.document or values.sheet):
+        print(describe(values.shards, values.seq_len))
 
 
 def _print_verification(folder: str) -> None:
@@ -196,10 +200,10 @@ def _print_verification(folder: str) -> None:
             print(f"{name}: {wrong}")
     if damaged:
         raise ShardError(
-            f"{damaged} of {files} files are not as written; restore them, or delete them and run "
-            "prepare again"
+            f"{damaged} of {files} files are damaged; restore them, or delete them and run prepare "
+            "again"
         )
-    print(f"all {files} files are as written")
+    print(f"all {files} files are intact")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Example: python -m data_pipelines.prepare --config=configs/jpeg.py:imagenet64 \\
     --source=folder:PHOTOS --out=SHARDS --eval_fraction=0.02
 
-Turns a source of images into shards of documents, once, before training. A run that was stopped
-goes on where it was when the same command is given again. docs/data.md tells the rest: other
-sources, clusters, the format of what is written.
+Encodes a source of images or videos into shards of token sequences, once, before training. If it
+is stopped, run the same command again: it resumes with the missing shards. docs/data.md documents
+other sources, clusters and the format of the shards.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ml_collections import config_flags
 
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
-from data_pipelines.preparation import finish, job, launchers, tokenizer_training
-from data_pipelines.preparation.job import Job, Settings, SettingsError
+from data_pipelines.preparation import launchers, tokenizer_training
+from data_pipelines.preparation.finish import finish
+from data_pipelines.preparation.job import Job, Settings, SettingsError, set_up, wait_for
 from data_pipelines.preparation.process import ShardSpec
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards import files as shard_files
-from data_pipelines.shards import reader
-from data_pipelines.shards.files import ShardError
+from data_pipelines.shards import reader, storage
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 
@@ -54,36 +54,37 @@ def prepare(
     pipeline_arguments: Sequence[str] = (),
     setup_timeout: float = SETUP_TIMEOUT,
 ) -> epath.Path:
-    """Makes a folder of shards, or goes on with one; returns at once if it is complete.
+    """Makes a folder of shards, or resumes one; returns immediately if it is complete.
 
     Args:
-      source: see `sources.open_source`.
-      representation: a value, or the options of `representations.make` (with its name), which
-        `conditional` and `train_tokenizer` need.
-      out: folder to write; local or `gs://`. One set of settings a folder.
-      conditional: give the representation one label token for each of the source's labels.
-      copies: augmented copies of each training image, beside the image itself.
+      source: spec of the source, see `sources.open_source`.
+      representation: a `Representation`, or options of `representations.make` (with its name);
+        `conditional` and `train_tokenizer` need options.
+      out: folder to write; local or `gs://`. A folder has one set of settings.
+      conditional: whether the representation gets one label token for each label of the source.
+      copies: augmented copies of each training image, in addition to the image itself.
       augment: options of `augment.Augment`.
-      eval_fraction: part of the images that go to the split 'eval', by the hash of their keys.
-      num_shards: shards of the split 'train'; 0 chooses by the number of documents.
-      drop_duplicates: leave out images whose files are equal to another's, byte for byte.
+      eval_fraction: fraction of the images in the split 'eval', by the hash of their keys.
+      num_shards: shards of the split 'train'; 0 for a number by the size of the source.
+      drop_duplicates: whether to drop images whose files are byte-identical to another's.
       train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents, seed).
-      retry_rejected: take again what was rejected before, and only that.
-      workers: processes; 0 for one a core.
-      task, num_tasks: of an array job: this call makes its part of the shards. Task 0 sets the
-        folder up, the task that finds the last shard made writes the manifest.
-      launcher: 'pool' (processes here) or 'beam'.
+      retry_rejected: whether to retry the images that were rejected before, and only them.
+      workers: number of worker processes; 0 for one per core.
+      task, num_tasks: index and number of tasks of an array job; a task makes its part of the
+        shards. Task 0 sets up the folder; the task that makes the last shard writes the manifest.
+      launcher: 'pool' (local processes) or 'beam'.
       pipeline_arguments: flags for Beam.
       setup_timeout: seconds that other tasks wait for task 0.
 
     Returns:
-      `out`. It is complete, except in an array job while other tasks are at work.
+      `out`. It is complete, except in an array job while other tasks are running.
 
     Raises:
-      ValueError: task or workers out of range.
-      SettingsError: unusable settings, or the folder holds shards of others.
-      SourceError: the source cannot be listed or holds no image.
-      ShardError: the disk is full, stored files are damaged, or every image was rejected.
+      ValueError: task or workers is out of range.
+      SettingsError: invalid settings, or the folder was set up with other settings.
+      SourceError: the source cannot be listed or has no image.
+      WriteError: the disk is full.
+      ShardError: stored files are damaged, or every image was rejected.
     """
     make = _maker(representation)
     settings = Settings(
@@ -99,24 +100,24 @@ def prepare(
     )
     launchers.check_task(task, num_tasks)
     if workers < 0:
-        raise SettingsError(f"workers is {workers}; expected 0 (one a core) or more")
+        raise SettingsError(f"workers is {workers}; expected 0 (one per core) or more")
     folder = epath.Path(out)
     if task == 0:
-        work = job.set_up(folder, settings, make)
+        job = set_up(folder, settings, make)
     else:
-        work = job.wait_for(folder, settings, setup_timeout)
-    if _is_complete(work, retry_rejected):
+        job = wait_for(folder, settings, setup_timeout)
+    if _is_complete(job, retry_rejected):
         return folder
-    (folder / reader.MANIFEST).unlink(missing_ok=True)  # of rejects that are now tried again
-    specs = launchers.of_task(_specs(work, retry_rejected), task, num_tasks)
+    (folder / reader.MANIFEST).unlink(missing_ok=True)  # it lists rejects that are now retried
+    specs = launchers.of_task(_specs(job, retry_rejected), task, num_tasks)
     if launcher == "pool":
-        with _ProgressBar(work, specs) as progress:
+        with _ProgressBar(job, specs) as progress:
             launchers.run_pool(specs, workers or num_cpus(), progress)
     elif launcher == "beam":
         launchers.run_beam(specs, pipeline_arguments)
     else:
         raise SettingsError(f"launcher is {launcher!r}; expected 'pool' or 'beam'")
-    finish.finish(work)
+    finish(job)
     return folder
 
 
@@ -126,8 +127,8 @@ def _maker(representation: Mapping[str, Any] | Representation) -> Callable[..., 
         def unchanged(**changes: Any) -> Representation:
             if changes:
                 raise SettingsError(
-                    "conditional and train_tokenizer change the representation: give its options "
-                    "as a dict(name=..., ...), not a finished value"
+                    "conditional and train_tokenizer change the representation: pass its options "
+                    "as dict(name=..., ...), not a Representation"
                 )
             return representation
 
@@ -137,7 +138,7 @@ def _maker(representation: Mapping[str, Any] | Representation) -> Callable[..., 
 
 
 def _augment_options(copies: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options, the defaults too, so that naming a default changes nothing; {} if unused."""
+    """All options of `Augment`, including defaults; {} without copies."""
     if not copies:
         return {}
     try:
@@ -146,42 +147,42 @@ def _augment_options(copies: int, options: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(f"augment: {error}") from error
 
 
-def _is_complete(work: Job, retry_rejected: bool) -> bool:
-    """Whether the manifest is this job's and its shards are there: one listing of the folder."""
+def _is_complete(job: Job, retry_rejected: bool) -> bool:
+    """Whether the folder has this job's manifest and all its shards."""
     try:
-        manifest = reader.read_manifest(work.folder)
+        manifest = reader.read_manifest(job.folder)
     except (FileNotFoundError, ShardError):
         return False
-    present = {path.name for path in work.folder.iterdir()}
+    present = {path.name for path in job.folder.iterdir()}
     files = {part["index"]["file"] for part in manifest["splits"].values()}
     rejected = 0
-    for _, name in work.names():
-        files |= {path(work.folder, name).name for path in shard_files.LASTING}
+    for _, name in job.names():
+        files |= {path(job.folder, name).name for path in storage.REQUIRED_FILES}
     for part in manifest["splits"].values():
         rejected += sum(shard["rejects"] for shard in part["shards"])
-    return manifest["job"] == work.id and files <= present and not (retry_rejected and rejected)
+    return manifest["job"] == job.id and files <= present and not (retry_rejected and rejected)
 
 
-def _specs(work: Job, retry_rejected: bool) -> list[ShardSpec]:
+def _specs(job: Job, retry_rejected: bool) -> list[ShardSpec]:
     return [
-        ShardSpec(str(work.folder), work.id, split, index, count, retry_rejected)
-        for split, count in work.num_shards.items()
+        ShardSpec(str(job.folder), job.id, split, index, count, retry_rejected)
+        for split, count in job.num_shards.items()
         for index in range(count)
     ]
 
 
 class _ProgressBar:
-    """Images (and their copies) or videos dealt with: how many, how fast, how long still."""
+    """The progress bar: processed images (and their copies) or videos, rate, time left."""
 
-    def __init__(self, work: Job, specs: Sequence[ShardSpec]):
-        total = sum(_documents_to_make(work, spec) for spec in specs)
-        often = sys.stderr.isatty()  # a log wants a line now and then
+    def __init__(self, job: Job, specs: Sequence[ShardSpec]):
+        total = sum(_documents_to_make(job, spec) for spec in specs)
+        interactive = sys.stderr.isatty()  # in a log, update rarely
         self._bar = tqdm.tqdm(
             total=total,
-            unit=work.kind,
+            unit=job.kind,
             desc="prepare",
             dynamic_ncols=True,
-            mininterval=0.1 if often else _LOG_SECONDS,
+            mininterval=0.1 if interactive else _LOG_SECONDS,
         )
         self._rejected = 0
 
@@ -198,37 +199,39 @@ class _ProgressBar:
         self._bar.update(made + rejected)
 
 
-def _documents_to_make(work: Job, spec: ShardSpec) -> int:
-    sidecar = shard_files.read_sidecar(work.folder, spec.name)
+def _documents_to_make(job: Job, spec: ShardSpec) -> int:
+    sidecar = storage.read_sidecar(job.folder, spec.name)
     if sidecar is not None and not (spec.retry_rejected and sidecar["rejects"]):
         return 0
-    copies = work.settings["copies"] if spec.split == "train" else 0
-    return work.facts["listing"][spec.name]["items"] * (1 + copies)
+    copies = job.settings["copies"] if spec.split == "train" else 0
+    return job.facts["listing"][spec.name]["items"] * (1 + copies)
 
 
 def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
-    """Arguments of `prepare`: the config's, where no flag says otherwise."""
-    given = flags.FLAGS
-    config, data = given.config, given.config.data
-    trained = {"vocab_size": given.train_tokenizer, "documents": given.tokenizer_documents}
+    """Arguments of `prepare` from flags; values without a flag come from the config."""
+    values = flags.FLAGS
+    config, data = values.config, values.config.data
+    trained = {"vocab_size": values.train_tokenizer, "documents": values.tokenizer_documents}
     return {
-        "source": data.source if given.source is None else given.source,
+        "source": data.source if values.source is None else values.source,
         "representation": config.representation.to_dict(),
-        "out": given.out,
+        "out": values.out,
         "conditional": data.get("conditional", False),
-        "copies": data.get("copies", 0) if given.copies is None else given.copies,
+        "copies": data.get("copies", 0) if values.copies is None else values.copies,
         "augment": dict(data.get("augment", {})),
-        "eval": data.get("eval", 0.0) if given.eval_fraction is None else given.eval_fraction,
-        "num_shards": given.num_shards,
-        "drop_duplicates": given.drop_duplicates,
-        "train_tokenizer": trained if given.train_tokenizer else None,
-        "retry_rejected": given.retry_rejected,
-        "workers": given.workers,
-        "task": given.task,
-        "num_tasks": given.num_tasks,
-        "launcher": given.launcher,
+        "eval_fraction": data.get("eval_fraction", 0.0)
+        if values.eval_fraction is None
+        else values.eval_fraction,
+        "num_shards": values.num_shards,
+        "drop_duplicates": values.drop_duplicates,
+        "train_tokenizer": trained if values.train_tokenizer else None,
+        "retry_rejected": values.retry_rejected,
+        "workers": values.workers,
+        "task": values.task,
+        "num_tasks": values.num_tasks,
+        "launcher": values.launcher,
         "pipeline_arguments": pipeline_arguments,
-        "setup_timeout": given.setup_timeout,
+        "setup_timeout": values.setup_timeout,
     }
 
 
@@ -236,7 +239,9 @@ def _summary(folder: epath.Path) -> str:
     try:
         manifest = reader.read_manifest(folder)
     except FileNotFoundError:
-        return f"{folder}: this task is done; the task that makes the last shard completes it"
+        return (
+            f"{folder}: this task is done; the task that makes the last shard writes the manifest"
+        )
     lines = [f"{folder} is complete"]
     for split, part in manifest["splits"].items():
         lines.append(
@@ -244,7 +249,7 @@ def _summary(folder: epath.Path) -> str:
             f"{part['tokens']:,} tokens, {len(part['shards'])} shards"
         )
     if manifest["duplicates"]["count"]:
-        lines.append(f"  {manifest['duplicates']['count']:,} duplicates left out")
+        lines.append(f"  {manifest['duplicates']['count']:,} duplicates dropped")
     rejects = manifest["rejects"]
     listed = f": {rejects['file']}" if rejects["count"] else ""
     lines.append(f"  {rejects['count']:,} rejected{listed}")
@@ -253,34 +258,44 @@ def _summary(folder: epath.Path) -> str:
 
 
 def _define_flags() -> None:
-    """Not at import: the training job has flags of the same names."""
-    config_flags.DEFINE_config_file("config", None, "What to prepare for, FILE.py:PRESET.")
-    flags.DEFINE_string("out", None, "Folder to write, local or gs://.", required=True)
+    """Defines the flags; not on import, since other commands have flags of the same names."""
+    config_flags.DEFINE_config_file("config", None, "Configuration to prepare for, FILE.py:PRESET.")
+    flags.DEFINE_string("out", None, "Folder for the shards, local or gs://.", required=True)
     flags.DEFINE_string(
         "source",
         None,
-        "digits, moving_digits[:CLIPS], folder:PATH, tar:GLOB, tfds:NAME[/CONFIG][:SPLIT] or "
-        "parquet:GLOB.",
+        "Images or videos to encode: digits, moving_digits[:CLIPS], folder:PATH, tar:GLOB, "
+        "tfds:NAME[/CONFIG][:SPLIT] or parquet:GLOB. Default: the config's.",
     )
-    flags.DEFINE_integer("copies", None, "Augmented copies of each training image.")
-    flags.DEFINE_float("eval", None, "Part of the images to hold out, by key hash.")
-    flags.DEFINE_integer("num_shards", 0, "Shards for training; 0: by size.")
-    flags.DEFINE_boolean("drop_duplicates", False, "Leave out files equal byte for byte.")
+    flags.DEFINE_integer("copies", None, "Augmented copies of each image. Default: the config's.")
+    flags.DEFINE_float(
+        "eval_fraction",
+        None,
+        "Fraction of the images in the eval split, by the hash of their keys. Default: the "
+        "config's.",
+    )
+    flags.DEFINE_integer("num_shards", 0, "Shards of the train split; 0: by the source's size.")
+    flags.DEFINE_boolean("drop_duplicates", False, "Drop images whose files are byte-identical.")
     flags.DEFINE_integer(
         "train_tokenizer",
         0,
-        "Train a BPE tokenizer of this many entries (the paper: 320); 0: none.",
+        "Train a BPE tokenizer with this many entries (the paper: 320); 0: none.",
     )
     flags.DEFINE_integer(
         "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
     )
-    flags.DEFINE_boolean("retry_rejected", False, "Take again what was rejected, only that.")
-    flags.DEFINE_integer("workers", 0, "Worker processes; 0: one a core.")
-    flags.DEFINE_integer("task", 0, "This task of an array job, from 0.")
-    flags.DEFINE_integer("num_tasks", 1, "Tasks of the array job.")
-    flags.DEFINE_enum("launcher", "pool", ["pool", "beam"], "Who makes the shards.")
+    flags.DEFINE_boolean("retry_rejected", False, "Retry only the images that were rejected.")
+    flags.DEFINE_integer("workers", 0, "Worker processes; 0: one per core.")
+    flags.DEFINE_integer("task", 0, "Index of this task in an array job, from 0.")
+    flags.DEFINE_integer("num_tasks", 1, "Number of tasks of the array job.")
+    flags.DEFINE_enum(
+        "launcher",
+        "pool",
+        ["pool", "beam"],
+        "Local processes or Apache Beam.",
+    )
     flags.DEFINE_float(
-        "setup_timeout", SETUP_TIMEOUT, "Seconds that tasks wait for task 0 to set the folder up."
+        "setup_timeout", SETUP_TIMEOUT, "Seconds to wait for task 0 to set up the folder."
     )
     flags.mark_flag_as_required("config")
 

@@ -1,56 +1,38 @@
 """Example: python -m evals.compression --workdir=runs/digits --out=evaluation [--archive]
 
-The model as a compressor of real files: what its log-likelihood comes to in bytes a file, beside
-the files themselves, the same without restart markers, and JPEG XL's lossless recompression (where
-`cjxl` is installed). Without --images these are the run's own held-out documents.
+Compares a model as a lossless compressor of files with other codes: bytes per image by the model's
+log-likelihood, of the files themselves, of the files without restart markers, and of JPEG XL's
+lossless recompression (if `cjxl` is installed). Without --images it uses the eval split of the run.
 
---archive also codes the files with the model's probabilities into OUT/archive.jlma, reads them back
-and compares byte for byte. --restore=FILE gives the files of an archive back into --out.
+--archive also encodes the files with the model's probabilities into OUT/archive.jlma, decodes them
+and compares byte for byte. --restore=FILE writes the files of an archive to --out.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import flags
 from etils import epath
 
-from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg import coefficients
-from data_pipelines.representations.jpeg.representation import JpegRepresentation
-from data_pipelines.representations.tokenizer import ByteTokenizer
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
-from evals import likelihood as bits
-from evals.codelength import archive as coding
-from evals.codelength import jpegxl
-from evals.codelength.scoring import Scorer
+from evals.codelength import archive, jpegxl, likelihoods
+from evals.codelength.arithmetic import CodingError
+from evals.codelength.conditioning import resolve_conditioning, start_tokens
+from evals.codelength.likelihoods import Scored
+from evals.codelength.sizes import TITLES, Sizes, stored_sizes
 from evals.inputs.documents import Documents
-from evals.likelihood import Scored
+from evals.likelihood import define_flags, load_inputs
+from evals.reporting.results import write_json
+from jpeglm_jax.generation.scoring import Scorer
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 ARCHIVE = "archive.jlma"
-
-# What is compared, in the order of the table, and how it is called there.
-TITLES = {
-    "model_bytes": "the model's log-likelihood",
-    "archive_bytes": "arithmetic coder with the model",
-    "stream_bytes": "modelled stream",
-    "stream_without_restarts_bytes": "modelled stream without restart markers",
-    "file_bytes": "whole file",
-    "file_without_restarts_bytes": "whole file without restart markers",
-    "jpegxl_codestream_bytes": "JPEG XL of the file: its codestream",
-    "jpegxl_file_bytes": "JPEG XL of the file: reversible",
-}
-
-Sizes = dict[str, list[float]]  # name -> bytes of each document
 
 
 def compression(
@@ -58,10 +40,10 @@ def compression(
     documents: Documents,
     out: epath.PathLike,
     *,
-    given: str = "auto",
+    conditioning: str = "auto",
     batch_size: int = 16,
     stride: int = 0,
-    archive: bool = False,
+    write_archive: bool = False,
 ) -> dict[str, Any]:
     """Compares sizes and writes compression.json to a folder.
 
@@ -69,42 +51,46 @@ def compression(
       model: the compressor.
       documents: of the model's representation.
       out: folder to write.
-      given: what the model is told of each, see `likelihood.choose_given`.
-      batch_size: documents or rows computed together.
-      stride: of the windows of long documents, see `scoring`.
-      archive: also code the files in fact, and read them back.
+      conditioning: see `resolve_conditioning`.
+      batch_size: documents or rows per batch.
+      stride: of the windows of long documents, see `Scorer`.
+      write_archive: also write an archive, read it back and compare.
 
     Returns:
-      What is in compression.json: of each name in `TITLES` the mean over the images, NAME_per_image
-      with its standard error, and NAME_over_stream.
+      The contents of compression.json: for each name in `TITLES` NAME_per_image, the mean over the
+      images, and NAME_over_stream, with their standard errors.
 
     Raises:
-      ValueError (CodingError): nothing to read, or the archive did not give the files back.
+      ValueError (CodingError): no image can be read, or the archive does not restore the files.
     """
-    given = bits.choose_given(given, model.representation, documents)
-    if archive and given == "marginal":
-        raise ValueError("an archive is coded under one start token; give label or none")
+    representation = model.representation
+    conditioning = resolve_conditioning(conditioning, representation, documents)
+    if write_archive and conditioning == "marginal":
+        raise ValueError(
+            "conditioning is 'marginal', but an archive needs one start token; use label or none"
+        )
     scorer = Scorer(model, batch_size=batch_size, stride=stride)
-    scored = bits.score_all(model, documents, given, scorer)
-    sizes, missing = _stored(model.representation, scored)
+    scored = likelihoods.score_all(representation, documents, conditioning, scorer)
+    sizes, missing = stored_sizes(representation, [each.document for each in scored])
     sizes["model_bytes"] = [each.bits / 8 for each in scored]
-    facts = bits.facts(model, documents, given, scorer, scored)
+    facts = likelihoods.facts(model, documents, conditioning, scorer, scored)
     facts["settings"]["jpegxl"] = jpegxl.version()
-    if archive:
+    if write_archive:
+        codec = archive.Codec(model, batch_size=batch_size, stride=stride)
         path = epath.Path(out) / ARCHIVE
-        sizes["archive_bytes"], facts["archive"] = _archived(
-            model, scored, given, path, batch_size, stride
+        sizes["archive_bytes"], facts["archive"] = _archive(
+            model, codec, scored, conditioning, path
         )
     else:
-        missing["archive_bytes"] = "not asked for; give --archive"
+        missing["archive_bytes"] = "not requested; give --archive"
     result = {
         **_means(sizes),
-        **bits.summary(scored, model.representation.byte_lengths),
+        **likelihoods.summary(scored),
         "not_computed": missing,
         **facts,
     }
     epath.Path(out).mkdir(parents=True, exist_ok=True)
-    bits.write_json(epath.Path(out) / "compression.json", result)
+    write_json(epath.Path(out) / "compression.json", result)
     return result
 
 
@@ -117,111 +103,65 @@ def _means(sizes: Sizes) -> dict[str, float | None]:
         values = np.array(sizes[name], np.float64)
         result[f"{name}_per_image"] = float(values.mean())
         ones = np.ones_like(values)
-        result[f"{name}_per_image_standard_error"] = bits.ratio_error(values, ones)
+        result[f"{name}_per_image_standard_error"] = likelihoods.ratio_error(values, ones)
         result[f"{name}_over_stream"] = float(values.sum() / stream.sum())
-        result[f"{name}_over_stream_standard_error"] = bits.ratio_error(values, stream)
+        result[f"{name}_over_stream_standard_error"] = likelihoods.ratio_error(values, stream)
     return result
 
 
-def _stored(
-    representation: Representation, scored: Sequence[Scored]
-) -> tuple[Sizes, dict[str, str]]:
-    """Sizes of files and streams, and what of them could not be found out, each with the reason."""
-    tokens = [each.document.tokens for each in scored]
-    files = [representation.to_bytes(each) for each in tokens]
-    sizes: Sizes = {
-        "stream_bytes": [float(representation.byte_lengths[each].sum()) for each in tokens],
-        "file_bytes": [float(len(file)) for file in files],
-    }
-    missing: dict[str, str] = {}
-    without = ("stream_without_restarts_bytes", "file_without_restarts_bytes")
-    jxl = ("jpegxl_codestream_bytes", "jpegxl_file_bytes")
-    if not isinstance(representation, JpegRepresentation):
-        return sizes, dict.fromkeys((*without, *jxl), "the files are not JPEG")
-    if representation.restart_interval:
-        plain = [_without_restarts(representation, file) for file in files]
-        for name, values in zip(without, zip(*plain, strict=True), strict=True):
-            sizes[name] = list(values)
-    else:
-        missing |= dict.fromkeys(without, "the files have no restart markers")
-    if jpegxl.version() is None:
-        missing |= dict.fromkeys(jxl, "cjxl is not installed (Debian: libjxl-tools)")
-    else:
-        transcoded = list(_in_threads(files))
-        sizes["jpegxl_codestream_bytes"] = [each.codestream for each in transcoded]
-        sizes["jpegxl_file_bytes"] = [each.file for each in transcoded]
-    return sizes, missing
-
-
-def _without_restarts(representation: JpegRepresentation, file: bytes) -> tuple[float, float]:
-    """Bytes of the (stream, file) of the same coefficients without restart markers."""
-    plain = coefficients.with_restart_interval(file, representation.format, 0)
-    bare = dataclasses.replace(representation, restart_interval=0, tokenizer=ByteTokenizer())
-    return float(bare.from_bytes(plain).size), float(len(plain))
-
-
-def _in_threads(files: Iterable[bytes]) -> Iterator[jpegxl.Transcoded]:
-    files = list(files)
-    with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
-        done = pool.map(jpegxl.transcode, files)
-        yield from tqdm.tqdm(done, total=len(files), unit="image", desc="JPEG XL")
-
-
-def _archived(
+def _archive(
     model: TrainedModel,
+    codec: archive.Codec,
     scored: Sequence[Scored],
-    given: str,
+    conditioning: str,
     path: epath.Path,
-    batch_size: int,
-    stride: int,
 ) -> tuple[list[float], dict[str, Any]]:
-    """(bytes of each document's stream with its size, what is to be known of the archive).
+    """Writes an archive: (bytes of each document's stream and its size field, facts for a report).
 
-    Raises CodingError if the archive does not give back every file to the byte.
+    Raises CodingError if the archive does not restore every file byte for byte.
     """
     representation = model.representation
-    framed = [
-        (bits.start_tokens(given, representation, document)[0], document.tokens)
+    documents = [
+        (start_tokens(conditioning, representation, document)[0], document.tokens)
         for document, _ in scored
     ]
     keys = [document.key for document, _ in scored]
-    codec = coding.Codec(model, batch_size=batch_size, stride=stride)
-    coded = coding.write_archive(path, model, codec, framed, keys)
-    back = coding.read_archive(path, model)
-    for (key, tokens), (_, document_tokens) in zip(back, framed, strict=True):
-        if representation.to_bytes(tokens) != representation.to_bytes(document_tokens):
-            raise coding.CodingError(f"{path} does not give back {key}")
-    sizes = [float(len(coding.framed(each.stream))) for each in coded]
-    total, promised = sum(sizes), sum(each.bits for each in scored) / 8
+    coded = archive.write_archive(path, model, codec, documents, keys)
+    restored = archive.read_archive(path, model)
+    for (key, tokens), (_, expected) in zip(restored, documents, strict=True):
+        if representation.to_bytes(tokens) != representation.to_bytes(expected):
+            raise CodingError(f"{path} does not restore {key} byte for byte")
+    sizes = [float(len(archive.with_size(each.stream))) for each in coded]
+    total, likelihood = sum(sizes), sum(each.bits for each in scored) / 8
     return sizes, {
         "file": path.name,
         "bytes": path.stat().length,
-        "files_given_back": len(back),
-        "bytes_over_likelihood_per_image": (total - promised) / len(sizes),
-        "over_likelihood": total / promised - 1,
+        "files_restored": len(restored),
+        "bytes_over_likelihood_per_image": (total - likelihood) / len(sizes),
+        "over_likelihood": total / likelihood - 1,
     }
 
 
-def restore(model: TrainedModel, archive: epath.PathLike, out: epath.PathLike) -> int:
-    """Writes the files of an archive, numbered, with their names in names.txt; returns how many.
+def restore(model: TrainedModel, path: epath.PathLike, out: epath.PathLike) -> int:
+    """Writes the files of an archive, numbered, and their names to names.txt; returns their number.
 
-    Raises CodingError if it is no archive of this model.
+    Raises CodingError if it is not an archive of this model.
     """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    found = coding.read_archive(archive, model)
+    documents = archive.read_archive(path, model)
     names = []
-    for number, (key, tokens) in enumerate(found):
+    for number, (key, tokens) in enumerate(documents):
         name = f"{number:06d}{model.representation.suffix}"
         (out / name).write_bytes(model.representation.to_bytes(tokens))
         names.append(f"{name}\t{key}\n")
     (out / "names.txt").write_text("".join(names))
-    return len(found)
+    return len(documents)
 
 
 def table(result: dict[str, Any]) -> str:
-    """compression.json for a terminal."""
-    lines = [f"{'':42}{'bytes an image':>24}{'of the stream':>15}"]
+    """Formats compression.json for a terminal."""
+    lines = [f"{'':42}{'bytes per image':>24}{'of the stream':>15}"]
     for name, title in TITLES.items():
         value = result.get(f"{name}_per_image")
         if value is not None:
@@ -229,7 +169,7 @@ def table(result: dict[str, Any]) -> str:
             cell = f"{value:.2f} +- {error:.2f}"
             lines.append(f"{title:42}{cell:>24}{result[f'{name}_over_stream']:>15.1%}")
     lines += [
-        f"not computed: {TITLES[name]}: {why}" for name, why in result["not_computed"].items()
+        f"not computed: {TITLES[name]}: {reason}" for name, reason in result["not_computed"].items()
     ]
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
 
@@ -243,21 +183,21 @@ def main(arguments: Sequence[str]) -> None:
         model = checkpoint.load(values.workdir, values.step)
         print(f"{restore(model, values.restore, values.out)} files written to {values.out}")
         return
-    model, documents = bits.open_both(values)
+    model, documents = load_inputs(values)
     result = compression(
         model,
         documents,
         values.out,
-        given=values.given,
+        conditioning=values.conditioning,
         batch_size=values.batch_size,
         stride=values.stride,
-        archive=values.archive,
+        write_archive=values.archive,
     )
     print(table(result))
 
 
 if __name__ == "__main__":
-    bits.define_flags()
-    flags.DEFINE_boolean("archive", False, "Also code the files in fact, and read them back.")
-    flags.DEFINE_string("restore", None, "Instead: an archive whose files to write to --out.")
+    define_flags()
+    flags.DEFINE_boolean("archive", False, "Also write an archive, read it back and compare.")
+    flags.DEFINE_string("restore", None, "Instead: an archive whose files are written to --out.")
     command.run(main)

@@ -1,8 +1,8 @@
 """Example: python -m evals.digits --generated=samples
 
-Are generated digits the digits that were asked for? A classifier is fitted on scikit-learn's real
-digits; what it says of the files is held against the labels in their manifest.jsonl. Its own
-accuracy, on real digits that it did not see, stands beside.
+Measures whether generated digits show the requested digit. A classifier is trained on
+scikit-learn's digits; its predictions for the files are compared with the labels in their
+manifest.jsonl. Its accuracy on real test digits is reported as well.
 """
 
 from __future__ import annotations
@@ -13,49 +13,43 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 from etils import epath
-from PIL import Image
 from sklearn import datasets, svm
 
 from data_pipelines.media.images import ImageError, open_image
 from data_pipelines.utils import command
+from evals.features.digit_features import digit_pixels
+from jpeglm_jax.generation.manifest import MANIFEST
 
-_SIDE = 8
-_FITTED = 1500  # of the 1,797; the classifier is judged on the rest
-
-
-def features(image: Image.Image) -> np.ndarray:
-    """The pixels of an 8x8 grey image, float64 [64], 0 to 16 as in the data set."""
-    small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(small, np.float64).ravel() * (16 / 255)
+_NUM_TRAIN = 1500  # of the 1,797 digits; the rest is the test set
 
 
 def fit(seed: int = 0) -> tuple[svm.SVC, float]:
-    """A support-vector classifier of real digits, and its accuracy on those held out from it."""
+    """Trains a support-vector classifier of digits; returns it with its accuracy on test digits."""
     digits = datasets.load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
-    fitted, judged = order[:_FITTED], order[_FITTED:]
-    classifier = svm.SVC(gamma=0.001, C=10).fit(digits.data[fitted], digits.target[fitted])
-    return classifier, float(classifier.score(digits.data[judged], digits.target[judged]))
+    train, test = order[:_NUM_TRAIN], order[_NUM_TRAIN:]
+    classifier = svm.SVC(gamma=0.001, C=10).fit(digits.data[train], digits.target[train])
+    return classifier, float(classifier.score(digits.data[test], digits.target[test]))
 
 
-def judge(folder: epath.PathLike) -> dict[str, float]:
-    """Counts of a folder that `jpeglm_jax.generate` wrote.
+def recognition(folder: epath.PathLike) -> dict[str, float]:
+    """Recognition of the digits in a folder that `jpeglm_jax.generate` wrote.
 
-    Every document that was asked for counts, also those without a readable file.
+    Every requested document counts, also those without a readable file.
 
     Returns:
-      `requested`; `strictly_valid`, `recognised` as the label asked for, both as shares of it;
-      `classifier_accuracy` on real digits.
+      `requested`, their number; `strictly_valid` and `recognised` as the requested label, as
+      shares of it; `classifier_accuracy` on real test digits.
 
     Raises:
       ValueError: no manifest, or documents without labels.
     """
-    manifest = epath.Path(folder) / "manifest.jsonl"
+    manifest = epath.Path(folder) / MANIFEST
     if not manifest.exists():
-        raise ValueError(f"{folder} has no manifest.jsonl; expected the output of a generate job")
+        raise ValueError(f"{folder} has no {MANIFEST}; expected the output of a generate job")
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     if any(line["label"] < 0 for line in lines):
-        raise ValueError(f"{folder} has documents without a label; nothing to recognise them as")
+        raise ValueError(f"{folder} has documents without a label; expected a job with labels")
     classifier, accuracy = fit()
     recognised = 0
     for line in lines:
@@ -63,9 +57,9 @@ def judge(folder: epath.PathLike) -> dict[str, float]:
             continue
         try:
             image = open_image((epath.Path(folder) / line["file"]).read_bytes())
-        except ImageError:  # nothing to recognise; the document still counts
+        except ImageError:  # not recognised; the document still counts
             continue
-        recognised += int(classifier.predict([features(image)])[0] == line["label"])
+        recognised += int(classifier.predict([digit_pixels(image)])[0] == line["label"])
     return {
         "requested": len(lines),
         "strictly_valid": sum(line["valid"] for line in lines) / len(lines),
@@ -76,7 +70,7 @@ def judge(folder: epath.PathLike) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
-    print(json.dumps(judge(flags.FLAGS.generated)))
+    print(json.dumps(recognition(flags.FLAGS.generated)))
 
 
 if __name__ == "__main__":

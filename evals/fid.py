@@ -1,9 +1,9 @@
 """Example: python -m evals.fid --generated=samples --references=folder:PHOTOS --out=evaluation \\
     --weights=pt_inception-2015-12-05-6726825d.pth
 
-How far generated images are from real ones: FID and its kin, with standard errors, and for a codec
-model the codec's own floor beside it. Three steps, each of which goes on where it was stopped:
-features, statistics (stats.npz) and metrics (metrics.json). docs/evaluation.md tells the rest.
+Computes FID, KID, precision, recall and related metrics of a generated set against a reference
+set, with standard errors; for a model of codec bytes also the floor of the codec. Three resumable
+steps: features, statistics (stats.npz) and metrics (metrics.json). See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from data_pipelines.utils import command
 from evals import metrics
 from evals.evaluation import STEPS, evaluate
 from evals.features import extractors
-from evals.inputs.codec import MANIFEST
-from jpeglm_jax.generate import chosen_labels, generate
 from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.job import generate
+from jpeglm_jax.generation.manifest import MANIFEST
+from jpeglm_jax.generation.options import resolve_labels
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -32,18 +33,18 @@ from jpeglm_jax.training import checkpoint
 def sample(
     workdir: str, out: epath.PathLike, num: int, seed: int, step: int | None
 ) -> tuple[str, Representation]:
-    """Draws images from a run, unless they have been drawn: (their folder, the representation)."""
+    """Generates images with a run's model, unless that is done: (their folder, representation)."""
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
-    if not (folder / MANIFEST).is_file():  # which is written last
-        sampling_params = SamplingParams.of(model.config.sample)
-        requests = prompts.of_labels(model.representation, chosen_labels(model, num, None))
+    if not (folder / MANIFEST).is_file():  # written last
+        sampling_params = SamplingParams.from_config(model.config.sample)
+        requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
         generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """metrics.json for a terminal: the three figures side by side, then what to know."""
+    """Formats metrics.json for a terminal: the three comparisons in columns, then warnings."""
     columns = {
         "generated": result,
         "generated, coded references": result.get("against_coded_references", {}),
@@ -62,7 +63,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"{result['n_generated']} generated, {result['n_references']} references")
     if result.get("codec"):
         lines.append(", ".join(f"{n} {k.replace('_', ' ')}" for k, n in result["codec"].items()))
-    lines += [f"not computed: {name}: {why}" for name, why in result["not_computed"].items()]
+    lines += [f"not computed: {name}: {reason}" for name, reason in result["not_computed"].items()]
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
 
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str]) -> None:
         floor=values.floor,
         until=values.until,
         batch_size=values.batch_size,
-        most_neighbours=values.neighbours,
+        max_neighbours=values.max_neighbours,
     )
     if result:
         print(table(result))
@@ -117,23 +118,25 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "generated",
         None,
-        "Folder (of a generate job or any), tar, .array_record, shards, an earlier OUT/generated, "
-        "or statistics as .npz.",
+        "Generated images: a folder (of a generate job or any), tar, .array_record, shards, an "
+        "earlier OUT/generated, or statistics as .npz.",
     )
-    flags.DEFINE_string("workdir", None, "Instead: workdir of a run to draw images from.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
-    flags.DEFINE_integer("num", 1000, "Images to draw from the checkpoint.")
-    flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
+    flags.DEFINE_string("workdir", None, "Instead: workdir of a run to generate images with.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
+    flags.DEFINE_integer("num", 1000, "Number of images to generate.")
+    flags.DEFINE_integer("seed", 0, "Random seed of generation.")
     flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
     flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     extractors.define_flags()
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
-    flags.DEFINE_boolean("floor", True, "Look at the references after the codec, too.")
-    flags.DEFINE_enum("until", "metrics", STEPS, "The last step that is done.")
-    flags.DEFINE_integer("batch_size", 32, "Images looked at together.")
+    flags.DEFINE_boolean("floor", True, "Also evaluate the references after the codec.")
+    flags.DEFINE_enum("until", "metrics", STEPS, "The last step to run.")
+    flags.DEFINE_integer("batch_size", 32, "Images per call of the network.")
     flags.DEFINE_integer(
-        "neighbours", metrics.NEIGHBOURS, "Images for precision and its kin, at most."
+        "max_neighbours",
+        metrics.MAX_NEIGHBOURS,
+        "Max images of each set for precision, recall, density and coverage.",
     )
 
 

@@ -1,13 +1,12 @@
 """Example: python -m evals.follow --workdir=runs/mine --references=folder:PHOTOS --weights=...
 
-Scores every checkpoint of a run as it is written: distances of drawn images from real ones, and
-the bits of held-out documents. Beside the run's own files it writes evaluations/step_N/ (what
-evals.fid and evals.likelihood write) and evaluations/metrics.jsonl, a line a checkpoint.
+Evaluates every checkpoint of a run as it is written: distances of generated images from real ones,
+and bits of the eval split. Into the run's workdir it writes evaluations/step_N/ (the results of
+evals.fid and evals.likelihood) and evaluations/metrics.jsonl, a line per checkpoint.
 
-It ends when the checkpoint of the run's last step has been scored, or when --patience seconds have
-passed without a new one (0: as soon as there is none). Started again it goes on where it was: what
-has been scored stays. A checkpoint that the run deleted before its turn came is passed over and
-named.
+It ends when the checkpoint of the run's last step has been evaluated, or after --patience seconds
+without a new one (0: as soon as there is none). A restarted job resumes: finished evaluations are
+kept. A checkpoint that the run deleted before its evaluation is skipped with a message.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from etils import epath
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.files import write_atomically
-from evals import fid
-from evals import likelihood as bits
+from evals import fid, likelihood
 from evals.evaluation import evaluate
 from evals.features import extractors
-from evals.features.features import Extractor
+from evals.features.base import Extractor
 from evals.inputs.documents import Documents
+from evals.reporting.results import claim_folder
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import Checkpoints
 
 FOLDER = "evaluations"
-_POLL = 10.0  # seconds between two looks
+_POLL_SECONDS = 10.0
 
 
 def follow(
@@ -43,28 +42,29 @@ def follow(
     *,
     extractor: Extractor,
     num: int = 1000,
-    num_held_out: int = 0,
+    num_eval: int = 0,
     seed: int = 0,
     patience: float = 0.0,
     wait: Callable[[float], None] = time.sleep,
 ) -> dict[int, dict[str, Any]]:
-    """Scores the checkpoints of a run until it is done.
+    """Evaluates the checkpoints of a run until the last one.
 
     Args:
       workdir: of the run.
       references: real images, see `evaluation.evaluate`.
-      extractor: what to look with.
-      num: documents to draw from each checkpoint.
-      num_held_out: held-out documents whose bits are counted, at random; 0: all.
-      seed: decides what is drawn.
-      patience: seconds without a new checkpoint after which it ends.
-      wait: waits so many seconds.
+      extractor: of the features.
+      num: number of images to generate with each checkpoint.
+      num_eval: number of documents of the eval split to score, sampled at random; 0: all.
+      seed: of generation and of the random subset.
+      patience: max seconds to wait for a new checkpoint.
+      wait: waits for a number of seconds.
 
     Returns:
-      The line of metrics.jsonl of every checkpoint that was scored, by step.
+      The line of metrics.jsonl of every evaluated checkpoint, by step.
 
     Raises:
-      CheckpointError: no run, or it was followed with other settings before.
+      CheckpointError: `workdir` is not that of a run.
+      SettingsError: the run was followed with other settings before.
       ValueError (of several kinds): inputs that cannot be used.
     """
     out = epath.Path(workdir) / FOLDER
@@ -72,27 +72,27 @@ def follow(
         "references": references,
         "features": extractor.fingerprint,
         "num": num,
-        "num_held_out": num_held_out,
+        "num_eval": num_eval,
         "seed": seed,
     }
     if not checkpoint.folder(workdir).is_dir():
         raise checkpoint.CheckpointError(
             f"{workdir} has no folder checkpoints; expected the workdir of a training run"
         )
-    _claim(out, settings)
-    lines = _scored(out)
-    passed_over: dict[int, str] = {}
+    claim_folder(out, settings)
+    lines = _finished(out)
+    skipped: set[int] = set()
     waited = 0.0
     while True:
-        new = [step for step in _steps(workdir) if step not in lines.keys() | passed_over.keys()]
+        new = [step for step in _steps(workdir) if step not in lines.keys() | skipped]
         for step in new:
             try:
-                line = _score(workdir, step, references, out, extractor, num, num_held_out, seed)
+                line = _evaluate(workdir, step, references, out, extractor, num, num_eval, seed)
             except (ValueError, OSError, KeyError):
                 if step in _steps(workdir):
                     raise
-                passed_over[step] = "the run deleted it before it was scored"
-                print(f"step {step}: {passed_over[step]}", flush=True)
+                skipped.add(step)
+                print(f"step {step} skipped: the run deleted its checkpoint", flush=True)
                 continue
             lines[step] = line
             _write(out, lines)
@@ -104,21 +104,12 @@ def follow(
             continue
         if waited >= patience:
             return lines
-        wait(min(_POLL, patience - waited))
-        waited += _POLL
+        wait(min(_POLL_SECONDS, patience - waited))
+        waited += _POLL_SECONDS
 
 
-def _claim(out: epath.Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if path.is_file():
-        checkpoint.refuse_difference(settings, json.loads(path.read_text()), "job", str(out))
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    bits.write_json(path, settings)
-
-
-def _scored(out: epath.Path) -> dict[int, dict[str, Any]]:
-    """What an earlier process has scored."""
+def _finished(out: epath.Path) -> dict[int, dict[str, Any]]:
+    """The lines of metrics.jsonl of an earlier process, by step."""
     path = out / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -132,48 +123,48 @@ def _write(out: epath.Path, lines: dict[int, dict[str, Any]]) -> None:
 
 
 def _steps(workdir: epath.PathLike) -> list[int]:
-    """Steps of the checkpoints that are there now."""
+    """Steps of the existing checkpoints."""
     return Checkpoints(workdir).steps()
 
 
 def _last_step(workdir: epath.PathLike) -> int:
-    """How long the run is, by the configuration it was last started with."""
+    """The last step of the run, by its latest configuration."""
     path = epath.Path(workdir) / "config.json"
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     return int(checkpoint.describe(workdir).config.steps)
 
 
-def _score(
+def _evaluate(
     workdir: epath.PathLike,
     step: int,
     references: str,
     out: epath.Path,
     extractor: Extractor,
     num: int,
-    num_held_out: int,
+    num_eval: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Draws, compares, counts bits; returns the line of metrics.jsonl."""
-    place = out / f"step_{step:08d}"
-    generated, representation = fid.sample(str(workdir), place, num, seed, step)
-    seen = sorted(out.glob("step_*/metrics.json"))  # looked at the references already
-    first = seen[0].parent if seen and seen[0].parent != place else None
+    """Evaluates one checkpoint; returns its line of metrics.jsonl."""
+    folder = out / f"step_{step:08d}"
+    generated, representation = fid.sample(str(workdir), folder, num, seed, step)
+    evaluated = sorted(out.glob("step_*/metrics.json"))  # the first has features of the references
+    first = evaluated[0].parent if evaluated and evaluated[0].parent != folder else None
     coded = first / "references_coded" if first else None
     metrics = evaluate(
         generated,
         str(first / "references") if first else references,
-        place,
+        folder,
         extractor=extractor,
         representation=representation,
         references_coded=str(coded) if coded is not None and coded.is_dir() else None,
     )
     model = checkpoint.load(workdir, step)
-    where = bits.held_out(model, workdir)
-    documents = Documents(where, model.representation, num_held_out, seed)
-    likelihood = bits.likelihood(model, documents, place)
+    images = likelihood.eval_split(model, workdir)
+    documents = Documents(images, model.representation, num_eval, seed)
+    bits = likelihood.likelihood(model, documents, folder)
     values = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    values |= {name: value for name, value in likelihood.items() if isinstance(value, float)}
+    values |= {name: value for name, value in bits.items() if isinstance(value, float)}
     codec = metrics["codec"]
     values["samples/valid"] = codec["strictly_valid"] / codec["requested"]
     return {"step": step, **values}
@@ -188,26 +179,26 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"patience is {values.patience}; expected 0 or more seconds")
     extractor = extractors.from_flags(values, values.references)
     if extractor is None:
-        raise ValueError("there is nothing to look with: give --weights=FILE, or --features")
+        raise ValueError("no extractor: give --weights=FILE, or --features")
     lines = follow(
         values.workdir,
         values.references,
         extractor=extractor,
         num=values.num,
-        num_held_out=values.num_held_out,
+        num_eval=values.num_eval,
         seed=values.seed,
         patience=values.patience,
     )
-    print(f"{len(lines)} checkpoints scored; see {epath.Path(values.workdir) / FOLDER}")
+    print(f"{len(lines)} checkpoints evaluated; see {epath.Path(values.workdir) / FOLDER}")
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Workdir of the run.", required=True)
+    flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_string("references", None, "Real images to compare with.", required=True)
-    flags.DEFINE_integer("num", 1000, "Images to draw from each checkpoint.", lower_bound=1)
-    flags.DEFINE_integer("num_held_out", 0, "Held-out documents to count bits of; 0: all.")
-    flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
-    flags.DEFINE_float("patience", 6 * 3600.0, "Seconds to wait for a new checkpoint, at most.")
+    flags.DEFINE_integer("num", 1000, "Images to generate with each checkpoint.", lower_bound=1)
+    flags.DEFINE_integer("num_eval", 0, "Documents of the eval split to score; 0: all.")
+    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_float("patience", 6 * 3600.0, "Max seconds to wait for a new checkpoint.")
     extractors.define_flags()
 
 

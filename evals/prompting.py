@@ -1,4 +1,7 @@
-"""Originals, prompts of them, and what a model makes of these."""
+"""Prompts cut from real images, generation requests for them, and grids of the completions.
+
+`evals.completion` generates and evaluates the completions.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,26 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from data_pipelines.representations import contact_sheet
 from data_pipelines.representations.base import Representation
-from evals import likelihood as bits
+from evals.codelength.conditioning import start_tokens
 from evals.inputs.documents import Document, Documents
+from jpeglm_jax.generation.manifest import read_manifest
 from jpeglm_jax.generation.prompts import Request
-from jpeglm_jax.training.checkpoint import TrainedModel
+from jpeglm_jax.generation.tokens import Tokens
+from jpeglm_jax.model.trained import TrainedModel
 
-_SHOWN = 8  # originals in a grid
+_GRID_ROWS = 8  # originals in a grid
 
 
-class Prompted(NamedTuple):
-    """An original and how the model is started on it.
+class PromptedDocument(NamedTuple):
+    """An original and its prompts.
 
     Attributes:
       document: the original.
-      start_token: BOS or its label's token.
-      prompts: by column of the table, the tokens that are given after it.
+      start_token: BOS or the token of its label.
+      prompts: by column of the table, the tokens after the start token, integer [n].
     """
 
     document: Document
@@ -35,16 +39,29 @@ class Prompted(NamedTuple):
     prompts: Mapping[str, np.ndarray]
 
 
-def prompted(
-    model: TrainedModel, documents: Documents, columns: Mapping[str, float], given: str
-) -> tuple[list[Prompted], list[tuple[str, str]]]:
-    """Originals with prompts for all columns, and (name, reason) of those that have none.
+def make_prompts(
+    model: TrainedModel, documents: Documents, columns: Mapping[str, float], conditioning: str
+) -> tuple[list[PromptedDocument], list[tuple[str, str]]]:
+    """Cuts prompts of all columns from each document.
 
-    An original that cannot be prompted at one ratio is left out at all, so that columns compare.
+    A document that cannot be prompted at one ratio is excluded from all columns, so that columns
+    are comparable.
+
+    Args:
+      model: the model to prompt.
+      documents: the originals, of the model's representation.
+      columns: name -> share of the image in the prompt; 0: no prompt.
+      conditioning: "label" or "none".
+
+    Returns:
+      (prompted documents, (name, reason) of the excluded and rejected ones).
+
+    Raises:
+      ValueError: no document can be prompted.
     """
-    result, left_out = [], []
+    result, excluded = [], []
     for document in documents:
-        start_token = bits.start_tokens(given, model.representation, document)[0]
+        start_token = start_tokens(conditioning, model.representation, document)[0]
         try:
             prompts = {
                 name: model.representation.prompt(document.tokens, ratio)
@@ -53,27 +70,29 @@ def prompted(
                 for name, ratio in columns.items()
             }
         except ValueError as error:
-            left_out.append((document.key, str(error)))
+            excluded.append((document.key, str(error)))
             continue
         longest = max(map(len, prompts.values()))
         if longest + 1 >= model.config.seq_len:
-            reason = f"a prompt of {longest} tokens fills the {model.config.seq_len} places"
-            left_out.append((document.key, reason))
+            reason = (
+                f"a prompt of {longest} tokens fills the sequence length of {model.config.seq_len}"
+            )
+            excluded.append((document.key, reason))
             continue
-        result.append(Prompted(document, start_token, prompts))
-    left_out += documents.rejected
+        result.append(PromptedDocument(document, start_token, prompts))
+    excluded += documents.rejected
     if not result:
-        name, reason = left_out[0]
+        name, reason = excluded[0]
         raise ValueError(
             f"no image of {documents.name} can be completed; the first, {name}: {reason}"
         )
-    return result, left_out
+    return result, excluded
 
 
 def requests(
-    representation: Representation, originals: Sequence[Prompted], column: str
+    representation: Representation, originals: Sequence[PromptedDocument], column: str
 ) -> list[Request]:
-    """What a generation job is asked for to complete all originals in one column."""
+    """The generation requests that complete all originals of one column."""
     return [
         Request(
             np.concatenate([[each.start_token], each.prompts[column]]).astype(np.int32),
@@ -84,45 +103,36 @@ def requests(
     ]
 
 
-def digest(originals: Sequence[Prompted]) -> str:
+def digest(originals: Sequence[PromptedDocument]) -> str:
     """16 hex digits over the names, tokens and start tokens of all originals."""
     found = hashlib.sha256()
     for each in originals:
         found.update(json.dumps([each.document.key, each.start_token]).encode())
-        found.update(np.asarray(each.document.tokens, "<u2").tobytes())
+        found.update(np.asarray(each.document.tokens, "<u4").tobytes())
     return found.hexdigest()[:16]
 
 
 def grid(
     model: TrainedModel,
-    originals: Sequence[Prompted],
+    originals: Sequence[PromptedDocument],
     column: str,
     folders: Sequence[epath.Path],
     path: epath.Path,
 ) -> None:
-    """Writes a picture with a line for each of the first originals: itself, prompt, completions.
+    """Writes a picture with a row for each of the first originals: itself, prompt, completions.
 
     Args:
-      model: that completed them.
-      originals: all of them.
-      column: which of their prompts.
-      folders: what was drawn of them, one a seed.
+      model: the model of the completions.
+      originals: all originals, in the order of the requests.
+      column: of the prompts.
+      folders: of the generated completions, one per seed.
       path: of the PNG file.
     """
+    recorded = [Tokens(folder, read_manifest(folder)) for folder in folders]
     tiles = []
-    for number, each in enumerate(originals[:_SHOWN]):
+    for number, each in enumerate(originals[:_GRID_ROWS]):
         tiles.append(contact_sheet.pictures(model.representation, each.document.tokens))
-        tiles.append(contact_sheet.pictures(model.representation, each.prompts[column]))
-        tiles += [_drawn(model, folder, number) for folder in folders]
+        tiles.append(contact_sheet.pictures_of_prefix(model.representation, each.prompts[column]))
+        completions = [tokens[number] for tokens in recorded]
+        tiles += [contact_sheet.pictures(model.representation, each) for each in completions]
     contact_sheet.save(contact_sheet.sheet_of(tiles, 2 + len(folders)), path)
-
-
-def _drawn(model: TrainedModel, folder: epath.Path, number: int) -> list[Image.Image]:
-    path = folder / f"{number:06d}{model.representation.suffix}"
-    if not path.is_file():
-        return []
-    try:
-        tokens = model.representation.from_bytes(path.read_bytes())
-    except ValueError:  # its header is damaged
-        return []
-    return contact_sheet.pictures(model.representation, tokens)

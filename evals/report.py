@@ -1,8 +1,8 @@
 """Example: python -m evals.report --workdirs=runs/jpeg-digits --evaluations=evaluation --out=a.html
 
-One page, in one file, from what training runs and evaluation jobs left: tables, curves, samples,
-originals beside completions, and links to the files. Several runs or evaluations, separated by
-commas, stand side by side.
+Writes one self-contained HTML page from the results of training runs and evaluation jobs: tables,
+curves, samples, completions with their originals, and links to the files. Several runs or
+evaluations, separated by commas, are shown in columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evals.reporting.page import Html
 from evals.reporting.results import Evaluation, ReportError, Run
 from evals.sections import KINDS
 
-# What is drawn of a training run, in this order: a title, and the names of its curves.
+# The figures of a training run: title -> names of its curves.
 _CURVES = {
     "Loss, nats per token": ("train/loss", "eval/loss"),
     "Bits per image": ("train/bits_per_image", "eval/bits_per_image"),
@@ -38,7 +38,7 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
 
     Args:
       runs: training runs.
-      evaluations: what evaluation jobs wrote.
+      evaluations: folders of evaluation jobs.
       out: the .html file; links to other files are relative to its folder.
     """
     sections = {}
@@ -49,7 +49,7 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
     for kind in KINDS:
         found = [one for one in evaluations if kind in one.results]
         if found:
-            sections[KINDS[kind].heading] = KINDS[kind].show(found, out)
+            sections[KINDS[kind].heading] = KINDS[kind].render(found, out)
     names = ", ".join([one.name for one in runs] + [one.name for one in evaluations])
     text = page.document(f"Report: {names}", sections)
     out = epath.Path(out)
@@ -58,13 +58,13 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
 
 
 def _summary(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """The first numbers of every job, and where they come from."""
+    """The results of every evaluation, with links to their files."""
     rows = [
         (one.name, KINDS[kind].heading, page.link(one.path(kind), out))
         for one in evaluations
         for kind in one.results
     ]
-    return page.table("What was evaluated", ("Evaluation", "What", "File"), rows)
+    return page.table("Results", ("Evaluation", "Section", "File"), rows)
 
 
 def _training(runs: Sequence[Run], out: epath.PathLike) -> Html:
@@ -72,7 +72,7 @@ def _training(runs: Sequence[Run], out: epath.PathLike) -> Html:
     figures = []
     for title, names in _CURVES.items():
         series = {
-            f"{run.name}: {_spelled(name)}" if len(runs) > 1 else _spelled(name): run.curve(name)
+            f"{run.name}: {_title(name)}" if len(runs) > 1 else _title(name): run.curve(name)
             for run in runs
             for name in names
             if run.curve(name)[0]
@@ -91,11 +91,11 @@ def _training(runs: Sequence[Run], out: epath.PathLike) -> Html:
 def _last_values(runs: Sequence[Run]) -> Html:
     names = [name for group in _CURVES.values() for name in group]
     rows = [
-        (_spelled(name), *(run.last(name) for run in runs))
+        (_title(name), *(run.last(name) for run in runs))
         for name in names
         if any(run.last(name) is not None for run in runs)
     ]
-    rows.insert(0, ("steps done", *(run.steps for run in runs)))
+    rows.insert(0, ("steps", *(run.steps for run in runs)))
     return page.table("Last values", ("", *(run.name for run in runs)), rows)
 
 
@@ -111,7 +111,7 @@ def _samples(run: Run) -> list[Html]:
         return [page.notes([f"{path}: {error}"])]
 
 
-def _spelled(name: str) -> str:
+def _title(name: str) -> str:
     return name.replace("/", ": ").replace("_", " ")
 
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     values = flags.FLAGS
     if not values.workdirs and not values.evaluations:
-        raise ReportError("there is nothing to report; give --runs or --evaluations")
+        raise ReportError("no results to report; give --workdirs or --evaluations")
     runs = [Run.read(folder) for folder in values.workdirs]
     evaluations = [Evaluation.read(folder, tuple(KINDS)) for folder in values.evaluations]
     report(runs, evaluations, values.out)
@@ -135,6 +135,6 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("workdirs", [], "Workdirs of training runs.")
-    flags.DEFINE_list("evaluations", [], "Folders that evaluation jobs wrote (their --out).")
+    flags.DEFINE_list("evaluations", [], "Folders of evaluation jobs (their --out).")
     flags.DEFINE_string("out", "report.html", "The page to write.")
     command.run(main)

@@ -1,4 +1,7 @@
-"""How each kind of result is shown in a report: one function a kind, listed in KINDS."""
+"""The sections of the report: one function for each kind of result, listed in KINDS.
+
+`evals.report` assembles them; the building blocks are in `evals.reporting`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from data_pipelines.media.images import ImageError
-from evals import longtail
-from evals.compression import TITLES
+from evals.codelength.sizes import TITLES
 from evals.reporting import curves, page
 from evals.reporting.page import Html
 from evals.reporting.results import Evaluation
 
-# What is no number of the evaluation itself.
-_FIGURES = {
+# The three comparisons of an evaluation, and where they are in its result.
+_COMPARISONS = {
     "generated": lambda result: result,
     "generated, references coded": lambda result: result.get("against_coded_references"),
     "floor: references coded": lambda result: result.get("floor"),
@@ -23,23 +25,23 @@ _FIGURES = {
 
 
 class Kind(NamedTuple):
-    """A kind of result: its heading in a report, and how all of that kind are shown."""
+    """A kind of result: its heading in the report, and the function that renders its section."""
 
     heading: str
-    show: Callable[[Sequence[Evaluation], epath.PathLike], Html]
+    render: Callable[[Sequence[Evaluation], epath.PathLike], Html]
 
 
 def distances(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """metrics.json of `evals.fid`: the three figures side by side, and what became of the files."""
+    """metrics.json of `evals.fid`: the three comparisons, and counts of the documents."""
     columns: dict[str, Mapping[str, Any]] = {}
     for one in evaluations:
-        for name, take in _FIGURES.items():
-            values = take(one.results["metrics"])
+        for name, get in _COMPARISONS.items():
+            values = get(one.results["metrics"])
             if values:
                 columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
     parts = [_side_by_side("Distances", columns)]
     counts = [
-        ("images judged", *(one.results["metrics"].get("n_generated") for one in evaluations)),
+        ("generated images", *(one.results["metrics"].get("n_generated") for one in evaluations)),
         ("references", *(one.results["metrics"].get("n_references") for one in evaluations)),
     ]
     codecs = [one.results["metrics"].get("codec") or {} for one in evaluations]
@@ -52,9 +54,9 @@ def distances(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
 
 
 def likelihood(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """likelihood.json: bits of images that the model has not seen, beside the codec's own."""
+    """likelihood.json: bits of the model and of the codec's stream."""
     results = {one.name: one.results["likelihood"] for one in evaluations}
-    parts = [_side_by_side("Bits of images that were not trained on", results)]
+    parts = [_side_by_side("Bits of the evaluated images", results)]
     for one in evaluations:
         result = one.results["likelihood"]
         parts.append(page.element("p", f"{one.name}: {result['n_images']:,} images."))
@@ -63,13 +65,13 @@ def likelihood(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
 
 
 def compression(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """compression.json: bytes an image under the model and under other codes."""
+    """compression.json: bytes per image under the model and under other codes."""
     results = [one.results["compression"] for one in evaluations]
     names = [name for name in TITLES if any(f"{name}_per_image" in result for result in results)]
     header = [
         title
         for one in evaluations
-        for title in (f"{one.name}: bytes an image", "part of the modelled stream")
+        for title in (f"{one.name}: bytes per image", "share of the modelled stream")
     ]
     rows = [
         (TITLES[name], *(cell for result in results for cell in _sizes(result, name)))
@@ -81,8 +83,7 @@ def compression(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
 
 
 def completions(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """completion.json: the paper's table with the codec's floor, and originals beside what was
-    made of their beginnings."""
+    """completion.json: the paper's table with the codec floor, and grids of completions."""
     parts = []
     for one in evaluations:
         result = one.results["completion"]
@@ -91,22 +92,22 @@ def completions(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
             (row, *(_cell(cells.get(column)) for column in columns))
             for row, cells in result["table"].items()
         ]
-        valid = [
+        codecs_by_column = [
             [each["metrics"]["codec"] for each in result["completions"] if each["column"] == name]
             for name in columns
         ]
         for name in ("requested", "strictly_valid", "salvaged", "failed"):
-            counts = [sum(codec[name] for codec in codecs) for codecs in valid]
+            counts = [sum(codec[name] for codec in codecs) for codecs in codecs_by_column]
             rows.append((name.replace("_", " "), *counts))
         metric = result["metric"].replace("_", " ")
-        given = [f"{column} given" if column[:1].isdigit() else column for column in columns]
-        parts.append(page.table(f"{one.name}: {metric} of completed images", ("", *given), rows))
+        header = [f"prompt {column}" if column[:1].isdigit() else column for column in columns]
+        parts.append(page.table(f"{one.name}: {metric} of completed images", ("", *header), rows))
         parts.append(_notes(result))
-        for column, name in result["grids"].items():
-            told = f"Originals, beginnings and completions of {one.name}, {column} given"
-            caption = f"{column} given: original, what was given, completions."
+        for title, name in zip(header, result["grids"].values(), strict=True):
+            text = f"Originals, prompts and completions of {one.name}, {title}"
+            caption = f"{title}: original, prompt, completions."
             try:
-                parts.append(page.picture(one.beside(name), told, caption))
+                parts.append(page.picture(one.file(name), text, caption))
             except (ImageError, OSError) as error:
                 parts.append(page.notes([f"{name}: {error}"]))
     return page.joined(parts)
@@ -119,11 +120,11 @@ def _cell(cell: Mapping[str, Any] | None) -> Html:
 
 
 def videos(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """video.json: distances, decoding, quality by frame, and clips that play."""
+    """video.json: distances, counts of documents, quality by frame, and sample clips."""
     columns: dict[str, Mapping[str, Any]] = {}
     for one in evaluations:
-        for name, take in _FIGURES.items():
-            values = take(one.results["video"])
+        for name, get in _COMPARISONS.items():
+            values = get(one.results["video"])
             if values:
                 columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
     parts = [_side_by_side("Distances from real clips", columns)]
@@ -134,11 +135,11 @@ def videos(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
         parts.append(_notes(result))
         if "continuations" in result:
             parts.append(_by_frame(one.name, result["continuations"]))
-        shown = [
-            page.video(one.beside(name), f"Clip {place} of {one.name}")
-            for place, name in enumerate(result["videos"], 1)
+        clips = [
+            page.video(one.file(name), f"Clip {number} of {one.name}")
+            for number, name in enumerate(result["videos"], 1)
         ]
-        parts.append(page.side_by_side(shown))
+        parts.append(page.side_by_side(clips))
     return page.joined(parts)
 
 
@@ -155,11 +156,11 @@ def _by_frame(name: str, found: Mapping[str, Any]) -> Html:
 
 
 def long_tail(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """longtail.json: the difference of two models by class, against frequency."""
+    """longtail.json: the difference of two models by class against the class frequency."""
     parts = []
     for one in evaluations:
         result = one.results["longtail"]
-        parts.append(longtail.plot(result))
+        parts.append(long_tail_plot(result))
         names = ("spearman", "pearson", "pearson_log")
         rows = [
             (
@@ -171,12 +172,35 @@ def long_tail(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
             for name in names
         ]
         header = ("", "coefficient", "p")
-        parts.append(page.table(f"{one.name}: difference and frequency", header, rows))
+        parts.append(
+            page.table(f"{one.name}: correlation of difference and frequency", header, rows)
+        )
         columns = ("class", "frequency", "n", "a", "b", "difference")
         classes = [[row[column] for column in columns] for row in result["classes"]]
         parts.append(page.table(f"{one.name}: classes", columns, classes))
         parts.append(_notes(result))
     return page.joined(parts)
+
+
+def long_tail_plot(result: Mapping[str, Any]) -> Html:
+    """The difference of each class against its frequency, of longtail.json."""
+    rows = result["classes"]
+    points = ([row["frequency"] for row in rows], [row["difference"] for row in rows])
+    correlation = "no correlation can be computed"
+    if result["spearman"] is not None:
+        correlation = f"Spearman {result['spearman']:.2f}, p = {result['spearman_p_value']:.2g}"
+    title = f"Difference of the two models by class: {correlation}"
+    metric = result["metric"].replace("_", " ")
+    text = f"{len(rows)} classes; {metric} of a minus that of b against frequency. {correlation}."
+    positive = all(frequency > 0 for frequency in points[0])
+    return curves.scatter(
+        {"classes": points},
+        title,
+        "frequency of the class",
+        f"{metric}, a - b",
+        text,
+        log_x=positive,
+    )
 
 
 def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
@@ -188,7 +212,7 @@ def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
 
 
 def _side_by_side(caption: str, results: Mapping[str, Mapping[str, Any]]) -> Html:
-    """Every number of several results, with its standard error where there is one."""
+    """A table of all metrics of several results, with their standard errors."""
     rows = [
         (
             name.replace("_", " "),
@@ -204,12 +228,12 @@ def _side_by_side(caption: str, results: Mapping[str, Mapping[str, Any]]) -> Htm
 
 def _notes(result: Mapping[str, Any]) -> Html:
     missing = result.get("not_computed", {})
-    texts = [f"{name}: not computed: {why}" for name, why in missing.items()]
+    texts = [f"{name}: not computed: {reason}" for name, reason in missing.items()]
     return page.notes([*result["warnings"], *texts])
 
 
 def _numbers(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of all metrics, each once, in order."""
+    """Names of all metrics, in order, without duplicates."""
     names = [
         name
         for result in results

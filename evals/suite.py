@@ -1,9 +1,9 @@
 """Example: python -m evals.suite --workdir=runs/jpeg-digits --out=evaluation
 
-Everything there is to say of a run, by one command: draws documents and compares them with real
-images (evals.fid), bits of held-out documents (evals.likelihood), the model as a compressor beside
-other codes (evals.compression), and one page of it all (OUT/report.html). Each part goes on where
-it was stopped; with more to say about each, the jobs can be run by themselves.
+Evaluates a run with one command: generates images and compares them with real ones (evals.fid),
+computes bits of the eval split (evals.likelihood), compares the model with other codes as a
+compressor (evals.compression), and writes one page (OUT/report.html, evals.report). Generation and
+features are resumed after an interruption. The separate jobs have more options.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_pipelines.utils.cpus import num_cpus
 from evals import compression, fid, likelihood, report
 from evals.evaluation import evaluate
 from evals.features import extractors
-from evals.features.features import Extractor
+from evals.features.base import Extractor
 from evals.inputs.documents import Documents
 from evals.reporting.results import Evaluation, Run
 from evals.sections import KINDS
@@ -35,7 +35,7 @@ def suite(
     extractor: Extractor,
     *,
     num: int,
-    num_held_out: int = 0,
+    num_eval: int = 0,
     seed: int = 0,
     step: int | None = None,
 ) -> epath.Path:
@@ -43,19 +43,19 @@ def suite(
 
     Args:
       workdir: of the run.
-      references: real images, see `evals.fid`.
+      references: real images, see `evaluation.evaluate`.
       out: folder to write.
-      extractor: what generated and real images are compared with.
-      num: documents to draw.
-      num_held_out: held-out documents whose bits are counted, at random; 0: all.
-      seed: decides what is drawn.
-      step: which checkpoint; default the newest.
+      extractor: of the features.
+      num: number of images to generate.
+      num_eval: number of documents of the eval split to score, sampled at random; 0: all.
+      seed: of generation and of the random subset.
+      step: of the checkpoint; default the newest.
 
     Returns:
       The path of the page.
 
     Raises:
-      ValueError (of several kinds): inputs that cannot be used or do not belong together.
+      ValueError (of several kinds): inputs that cannot be used or cannot be compared.
     """
     out = epath.Path(out)
     generated, representation = fid.sample(str(workdir), out, num, seed, step)
@@ -65,8 +65,9 @@ def suite(
         )
     )
     model = checkpoint.load(workdir, step)
-    where = likelihood.held_out(model, workdir)
-    documents = Documents(where, model.representation, num_held_out, seed)
+    documents = Documents(
+        likelihood.eval_split(model, workdir), model.representation, num_eval, seed
+    )
     print(likelihood.table(likelihood.likelihood(model, documents, out)))
     print(compression.table(compression.compression(model, documents, out)))
     page = out / PAGE
@@ -84,20 +85,20 @@ def main(arguments: Sequence[str]) -> None:
         source = checkpoint.describe(values.workdir, values.step).config.data.source
         if source != "digits":
             raise ValueError(
-                f"give --references: the run was trained on {source or 'prepared shards'}, and "
-                "what it is to be compared with is not known"
+                f"the run was trained on {source or 'prepared shards'}, which has no default "
+                "reference set: give --references"
             )
         references = source
     extractor = extractors.from_flags(values, references)
     if extractor is None:
-        raise ValueError("give --weights of the FID network; only digits can do without")
+        raise ValueError("no extractor: give --weights of the FID network, or --features")
     page = suite(
         values.workdir,
         references,
         values.out,
         extractor,
         num=values.num,
-        num_held_out=values.num_held_out,
+        num_eval=values.num_eval,
         seed=values.seed,
         step=values.step,
     )
@@ -106,13 +107,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
-    flags.DEFINE_integer("step", None, "Which checkpoint; default the newest.")
-    flags.DEFINE_string("references", None, "Real images; default those of a run on digits.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
+    flags.DEFINE_string("references", None, "Real images; default digits for a run on digits.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     extractors.define_flags()
-    flags.DEFINE_integer("num", 1000, "Documents to draw.")
-    flags.DEFINE_integer("num_held_out", 0, "Held-out documents to count bits of; 0: all.")
-    flags.DEFINE_integer("seed", 0, "Decides what is drawn.")
+    flags.DEFINE_integer("num", 1000, "Number of images to generate.")
+    flags.DEFINE_integer("num_eval", 0, "Number of documents of the eval split to score; 0: all.")
+    flags.DEFINE_integer("seed", 0, "Random seed.")
 
 
 if __name__ == "__main__":

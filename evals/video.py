@@ -1,13 +1,12 @@
 """Example: python -m evals.video --generated=clips --references=folder:VIDEOS --out=evaluation
 
-How far generated clips are from real ones: a Fréchet distance of whole clips, one of single frames,
-the codec's own floor beside both, and how many documents decode. Of continuations (a generate job
-with --prompts=VIDEOS) also PSNR and SSIM against the originals, frame by frame. Writes video.json
-and the first clips to OUT/videos.
+Evaluates generated clips against real ones: a Fréchet distance of whole clips, one of single
+frames, the codec floor of both, and counts of documents that decode. For continuations (a generate
+job with --prompts=VIDEOS) also PSNR and SSIM against the originals, frame by frame. Writes
+video.json, and copies the first clips to OUT/videos.
 
-Clips are seen by I3D (--video_features=i3d --video_weights=FILE: the distance is FVD), by what
-MODULE:FUNCTION gives, or without either by the features of their frames, pooled over time, and the
-distance is named for that.
+Features of clips are those of I3D (--video_features=i3d --video_weights=FILE: the distance is FVD)
+or of an extractor MODULE:FUNCTION; by default frame features pooled over time.
 """
 
 from __future__ import annotations
@@ -23,70 +22,67 @@ from absl import flags
 from etils import epath
 
 from data_pipelines import representations
-from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.sources import open_source
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from evals.distances import frechet, quality
-from evals.distances.statistics import FeatureError, Statistics
+from evals.distances.statistics import Statistics
 from evals.features import extractors, video_features
-from evals.features.features import Extractor
-from evals.features.video_features import ClipExtractor
+from evals.features.base import ClipExtractor, Extractor, FeatureError
 from evals.inputs.clips import Clip, Clips, GeneratedClips, RealClips
-from evals.likelihood import write_json
+from evals.reporting.results import write_json
 from jpeglm_jax.generation.pictures import SIDE_BY_SIDE
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
-_BATCH = 32  # frames looked at together
+_BATCH = 32  # frames per call of the extractor
 _VIDEOS = "videos"
-_SHOWN = 8  # clips that are copied beside the result
+_MAX_COPIED = 8  # clips copied for the report
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
-    """What was seen of a set of clips.
+    """The features of a set of clips.
 
     Attributes:
-      clips: float32 [N, d].
-      frames: float32 [all frames, e].
+      clips: of whole clips, float32 [N, d].
+      frames: of all frames of all clips, float32 [M, e].
     """
 
     clips: np.ndarray
     frames: np.ndarray
 
 
-def look(
-    clips: Clips, per_frame: Extractor, whole: ClipExtractor | None = None
+def extract(
+    clips: Clips, frame_extractor: Extractor, clip_extractor: ClipExtractor | None = None
 ) -> tuple[ClipFeatures, list[Clip]]:
-    """Features of all clips, and the clips themselves.
+    """Extracts features of all clips; returns them with the clips.
 
-    Without an extractor of whole clips, a clip is the mean and the standard deviation over time of
-    what is seen of its frames.
+    Without an extractor of whole clips, the features of a clip are the mean and the standard
+    deviation over time of its frame features.
 
     Raises FeatureError if there is no clip, or a feature is not finite.
     """
-    kept = list(tqdm.tqdm(clips, unit="clip", desc=clips.name))
-    if not kept:
+    read = list(tqdm.tqdm(clips, unit="clip", desc=clips.name))
+    if not read:
         reason = f"; the first, {clips.rejected[0]}" if clips.rejected else ""
-        raise FeatureError(f"{clips.name} holds no clip that can be read{reason}")
-    prepared = (per_frame.prepare(frame) for clip in kept for frame in clip.frames)
+        raise FeatureError(f"{clips.name} holds no readable clip{reason}")
+    prepared = (frame_extractor.prepare(frame) for clip in read for frame in clip.frames)
     parts = []
     while batch := list(itertools.islice(prepared, _BATCH)):
-        filled = np.stack([*batch, *[batch[-1]] * (_BATCH - len(batch))])
-        parts.append(np.asarray(per_frame.apply(filled)[per_frame.main])[: len(batch)])
+        padded = np.stack([*batch, *[batch[-1]] * (_BATCH - len(batch))])
+        parts.append(np.asarray(frame_extractor.apply(padded)[frame_extractor.main])[: len(batch)])
     frames = np.concatenate(parts)
-    if whole is not None:
-        seen = [whole.apply(clip.frames[None]) for clip in kept]
-        features = np.concatenate(seen)
+    if clip_extractor is not None:
+        features = np.concatenate([clip_extractor.apply(clip.frames[None]) for clip in read])
     else:
-        ends = np.cumsum([len(clip.frames) for clip in kept])[:-1]
+        ends = np.cumsum([len(clip.frames) for clip in read])[:-1]
         features = np.stack(
             [np.concatenate([own.mean(0), own.std(0)]) for own in np.split(frames, ends)]
         )
     if not (np.isfinite(features).all() and np.isfinite(frames).all()):
-        raise FeatureError(f"features of {clips.name} are NaN or infinite; are the weights whole?")
-    return ClipFeatures(features, frames), kept
+        raise FeatureError(f"features of {clips.name} are NaN or infinite; check the weights")
+    return ClipFeatures(features, frames), read
 
 
 def evaluate(
@@ -94,57 +90,59 @@ def evaluate(
     references: RealClips,
     coded: RealClips,
     out: epath.PathLike,
-    per_frame: Extractor,
-    whole: ClipExtractor | None = None,
+    frame_extractor: Extractor,
+    clip_extractor: ClipExtractor | None = None,
 ) -> dict[str, Any]:
     """Evaluates generated clips, and writes video.json.
 
     Args:
-      generated: a model's output.
-      references: real clips; of continuations they hold the originals.
-      coded: the same after the codec.
+      generated: the output of a generate job.
+      references: real clips, among them the originals of continuations.
+      coded: the same clips after the codec.
       out: folder to write.
-      per_frame: what frames are looked at with.
-      whole: what clips are looked at with.
+      frame_extractor: of frame features.
+      clip_extractor: of clip features; None: frame features pooled over time.
 
     Returns:
-      What is in video.json.
+      The contents of video.json.
 
     Raises:
       FeatureError: no clip, too few for a distance, or unusable features.
     """
     out = epath.Path(out)
-    ours, drawn = look(generated, per_frame, whole)
-    theirs, real = look(references, per_frame, whole)
-    floor, after = look(coded, per_frame, whole)
-    names = _names(per_frame, whole)
+    ours, generated_clips = extract(generated, frame_extractor, clip_extractor)
+    theirs, real_clips = extract(references, frame_extractor, clip_extractor)
+    floor, coded_clips = extract(coded, frame_extractor, clip_extractor)
+    names = _names(frame_extractor, clip_extractor)
     result: dict[str, Any] = {
         **_distances(ours, theirs, names),
         "floor": _distances(floor, theirs, names),
         "against_coded_references": _distances(ours, floor, names),
-        "n_generated": len(drawn),
-        "n_references": len(real),
+        "n_generated": len(generated_clips),
+        "n_references": len(real_clips),
         "codec": generated.outcome.to_json()
         | {
             "frames_missing": generated.frames_missing,
             "frames_damaged": generated.frames_damaged,
         },
     }
-    continued = continuations(drawn, real, after)
+    continued = continuations(generated_clips, real_clips, coded_clips)
     missing = {}
     if continued:
         result["continuations"] = continued
     else:
-        missing["continuations"] = "no document continues one of the references"
+        missing["continuations"] = "no document continues a reference"
     result["not_computed"] = missing
-    result["warnings"] = _warnings(generated, references, whole, len(drawn), ours)
+    result["warnings"] = _warnings(references, clip_extractor, len(generated_clips), ours)
     result["rejected"] = [list(pair) for pair in references.rejected]
     result["videos"] = _copy_videos(epath.Path(generated.name), out)
     result["settings"] = {
-        "frame_features": per_frame.name,
-        "frame_features_about": dict(per_frame.about),
-        "clip_features": whole.name if whole else "frame features pooled over time",
-        "clip_features_about": dict(whole.about) if whole else {},
+        "frame_features": frame_extractor.name,
+        "frame_features_settings": dict(frame_extractor.settings),
+        "clip_features": (
+            clip_extractor.name if clip_extractor else "frame features pooled over time"
+        ),
+        "clip_features_settings": dict(clip_extractor.settings) if clip_extractor else {},
     }
     result["versions"] = checkpoint.versions()
     out.mkdir(parents=True, exist_ok=True)
@@ -152,16 +150,17 @@ def evaluate(
     return result
 
 
-def _names(per_frame: Extractor, whole: ClipExtractor | None) -> tuple[str, str]:
-    """What the distances of (clips, frames) are called."""
-    of_frames = "frame_fid" if per_frame.name == "inception" else "frame_frechet_distance"
-    if whole is None:
+def _names(frame_extractor: Extractor, clip_extractor: ClipExtractor | None) -> tuple[str, str]:
+    """Names of the distances of (clips, frames)."""
+    of_frames = "frame_fid" if frame_extractor.name == "inception" else "frame_frechet_distance"
+    if clip_extractor is None:
         return "pooled_frechet_distance", of_frames
-    return ("fvd" if whole.name == "i3d" else f"{whole.name}_frechet_distance"), of_frames
+    name = clip_extractor.name
+    return ("fvd" if name == "i3d" else f"{name}_frechet_distance"), of_frames
 
 
 def _distances(a: ClipFeatures, b: ClipFeatures, names: tuple[str, str]) -> dict[str, float | None]:
-    """Of clips with a standard error over the clips; frames of a clip are not independent."""
+    """Distances of clips and of frames; only clips are independent and give a standard error."""
     clips, frames = names
     found = frechet.frechet_of_features(a.clips, Statistics.of(b.clips))
     error = found.standard_error
@@ -173,22 +172,22 @@ def _distances(a: ClipFeatures, b: ClipFeatures, names: tuple[str, str]) -> dict
 
 
 def continuations(
-    drawn: Sequence[Clip], real: Sequence[Clip], coded: Sequence[Clip]
+    generated: Sequence[Clip], real: Sequence[Clip], coded: Sequence[Clip]
 ) -> dict[str, Any] | None:
-    """PSNR and SSIM of continuations against their originals, by frame; the codec's beside them.
+    """PSNR and SSIM of continuations and of the codec against the originals, by frame.
 
-    Frames that were given count too: they show where the continuation begins.
+    Frames of the prompt are included: they show where the continuation begins.
 
     Returns:
-      Means over the clips, a value a frame: `psnr_db`, `ssim`, `floor_psnr_db`, `floor_ssim`; and
-      `n`. None if nothing was continued.
+      Means over the clips, one value per frame: `psnr_db`, `ssim`, `floor_psnr_db`, `floor_ssim`;
+      and `n`, the number of clips. None if there are no continuations.
     """
     originals = {clip.key: clip.frames for clip in real}
     through = {clip.key: clip.frames for clip in coded}
     rows: dict[str, list[list[float]]] = {}
-    for clip in drawn:
-        source = clip.about["source"]
-        if not clip.about["prompt_tokens"] or source not in originals:
+    for clip in generated:
+        source = clip.record["source"]
+        if not clip.record["prompt_tokens"] or source not in originals:
             continue
         for prefix, frames in (("", clip.frames), ("floor_", through[source])):
             pairs = list(zip(frames, originals[source], strict=False))
@@ -209,36 +208,35 @@ def continuations(
 
 
 def _warnings(
-    generated: GeneratedClips,
     references: RealClips,
-    whole: ClipExtractor | None,
+    clip_extractor: ClipExtractor | None,
     n: int,
     ours: ClipFeatures,
 ) -> list[str]:
     found = []
-    if whole is None:
+    if clip_extractor is None:
         found.append(
-            "clips were seen by what is seen of their frames, pooled over time; this is no FVD and "
-            "cannot be compared with one"
+            "clip features are frame features pooled over time; the distance is no FVD and not "
+            "comparable with one"
         )
     if n < ours.clips.shape[1]:
         found.append(
-            f"{n} clips are fewer than the {ours.clips.shape[1]} features: the distance is much "
-            "too large, and compares only at one number of clips"
+            f"{n} clips are fewer than the {ours.clips.shape[1]} features: the distance has a "
+            "large bias and is comparable only at the same number of clips"
         )
     if references.rejected:
         key, reason = references.rejected[0]
         found.append(
-            f"{len(references.rejected)} files of {references.name} cannot be read to their end, "
+            f"{len(references.rejected)} files of {references.name} were rejected as unreadable; "
             f"the first is {key}: {reason}"
         )
     return found
 
 
 def _copy_videos(generated: epath.Path, out: epath.Path) -> list[str]:
-    """The first clips that play, side by side with their originals if they continue them."""
+    """Copies the first .mp4 clips, for continuations those next to their originals."""
     folder = generated / SIDE_BY_SIDE
-    paths = sorted((folder if folder.is_dir() else generated).glob("*.mp4"))[:_SHOWN]
+    paths = sorted((folder if folder.is_dir() else generated).glob("*.mp4"))[:_MAX_COPIED]
     if paths:
         (out / _VIDEOS).mkdir(parents=True, exist_ok=True)
     for path in paths:
@@ -247,7 +245,7 @@ def _copy_videos(generated: epath.Path, out: epath.Path) -> list[str]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """video.json for a terminal."""
+    """Formats video.json for a terminal."""
     columns = {
         "generated": result,
         "generated, coded references": result["against_coded_references"],
@@ -273,16 +271,19 @@ def main(arguments: Sequence[str]) -> None:
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
     representation = representations.load(values.generated)
-    if not isinstance(representation, AvcRepresentation):
-        raise ValueError(f"{values.generated} holds {representation.medium}s; see evals.fid")
+    if representation.frames == 1:
+        raise ValueError(
+            f"{values.generated} holds {representation.medium}s, expected clips; use evals.fid"
+        )
     extractor = extractors.from_flags(values, "digits" if "digits" in values.references else None)
     if extractor is None:
-        raise ValueError("there is nothing to look at frames with; give --weights or --features")
-    source, most = open_source(values.references, representation.kind), values.num_references
+        raise ValueError("no extractor of frames: give --weights=FILE, or --features")
+    source = open_source(values.references, representation.kind)
+    max_clips = values.num_references
     result = evaluate(
         GeneratedClips(values.generated, representation),
-        RealClips(source, representation, coded=False, most=most),
-        RealClips(source, representation, coded=True, most=most),
+        RealClips(source, representation, coded=False, max_clips=max_clips),
+        RealClips(source, representation, coded=True, max_clips=max_clips),
         values.out,
         extractor,
         video_features.make(values.video_features, values.video_weights),
@@ -293,7 +294,7 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("generated", None, "Folder of a generate job.", required=True)
     flags.DEFINE_string("references", None, "Real videos, folder:PATH and so on.", required=True)
-    flags.DEFINE_integer("num_references", 0, "Clips of them to look at; 0: all.")
+    flags.DEFINE_integer("num_references", 0, "Max reference clips; 0: all.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_string("video_features", None, "i3d, or MODULE:FUNCTION for a ClipExtractor.")
     flags.DEFINE_string("video_weights", None, "File or URL of I3D's weights.")

@@ -1,14 +1,14 @@
-"""Example: python -m jpeglm_jax.convert to_hf --src=runs/jpeg-digits --dst=digits-hf
+"""Example: python -m jpeglm_jax.convert to_hf --workdir=runs/jpeg-digits --hf_dir=digits-hf
 
-Writes a trained model as `transformers`, vLLM and others read it (to_hf), or reads a Llama
-checkpoint of `transformers` into a folder that generate, the evaluations and train (init_from) take
-(from_hf):
+to_hf writes the weights of a run as a Hugging Face checkpoint, for `transformers`, vLLM and others.
+from_hf converts a Llama checkpoint of Hugging Face to the folder of a run, for generate, the
+evaluations and train (init_from):
 
-  python -m jpeglm_jax.convert from_hf --src=jpeg-lm-reimplementation --dst=runs/jpeg-lm
+  python -m jpeglm_jax.convert from_hf --hf_dir=jpeg-lm-reimplementation --workdir=runs/jpeg-lm
 
-Of a foreign checkpoint the codec's settings are not known; they, and how to sample, come from
---config (--config.representation.quality=50 changes one). Weights pass one layer of one parameter
-at a time, so that memory holds far less than the model.
+A Hugging Face checkpoint does not contain the settings of the codec: they and the sampling
+parameters come from --config (--config.representation.quality=50 changes one). Weights are streamed
+one layer of one parameter at a time, so that memory holds far less than the model.
 """
 
 from __future__ import annotations
@@ -37,46 +37,46 @@ from jpeglm_jax.model.config import ModelConfig
 from jpeglm_jax.training import checkpoint, streamed_checkpoint
 from jpeglm_jax.training.streamed_checkpoint import Streamed
 
-SHARD_BYTES = 4_000_000_000  # the largest file of an exported model
-_READ_BYTES = 1 << 29  # of a parameter, read together; a chunk that spans layers is read once then
+SHARD_BYTES = 4_000_000_000  # max size of a file of weights
+_READ_BYTES = 1 << 29  # of a parameter, read at once: a chunk of several layers is read once
 
 
 def from_hf(
-    src: epath.PathLike,
-    dst: epath.PathLike,
+    hf_dir: epath.PathLike,
+    workdir: epath.PathLike,
     config: ConfigDict,
     *,
     seq_len: int = 0,
     drop_unused_ids: bool = False,
 ) -> dict[str, Any]:
-    """Reads a Llama checkpoint of `transformers` into a workdir.
+    """Converts a Hugging Face Llama checkpoint to the folder of a run.
 
     Args:
-      src: folder with config.json, safetensors, and tokenizer.model (or the representation.json
-        that `to_hf` wrote, which then says what tokens mean instead of `config`).
-      dst: a new folder.
-      config: what the checkpoint does not tell: the settings of the representation, how to sample.
-        Its model is replaced by the checkpoint's.
-      seq_len: the context; 0 takes max_position_embeddings.
-      drop_unused_ids: leave out the rows of embedding and head past the tokenizer's ids, instead
-        of refusing them. What probability they had then goes to the others.
+      hf_dir: folder with config.json, safetensors and tokenizer.model. A representation.json that
+        `to_hf` wrote replaces `config.representation`.
+      workdir: a new folder.
+      config: the settings that the checkpoint does not contain: representation and sampling. Its
+        model is replaced by the checkpoint's.
+      seq_len: sequence length; 0 takes max_position_embeddings.
+      drop_unused_ids: drop the rows of embedding and head past the tokenizer's ids instead of
+        refusing them. Their probability then goes to the other tokens.
 
     Returns:
-      What was read: `parameters`, `dtype` (as stored), `seq_len`, `dropped_ids`.
+      `parameters` (their number), `dtype` (as stored), `seq_len`, `dropped_ids`.
 
     Raises:
-      ConversionError, ValueError: the checkpoint is damaged, or holds what our model does not. All
-        of it is checked before anything is written.
+      ConversionError, ValueError: the checkpoint is damaged, or has tensors that our model has not.
+        Everything is checked before anything is written.
     """
-    src, dst = epath.Path(src), _new_folder(dst)
-    described = hf_config.read(src)
-    representation = _representation(src, config)
-    tensors = safetensors.open_folder(src)
-    weights.check(described.model, tensors)
-    dropped = _unused_ids(described.model, representation, drop_unused_ids)
+    hf_dir, workdir = epath.Path(hf_dir), _new_folder(workdir)
+    found = hf_config.read(hf_dir)
+    representation = _representation(hf_dir, config)
+    tensors = safetensors.open_folder(hf_dir)
+    weights.check(found.model, tensors)
+    dropped = _unused_ids(found.model, representation, drop_unused_ids)
 
-    model = dataclasses.replace(described.model, vocab_size=representation.vocab_size)
-    config = _config_of_run(config, model, representation, seq_len or described.seq_len, dst)
+    model = dataclasses.replace(found.model, vocab_size=representation.vocab_size)
+    config = _run_config(config, model, representation, seq_len or found.seq_len, workdir)
     dtypes = {tensors[name].dtype for weight in weights.table(model) for name in weight.names}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     meta = {
@@ -88,8 +88,8 @@ def from_hf(
         "converted": {"from": "transformers", "dtype": dtype},
         "versions": checkpoint.versions(),
     }
-    representation.save(dst)
-    (dst / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    representation.save(workdir)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     with _progress(model) as bar:
 
         def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -97,7 +97,7 @@ def from_hf(
             return tensors[name].read()[: shape[0]].astype(np.float32)
 
         streamed_checkpoint.save(
-            dst, weights.tree(model, lambda weight: streamed(weight, read)), meta
+            workdir, weights.tree(model, lambda weight: streamed(weight, read)), meta
         )
     return {
         "parameters": num_parameters(model),
@@ -108,68 +108,68 @@ def from_hf(
 
 
 def streamed(weight: Weight, read: weights.Reader) -> Streamed:
-    """A parameter as an array that comes layer by layer, float32."""
+    """A parameter as an array that is read layer by layer, float32."""
     part_shape = (1, *weight.shape[1:]) if weight.stacked else weight.shape
     parts = functools.partial(weight.parts, read)
     return Streamed(weight.shape, np.dtype(np.float32), part_shape, parts)
 
 
-def _new_folder(dst: epath.PathLike) -> epath.Path:
-    dst = epath.Path(dst)
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConversionError(f"{dst} is there already; give a new folder, or remove this one")
-    return dst
+def _new_folder(path: epath.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConversionError(f"{path} exists; give a new folder, or remove this one")
+    return path
 
 
-def _representation(src: epath.Path, config: ConfigDict) -> Representation:
+def _representation(hf_dir: epath.Path, config: ConfigDict) -> Representation:
     """What the tokens of a checkpoint mean."""
-    if (src / REPRESENTATION_FILE).is_file():
-        return representations.load(src)
-    model = src / TOKENIZER_FILE
+    if (hf_dir / REPRESENTATION_FILE).is_file():
+        return representations.load(hf_dir)
+    model = hf_dir / TOKENIZER_FILE
     if not model.is_file():
         raise ConversionError(
-            f"{src} has neither {TOKENIZER_FILE} nor {REPRESENTATION_FILE}; expected the "
-            "SentencePiece model that the weights were trained with beside them"
+            f"{hf_dir} has neither {TOKENIZER_FILE} nor {REPRESENTATION_FILE}; expected the "
+            "SentencePiece model that the weights were trained with"
         )
     return representations.make(**{**config.representation.to_dict(), "tokenizer": str(model)})
 
 
 def _unused_ids(model: ModelConfig, representation: Representation, drop: bool) -> int:
-    """How many rows of the embedding stand for no token."""
+    """Number of rows of the embedding that stand for no token."""
     rows, ids = model.vocab_size, representation.vocab_size
     if rows < ids or (rows > ids and not drop):
         raise ConversionError(
             f"config.json states a vocabulary of {rows}, but the tokenizer has {ids} ids; expected "
             "the tokenizer that the weights were trained with"
-            + (". To leave out the rows past its ids, pass --drop_unused_ids" * (rows > ids))
+            + (". To drop the rows past its ids, pass --drop_unused_ids" * (rows > ids))
         )
     return rows - ids
 
 
-def _config_of_run(
+def _run_config(
     config: ConfigDict,
     model: ModelConfig,
     representation: Representation,
     seq_len: int,
-    dst: epath.Path,
+    workdir: epath.Path,
 ) -> ConfigDict:
-    """The configuration of a run that would have made these weights, as far as it is known."""
+    """The configuration of a run with these weights, as far as it is known."""
     config = ConfigDict(config.to_dict())
     shape = checkpoint.shape_of(config)
     config.model.update({name: getattr(model, name) for name in shape})
     config.seq_len = seq_len
-    config.optimizer.ema = 0.0  # the weights are what there is, averaged or not
+    config.optimizer.ema = 0.0  # there is one set of weights, averaged or not
     config.data.conditional = representation.num_labels > 0
     options = representation.to_config()
     kind = options.pop("tokenizer", {}).get("kind")
     config.representation = ConfigDict(options)
-    config.representation.tokenizer = "bytes" if kind == "bytes" else str(dst / TOKENIZER_FILE)
+    config.representation.tokenizer = "bytes" if kind == "bytes" else str(workdir / TOKENIZER_FILE)
     return config
 
 
 def to_hf(
-    src: epath.PathLike,
-    dst: epath.PathLike,
+    workdir: epath.PathLike,
+    hf_dir: epath.PathLike,
     *,
     dtype: str = "auto",
     step: int | None = None,
@@ -178,30 +178,30 @@ def to_hf(
     """Writes the weights of a run (their moving average, where it kept one) for `transformers`.
 
     Args:
-      src: the run's workdir.
-      dst: a new folder: config.json, generation_config.json, safetensors, tokenizer,
-        representation.json and a model card. config.json comes last, so that an unfinished folder
-        is not taken for a model.
-      dtype: "float32", "bfloat16" or "float16"; "auto" is what the weights were read from, if they
-        were converted, and float32 if they were trained here.
+      workdir: the run's folder.
+      hf_dir: a new folder: config.json, generation_config.json, safetensors, tokenizer,
+        representation.json and a model card. config.json is written last, so that an unfinished
+        folder is not loaded as a model.
+      dtype: "float32", "bfloat16" or "float16"; "auto" is the stored type of weights that were
+        converted by `from_hf`, and float32 for trained ones.
       step: which checkpoint; default the newest.
-      shard_bytes: size of a file of weights, at most.
+      shard_bytes: max size of a file of weights.
 
     Returns:
-      What was written: `parameters`, `dtype`, `files` (of weights), `step`.
+      `parameters` (their number), `dtype`, `files` (of weights), `step`.
 
     Raises:
       CheckpointError: there is no such run or checkpoint.
-      ConversionError: `transformers`' Llama cannot hold the model (qk-norm, say), or the type not
-        its values.
+      ConversionError: `transformers`' Llama cannot represent the model (such as qk-norm), or the
+        type not its values.
     """
-    dst = _new_folder(dst)
-    run = checkpoint.describe(src, step)
+    hf_dir = _new_folder(hf_dir)
+    run = checkpoint.describe(workdir, step)
     model, config, representation = run.model("cpu"), run.config, run.representation
     if dtype == "auto":
         dtype = run.meta.get("converted", {}).get("dtype", "float32")
     table = weights.table(model)
-    described = hf_config.to_json(
+    config_json = hf_config.to_json(
         model,
         seq_len=config.seq_len,
         bos=representation.bos,
@@ -212,18 +212,18 @@ def to_hf(
     shards = safetensors.plan(names, dtype, shard_bytes)
     shapes = weights.tree(model, lambda weight: jax.ShapeDtypeStruct(weight.shape, np.float32))
     item = "ema" if run.averaged else "params"
-    stores = streamed_checkpoint.open_arrays(src, run.step, item, shapes)
+    stores = streamed_checkpoint.open_arrays(workdir, run.step, item, shapes)
 
-    dst.mkdir(parents=True, exist_ok=True)
+    hf_dir.mkdir(parents=True, exist_ok=True)
     with _progress(model) as bar:
-        safetensors.write(dst, shards, dtype, _tensors(table, stores, bar))
-    representation.save(dst)
+        safetensors.write(hf_dir, shards, dtype, _tensors(table, stores, bar))
+    representation.save(hf_dir)
     tokenizer = getattr(representation, "tokenizer", None)
     if tokenizer is not None:
-        hf_tokenizer.write(dst, tokenizer, config.seq_len)
+        hf_tokenizer.write(hf_dir, tokenizer, config.seq_len)
     parameters = num_parameters(model)
     card.write(
-        dst,
+        hf_dir,
         model,
         representation,
         parameters=parameters,
@@ -231,13 +231,13 @@ def to_hf(
         dtype=dtype,
     )
     hf_config.write_generation(
-        dst,
+        hf_dir,
         seq_len=config.seq_len,
         bos=representation.bos,
         eos=representation.eos,
         **{name: config.sample[name] for name in ("temperature", "top_k", "top_p")},
     )
-    (dst / hf_config.CONFIG_FILE).write_text(described)
+    (hf_dir / hf_config.CONFIG_FILE).write_text(config_json)
     return {"parameters": parameters, "dtype": dtype, "files": len(shards), "step": run.step}
 
 
@@ -248,9 +248,9 @@ def _tensors(table: Sequence[Weight], stores: Any, bar: tqdm.tqdm) -> Iterator[n
         for key in weight.path:
             store = store[key]
         layer_bytes = 4 * math.prod(weight.shape[1:])
-        together = max(1, _READ_BYTES // layer_bytes) if weight.stacked else weight.shape[0]
-        for first in range(0, weight.shape[0], together):
-            last = min(first + together, weight.shape[0])
+        at_once = max(1, _READ_BYTES // layer_bytes) if weight.stacked else weight.shape[0]
+        for first in range(0, weight.shape[0], at_once):
+            last = min(first + at_once, weight.shape[0])
             part = store[first:last].read().result()
             for ours in part if weight.stacked else [part]:
                 bar.update()
@@ -268,7 +268,7 @@ def _progress(model: ModelConfig) -> tqdm.tqdm:
 
 def main(arguments: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed; leave accelerators alone
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no accelerator is used
     values = flags.FLAGS
     try:
         print(_convert(arguments[1:], values))
@@ -276,51 +276,56 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     except (OSError, KeyboardInterrupt) as error:
         reason = str(error) or "interrupted"
-        raise SystemExit(f"{reason}; {values.dst} is not finished, remove it") from None
+        written = values.hf_dir if arguments[1:] == ["to_hf"] else values.workdir
+        raise SystemExit(f"{reason}; {written} is not finished, remove it") from None
 
 
 def _convert(direction: Sequence[str], values: flags.FlagValues) -> str:
-    """Does what the command line asks for; returns what to say of it."""
+    """Converts as the command line asks; returns the message to print."""
     if direction == ["to_hf"]:
-        done = to_hf(values.src, values.dst, dtype=values.dtype, step=values.step)
+        done = to_hf(values.workdir, values.hf_dir, dtype=values.dtype, step=values.step)
         return (
             f"{done['parameters']:,} parameters of step {done['step']}, in {done['dtype']}, are in "
-            f"{values.dst}; how to use them: {epath.Path(values.dst) / card.CARD_FILE}"
+            f"{values.hf_dir}; how to use them: {epath.Path(values.hf_dir) / card.CARD_FILE}"
         )
     if direction == ["from_hf"]:
         done = from_hf(
-            values.src,
-            values.dst,
+            values.hf_dir,
+            values.workdir,
             values.config,
             seq_len=values.seq_len,
             drop_unused_ids=values.drop_unused_ids,
         )
         dropped = f", without {done['dropped_ids']} unused ids" if done["dropped_ids"] else ""
         return (
-            f"{done['parameters']:,} parameters, stored in {done['dtype']}, context "
-            f"{done['seq_len']:,}{dropped}, are in {values.dst}; to sample: "
-            f"python -m jpeglm_jax.generate --workdir={values.dst} --out=DIR"
+            f"{done['parameters']:,} parameters, stored in {done['dtype']}, sequence length "
+            f"{done['seq_len']:,}{dropped}, are in {values.workdir}; to sample: "
+            f"python -m jpeglm_jax.generate --workdir={values.workdir} --out=DIR"
         )
     found = " ".join(direction) or "nothing"
     raise ConversionError(f"found {found}, expected one of to_hf and from_hf; see --help")
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("src", None, "Folder to read.", required=True)
-    flags.DEFINE_string("dst", None, "Folder to write; a new one.", required=True)
+    flags.DEFINE_string(
+        "workdir", None, "Folder of a run; from_hf writes it, a new one.", required=True
+    )
+    flags.DEFINE_string(
+        "hf_dir", None, "Folder of a checkpoint for `transformers`; to_hf writes it.", required=True
+    )
     flags.DEFINE_enum(
         "dtype",
         "auto",
         ["auto", *safetensors.DTYPES],
-        "to_hf: type of the weights; auto: as they came, else float32.",
+        "to_hf: type of the weights; auto: that of a converted checkpoint, else float32.",
     )
     flags.DEFINE_integer("step", None, "to_hf: which checkpoint; default the newest.")
-    flags.DEFINE_integer("seq_len", 0, "from_hf: the context; 0: as config.json states it.")
+    flags.DEFINE_integer("seq_len", 0, "from_hf: sequence length; 0: max_position_embeddings.")
     flags.DEFINE_bool(
-        "drop_unused_ids", False, "from_hf: leave out embeddings past the tokenizer's ids."
+        "drop_unused_ids", False, "from_hf: drop embeddings past the tokenizer's ids."
     )
     config_flags.DEFINE_config_file(
-        "config", "configs/jpeg.py:7b", "from_hf: what the checkpoint does not tell."
+        "config", "configs/jpeg.py:7b", "from_hf: representation and sampling."
     )
     flags.FLAGS.set_gnu_getopt()  # flags may follow to_hf or from_hf
 

@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.shards.files import ShardError
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from jpeglm_jax.hardware.compilation_cache import keep_compiled
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     mesh = sharding.make_mesh(
         {axis: config.mesh[axis] for axis in sharding.AXES}, slices=config.mesh.slices
     )
-    with guards.watchdog.asleep():  # encoding a source may take any time
+    with guards.watchdog.paused():  # encoding a source may take any time
         data = open_data(config, workdir)
     train_step = make_train_step(
         config, data.representation, jax.default_backend(), data.max_documents

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice, and asks for another one when the slice is preempted.
+# Trains on a Cloud TPU slice, and requests another one when the slice is preempted.
 #
 #   REPOSITORY=URL launch/tpu_vm.sh jpeg-7b v5litepod-256 us-central1-a \
 #       gs://BUCKET/shards gs://BUCKET/runs/jpeg-7b
 #
-# Needs gcloud, logged in with a project, and runs until training is done: use tmux.
+# Needs gcloud, logged in with a project. It runs until training is done: use tmux.
 set -euo pipefail
 name=$1 type=$2 zone=$3 shards=$4 workdir=$5
 repository=${REPOSITORY:?the git URL that the machines clone the code from}
@@ -32,7 +32,7 @@ while [ "$failures" -lt 5 ]; do
         resource delete --force --quiet
         exit 0
       fi
-      # The slice was taken away, or training has failed: what fails at once is not tried for ever.
+      # The slice was preempted, or training failed: five quick failures in a row end this script.
       failures=$((SECONDS - began < 600 ? failures + 1 : 0))
       ;;
     MISSING)
@@ -42,5 +42,5 @@ while [ "$failures" -lt 5 ]; do
   esac
   sleep 30
 done
-echo "five failures in a row, the last lines above say of what; the slice $name is left" >&2
+echo "five failures in a row, see the last lines above; the slice $name still exists" >&2
 exit 1

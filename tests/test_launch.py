@@ -1,4 +1,4 @@
-"""What launches a run is right as far as that can be told without a cluster."""
+"""The launch scripts and manifests, as far as they can be checked without a cluster."""
 
 import copy
 import json
@@ -20,8 +20,8 @@ MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
 SCRIPTS = [LAUNCH / "tpu_vm.sh", LAUNCH / "slurm.sbatch"]
 
 # The fields of a JobSet that the manifests may use, and the values of its enumerations: the types
-# in kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go. A JobSet is no part of
-# Kubernetes, so that the schemas of Kubernetes hold what is within: the template of each job.
+# in kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go. The schemas of Kubernetes do not
+# contain a JobSet, but the template of each of its jobs.
 JOBSET = {"replicatedJobs", "network", "successPolicy", "failurePolicy", "suspend", "coordinator"}
 REPLICATED_JOB = {"name", "replicas", "template", "groupName", "dependsOn"}
 NETWORK = {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}
@@ -38,7 +38,7 @@ REASONS = {
 
 
 def jobs_of(manifest):
-    """The jobs that a JobSet makes, as manifests of their own."""
+    """The jobs that a JobSet creates, as manifests of their own."""
     return [
         {
             "apiVersion": "batch/v1",
@@ -78,12 +78,12 @@ def test_shellcheck_finds_nothing(path):
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_jobs_are_what_the_kubernetes_schemas_say(path):
+def test_jobs_conform_to_the_kubernetes_schemas(path):
     check(load(path))
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_a_misspelt_field_would_be_found(path):
+def test_a_misspelt_field_is_found(path):
     manifest = copy.deepcopy(load(path))
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     pod["terminationGraceSeconds"] = pod.pop("terminationGracePeriodSeconds")
@@ -92,7 +92,7 @@ def test_a_misspelt_field_would_be_found(path):
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_a_jobset_has_only_fields_that_there_are(path):
+def test_a_jobset_has_known_fields_only(path):
     manifest = load(path)
     assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and manifest["kind"] == "JobSet"
     assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
@@ -109,7 +109,7 @@ def test_a_jobset_has_only_fields_that_there_are(path):
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_mistakes_are_not_started_again_and_all_machines_are_one_job(path):
+def test_errors_are_not_restarted_and_all_machines_are_one_job(path):
     job, container = container_of(load(path))
     (rule,) = job["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
@@ -118,7 +118,7 @@ def test_mistakes_are_not_started_again_and_all_machines_are_one_job(path):
     assert job["spec"]["parallelism"] == job["spec"]["completions"]
 
 
-def test_gpu_processes_are_as_many_as_pods_and_find_the_first():
+def test_gpu_processes_are_as_many_as_pods_and_know_the_first():
     manifest = load(LAUNCH / "gke_gpu.yaml")
     job, container = container_of(manifest)
     variables = {v["name"]: v.get("value") for v in container["env"]}
@@ -157,26 +157,31 @@ def commands():
         yield path.name, container_of(load(path))[1]["args"]
 
 
-# Flags are parsed once in a process: each command gets a copy of one that has imported the program.
+# A process parses flags once: each command is parsed in a fork of one with all imports.
 PARSE = """
-import json, os, sys
+import json, os, runpy, sys
 from absl import flags
-from jpeglm_jax import train
-train._define_flags()
+from data_pipelines.utils import command
+import jpeglm_jax.train
+
+def parse(main, *errors):
+    values = flags.FLAGS
+    rest = values(sys.argv)
+    found = [rest[1:], values.config.preset, values.config.data.shards, values.workdir]
+    print(json.dumps([name, *found, values.distributed]), flush=True)
+
+command.run = parse
 for name, arguments in json.loads(sys.argv[1]):
     process = os.fork()
     if not process:
-        values = flags.FLAGS
-        sys.argv = ["train", *arguments]  # where the flag of the config looks
-        rest = values(sys.argv)
-        found = [rest[1:], values.config.preset, values.config.data.shards, values.workdir]
-        print(json.dumps([name, *found, values.distributed]), flush=True)
+        sys.argv = ["train", *arguments]  # the flag of the config reads it, too
+        runpy.run_module("jpeglm_jax.train", run_name="__main__")
         os._exit(0)
     assert os.waitpid(process, 0)[1] == 0, name
 """
 
 
-def test_the_commands_are_what_the_program_takes():
+def test_the_program_accepts_the_commands():
     found = subprocess.run(
         [sys.executable, "-c", PARSE, json.dumps(list(commands()))],
         cwd=LAUNCH.parent,
@@ -189,10 +194,10 @@ def test_the_commands_are_what_the_program_takes():
     assert len(parsed) == len(SCRIPTS) + len(MANIFESTS)
     for name, rest, preset, shards, workdir, detects in parsed:
         assert not rest and preset in ("7b", "7b_h100x32") and shards and workdir, name
-        assert detects or name == "gke_gpu.yaml", "which names its processes by hand"
+        assert detects or name == "gke_gpu.yaml", "which sets the coordinator itself"
 
 
-def test_the_image_takes_what_there_is():
+def test_the_image_copies_existing_paths():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = [path for line in lines if line.startswith("COPY ") for path in line.split()[1:-1]]
     assert {"setup.py", "jpeglm_jax", "data_pipelines", "configs"} <= set(copied)

@@ -1,1 +1,1 @@
-"""From shards and a plan to batches on a mesh."""
+"""Loads batches: reads the documents of planned rows and puts them on the devices of a mesh."""

@@ -1,4 +1,4 @@
-"""What the loader needs of documents, and several sets of them as one."""
+"""The interface of document sets that the loader reads, and several sets joined to one."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from typing import Protocol
 
 import numpy as np
 
-from data_pipelines.packing.base import Plan
+from data_pipelines.packing.plan import Plan
 from data_pipelines.representations.base import Representation
 
 
 class Documents(Protocol):
-    """A set of documents with known lengths; `shards.Shards` is one.
+    """A set of documents with known lengths, such as `shards.reader.Shards`.
 
     Attributes:
-      lengths: uint32 [N], tokens of each document without framing.
-      labels: int32 [N], -1 none.
+      lengths: uint32 [N], tokens of each document without start and end token.
+      codec_bytes: uint32 [N], bytes that the codec writes for each; 0 if there is no codec.
+      labels: int32 [N], -1 for none.
     """
 
     lengths: np.ndarray
+    codec_bytes: np.ndarray
     labels: np.ndarray
 
     @property
     def representation(self) -> Representation:
-        """What the tokens mean."""
+        """The representation of all documents."""
         ...
 
     @property
     def data_hash(self) -> str:
-        """Of all documents, in order."""
+        """A hash over all documents, in order."""
         ...
 
     def read(self, documents: Sequence[int]) -> list[np.ndarray]:
-        """Tokens of documents, uint16 [length] each; empty if it is set aside as damaged."""
+        """Tokens of documents, integer [length] each; a damaged document may be empty."""
         ...
 
 
@@ -42,20 +44,20 @@ class JoinedDocuments:
 
     Attributes:
       parts: the sets.
-      representation: of all of them.
+      representation: the representation of all sets.
     """
 
     def __init__(self, parts: Sequence[Documents]):
-        """Joins sets. Raises ValueError if there is none, or they cannot share rows."""
+        """Joins sets. Raises ValueError if there are none, or if they cannot share rows."""
         if not parts:
-            raise ValueError("There are no documents to load.")
+            raise ValueError("There are no documents to load; expected at least one set.")
         self.parts = tuple(parts)
         self.representation = self.parts[0].representation
         self._check_representations()
         self._check_labels()
         self._bounds = np.cumsum([0] + [len(part.lengths) for part in self.parts])
         tokens = [self.representation.label_token(k) for k in range(self.representation.num_labels)]
-        # The last is for label -1.
+        # The last entry is for label -1.
         self._start_tokens = np.array([*tokens, self.representation.bos], np.int32)
 
     def require_planned_by(self, plan: Plan) -> None:
@@ -68,19 +70,19 @@ class JoinedDocuments:
             )
         ):
             return
-        places = sum(int(part.lengths.sum(dtype=np.int64)) for part in self.parts)
+        tokens = sum(int(part.lengths.sum(dtype=np.int64)) for part in self.parts)
         raise ValueError(
             f"The plan was made for {len(planned):,} documents of "
-            f"{int(planned.sum(dtype=np.int64)):,} places together, but these are "
-            f"{self._bounds[-1]:,} documents of {places + self._bounds[-1]:,} places. Plan the "
-            "lengths of these documents, each one more than its tokens, in the same order."
+            f"{int(planned.sum(dtype=np.int64)):,} positions in total; expected "
+            f"{self._bounds[-1]:,} documents of {tokens + self._bounds[-1]:,} positions. Plan the "
+            "lengths of these documents plus 1 each, in the same order."
         )
 
     def read(self, documents: np.ndarray) -> list[np.ndarray | None]:
-        """Tokens of documents, given by ascending numbers; None for one set aside as damaged.
+        """Reads the tokens of documents by ascending indices; None for a damaged document.
 
         Raises:
-          ValueError: a document is not as long as its set says.
+          ValueError: a document has another length than stated by its set.
         """
         tokens: list[np.ndarray | None] = []
         for part, numbers in self._split(documents):
@@ -88,21 +90,26 @@ class JoinedDocuments:
             for number, read, expected in zip(numbers, found, part.lengths[numbers], strict=True):
                 if read.size not in (0, expected):
                     raise ValueError(
-                        f"Document {number} has {read.size:,} tokens, but its stored length, "
-                        f"from which rows were planned, is {expected:,}. Prepare the shards again."
+                        f"Document {number} has {read.size:,} tokens, expected the {expected:,} "
+                        "from which rows were planned. Prepare the shards again."
                     )
                 tokens.append(read if read.size == expected else None)
         return tokens
 
+    def codec_bytes(self, documents: np.ndarray) -> np.ndarray:
+        """Bytes that the codec writes for documents, given by ascending numbers, integer [n]."""
+        parts = [part.codec_bytes[numbers] for part, numbers in self._split(documents)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
     def start_tokens(self, documents: np.ndarray) -> np.ndarray:
-        """The token of each document's label, or `bos`; documents by ascending numbers."""
+        """The token of each document's label, or `bos`; documents by ascending indices."""
         if not self.representation.num_labels:
             return np.full(documents.size, self.representation.bos)
         labels = [part.labels[numbers] for part, numbers in self._split(documents)]
         return self._start_tokens[np.concatenate([np.zeros(0, np.int64), *labels])]
 
     def _split(self, documents: np.ndarray) -> list[tuple[Documents, np.ndarray]]:
-        """The sets that hold ascending numbers, each with the numbers that are its own."""
+        """Splits ascending indices into (set, indices in that set)."""
         cuts = np.searchsorted(documents, self._bounds)
         return [
             (part, documents[cuts[i] : cuts[i + 1]] - self._bounds[i])
@@ -128,7 +135,7 @@ class JoinedDocuments:
             highest = int(part.labels.max()) if len(part.labels) else -1
             if known and highest >= known:
                 raise ValueError(
-                    f"Documents have labels up to {highest}, but the representation has tokens "
-                    f"for {known} labels only. Prepare them with num_labels of at least "
+                    f"Documents have labels up to {highest}; expected fewer than the {known} label "
+                    f"tokens of the representation. Prepare them with num_labels of at least "
                     f"{highest + 1}."
                 )

@@ -1,4 +1,4 @@
-"""Several folders of shards as one set of documents: what a run trains on, or is judged on."""
+"""Several folders of shards as one set of documents, for training or evaluation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.loading.documents import JoinedDocuments
-from data_pipelines.packing import plan as packing
-from data_pipelines.packing.base import Plan
 from data_pipelines.packing.mixture import Mixture
+from data_pipelines.packing.plan import EpochPlan, Plan
+from data_pipelines.packing.planner import make_plan
 from data_pipelines.shards.reader import Shards, read_manifest
 
-# (first row, weights) of each stage of a mixture.
-Stages = Sequence[tuple[int, Sequence[float]]]
+# The stages of a mixture, each as (first row, weights); see `packing.mixture.Mixture`.
+Schedule = Sequence[tuple[int, Sequence[float]]]
 
 
 class JoinedShards(JoinedDocuments):
-    """One split of folders of shards, numbered one after the other.
+    """One split of several folders of shards, numbered consecutively.
 
     Attributes:
       parts: `Shards`, one for each folder that has documents in this split.
@@ -28,25 +28,25 @@ class JoinedShards(JoinedDocuments):
     parts: tuple[Shards, ...]
 
     def __init__(self, folders: Sequence[epath.PathLike], split: str, on_damage: str = "stop"):
-        """Opens one split of every folder; a folder that held nothing out has no part in it.
+        """Opens one split of every folder; folders without documents in it are ignored.
 
         Raises:
           FileNotFoundError, ShardError: see `Shards`.
-          ValueError: no folder has documents in this split, or what the folders hold cannot share
-            rows: another representation, or labels of other names.
+          ValueError: no folder has documents in this split, or the documents cannot share rows
+            because their representations or the names of their labels differ.
         """
         parts = [
             Shards(folder, split, on_damage) for folder in folders if _documents(folder, split)
         ]
         if not parts:
             named = " and ".join(map(str, folders))
-            raise ValueError(f"{named}: no documents in the split {split!r}")
+            raise ValueError(f"{named}: found no documents in the split {split!r}, expected some")
         super().__init__(parts)
         self._check_label_names()
 
     @property
     def num_damaged(self) -> int:
-        """How many documents were set aside while reading; each part's `damaged` names them."""
+        """Number of documents rejected as damaged while reading; see each part's `damaged`."""
         return sum(len(part.damaged) for part in self.parts)
 
     def key(self, document: int) -> str:
@@ -55,23 +55,21 @@ class JoinedShards(JoinedDocuments):
         return self.parts[part].key(document - int(self._bounds[part]))
 
     def plan(
-        self, *, seq_len: int, mode: str, seed: int, too_long: str, stages: Stages = ()
+        self, *, seq_len: int, mode: str, seed: int, too_long: str, schedule: Schedule = ()
     ) -> Plan:
-        """The plan of rows of all documents.
+        """Plans rows of all documents.
 
         Args:
-          seq_len, mode, seed, too_long: see `packing.plan`.
-          stages: (first row, weights) of each stage of a mixture, one weight a folder; without
-            them every document of every folder comes once an epoch.
+          seq_len, mode, seed, too_long: see `packing.planner.make_plan`.
+          schedule: stages of a mixture, with one weight per folder; () for none: then each epoch
+            has every document of every folder once.
         """
 
-        def planned(lengths: np.ndarray) -> packing.EpochPlan:
-            return packing.plan(
-                lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long
-            )
+        def planned(lengths: np.ndarray) -> EpochPlan:
+            return make_plan(lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long)
 
-        if stages:
-            return Mixture([planned(part.lengths) for part in self.parts], stages)
+        if schedule:
+            return Mixture([planned(part.lengths) for part in self.parts], schedule)
         return planned(np.concatenate([part.lengths for part in self.parts]))
 
     def _check_label_names(self) -> None:
@@ -82,34 +80,34 @@ class JoinedShards(JoinedDocuments):
             if other.label_names != first.label_names:
                 wrong = sorted(set(first.label_names) ^ set(other.label_names))
                 raise ValueError(
-                    f"{first.folder} and {other.folder} have labels of other names "
-                    f"({', '.join(wrong[:8]) or 'in another order'}), so the same token would "
-                    "mean two things. Prepare both from folders of the same classes, or without "
-                    "labels (data.conditional=False)"
+                    f"{first.folder} and {other.folder} have labels of different names "
+                    f"({', '.join(wrong[:8]) or 'in another order'}), so a label token would be "
+                    "ambiguous. Prepare both with the same classes, or without labels "
+                    "(data.conditional=False)"
                 )
 
 
-def stages(weights: Sequence[Any], batch_size: int) -> Stages:
-    """The stages of a mixture in rows, from weights as a configuration states them.
+def mixture_schedule(mixture_weights: Sequence[Any], batch_size: int) -> Schedule:
+    """Converts `data.mixture_weights` of a configuration, by steps, to a schedule by rows.
 
     Args:
-      weights: shares of the folders, `(3, 1)`, or the shares from each step on,
+      mixture_weights: weights of the folders, `(3, 1)`, or weights from each step on,
         `((0, (3, 1)), (1000, (1, 1)))`; () for no mixture.
       batch_size: rows of a step.
 
     Raises ValueError for anything else.
     """
-    numbers = all(isinstance(weight, int | float) for weight in weights)
+    constant = all(isinstance(weight, int | float) for weight in mixture_weights)
     try:
-        pairs = [(0, weights)] if weights and numbers else weights
+        stages = [(0, mixture_weights)] if mixture_weights and constant else mixture_weights
         return [
-            (int(step) * batch_size, tuple(float(weight) for weight in shares))
-            for step, shares in pairs
+            (int(step) * batch_size, tuple(float(weight) for weight in weights))
+            for step, weights in stages
         ]
     except (TypeError, ValueError):
         raise ValueError(
-            f"data.mixture_weights is {weights!r}; expected the shares of the folders, as in (3, 1), or "
-            "the shares from each step on, as in ((0, (3, 1)), (1000, (1, 1)))"
+            f"data.mixture_weights is {mixture_weights!r}; expected one weight per folder, as in "
+            "(3, 1), or weights from each step on, as in ((0, (3, 1)), (1000, (1, 1)))"
         ) from None
 
 

@@ -1,7 +1,7 @@
-"""From documents and a plan to batches: a pure function of the step.
+"""Loads batches from documents and a plan; a batch is a pure function of the step.
 
-Batch t is rows t * batch_size and on of the plan, whatever reads it. Each process reads only the
-rows that its devices hold. The position in the data is one integer, the step.
+Batch t has the rows from t * batch_size on of the plan, for any number of processes. Each process
+reads only the rows of its own devices. The position in the data is one integer, the step.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from numpy.typing import ArrayLike
 
 from data_pipelines.loading.documents import Documents, JoinedDocuments
 from data_pipelines.loading.framing import Batch, empty_batch, write_piece
-from data_pipelines.loading.placement import place, rows_of_process
-from data_pipelines.packing.base import LABELS, EpochPlan, Plan, Rows
+from data_pipelines.loading.placement import rows_of_process, to_global_arrays
 from data_pipelines.packing.permutation import uniform
+from data_pipelines.packing.plan import LABELS, EpochPlan, Plan, Rows
 from data_pipelines.representations.base import Representation
 
-# One read takes about this many documents: fewer waste the time of the call, many more memory.
+# Number of documents per read: fewer waste time on calls, many more waste memory.
 _DOCUMENTS_PER_READ = 256
-_LONGEST_WINDOW = 64
+_MAX_WINDOW = 64  # batches
 
-# Training has no last step: so many windows that none is reached.
+# Number of windows of training, which has no last step.
 _ENDLESS = 2**40
 
 
 class Loader:
-    """Batches of the rows of a plan.
+    """Makes batches from the rows of a plan.
 
-    A batch is a dict of arrays [rows, seq_len]: tokens, targets, segments and positions
-    (int32), weights (float32). `framing.empty_batch` says what they hold. A document starts with
-    the token of its label, if the representation has such tokens and the document a label;
-    otherwise with the start of an unlabelled document. Padding is the token 0.
+    A batch is a dict of arrays [rows, seq_len]: tokens, targets, segments and positions (int32),
+    weights (float32); see `framing.empty_batch`. A document starts with the token of its label, or
+    with BOS if it has no label or the representation has no label tokens. Padding is the token 0.
 
     Attributes:
-      documents: the sets of documents, a tuple.
+      documents: tuple of the sets of documents.
       plan, batch_size, seed, label_dropout: as given.
     """
 
@@ -58,28 +57,27 @@ class Loader:
         workers: int = 0,
         read_ahead: int = 2,
     ):
-        """Joins documents and their plan.
+        """Makes a loader.
 
         Args:
-          documents: one set, or several, which are then numbered one after the other.
-          plan: made for the lengths of these documents, plus 1 each.
+          documents: one set, or several, which are numbered consecutively.
+          plan: made for the lengths of these documents plus 1 each.
           batch_size: rows of a global batch.
-          seed: decides which labels are dropped; 0 <= seed < 2**63.
-          label_dropout: the part of documents, 0 to 1, that begin as if they had no label.
-          threads: Grain's, in each process that reads.
-          workers: Grain's worker processes; 0 reads in this one. Each holds a copy of the plan.
-            They need absl's flags to be parsed, as `absl.app.run` does.
-          read_ahead: how many windows (batches, or several of them if they are small) each
-            process keeps ready.
+          seed: of label dropout; 0 <= seed < 2**63.
+          label_dropout: fraction of documents, 0 to 1, that start with BOS instead of their label.
+          threads: Grain's reading threads per process.
+          workers: Grain's worker processes; 0 reads in this process. Each has a copy of the plan.
+            They need parsed absl flags, as after `absl.app.run`.
+          read_ahead: windows (a batch, or several small ones) that each process prefetches.
 
         Raises:
-          ValueError: the plan is not for these documents, the documents do not fit together, or
-            an option is out of range.
+          ValueError: the plan is for other documents, the documents cannot share rows, or an
+            option is out of range.
         """
         if batch_size < 1:
-            raise ValueError(f"A batch must have at least 1 row, not {batch_size}.")
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
         if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout must be from 0 to 1, not {label_dropout}.")
+            raise ValueError(f"label_dropout is {label_dropout}; expected 0 to 1.")
         parts = documents if isinstance(documents, Sequence) else (documents,)
         self.documents = tuple(parts)
         self._joined = JoinedDocuments(parts)
@@ -97,7 +95,7 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over all that decides what batch t holds."""
+        """A hash (16 hex digits) of everything that affects the contents of a batch."""
         identity = [
             self.plan.fingerprint,
             [part.data_hash for part in self.documents],
@@ -108,7 +106,7 @@ class Loader:
 
     @property
     def num_eval_batches(self) -> int:
-        """Batches of one pass; the same for every process."""
+        """Number of batches of one pass, the same for every process."""
         return math.ceil(self._epoch_plan.rows_per_epoch / self.batch_size)
 
     def batches(
@@ -118,80 +116,81 @@ class Loader:
         sharding: jax.sharding.Sharding | None = None,
         rows: ArrayLike | None = None,
     ) -> Batches:
-        """All batches from a step on, without end.
+        """An endless iterator over batches from a step on.
 
         Args:
-          start_step: number of the first batch; what a checkpoint keeps.
-          sharding: of [batch_size, seq_len]. With one, batches are global `jax.Array`s, and
-            this process reads the rows that its devices hold.
-          rows: without a sharding, the rows of each batch that are read (numpy arrays); default
-            all.
+          start_step: step of the first batch, as stored in a checkpoint.
+          sharding: of [batch_size, seq_len]. With a sharding, batches are global `jax.Array`s and
+            this process reads the rows of its own devices.
+          rows: without a sharding, the rows of each batch to read, as numpy arrays; default all.
         """
         return Batches(self, start_step, None, sharding, rows)
 
     def eval_batches(
         self, *, sharding: jax.sharding.Sharding | None = None, rows: ArrayLike | None = None
     ) -> Batches:
-        """One pass over the first epoch of the plan: every document once, then the end.
+        """An iterator over the first epoch of the plan, with every document once.
 
-        All batches have the same shape. The last is filled up with rows of weight 0. Every
-        process gets `num_eval_batches`, though all of its rows in the last may be empty.
+        All batches have the same shape; the last is padded with rows of weight 0. Every process
+        gets `num_eval_batches` batches, even if all of its rows in the last are padding.
 
         Raises:
-          TypeError: the plan is a mixture, which has no end.
+          TypeError: the plan is a mixture, which has no epochs.
         """
         return Batches(self, 0, self.num_eval_batches, sharding, rows)
 
     def read_rows(self, indices: ArrayLike, last_row: int | None = None) -> Batch:
-        """Rows of the plan by number, in the order asked for; from `last_row` on they are empty."""
+        """Reads rows of the plan in the given order; rows from `last_row` on are padding."""
         numbers = np.asarray(indices, np.int64)
         batch = empty_batch(len(numbers), self.plan.seq_len)
         planned = np.arange(len(numbers))
         if last_row is not None:
             planned = np.flatnonzero(numbers < last_row)
         rows = self.plan.rows(numbers[planned])
-        # A document that was split may be in several of these rows: it is read once.
+        # A split document may be in several of these rows: it is read once.
         documents, which = np.unique(rows.pieces[:, 0], return_inverse=True)
         tokens = self._joined.read(documents)
         which = which.reshape(-1)
+        sizes = self._joined.codec_bytes(documents)[which].tolist()
         starts = self._joined.start_tokens(documents)[which]
         starts = self._with_labels_dropped(starts, numbers[planned], rows)
         eos = self.representation.eos
         piece = 0
         for row, pieces in zip(planned.tolist(), rows, strict=True):
-            at = 0
+            offset = 0
             for segment, (_, start, length) in enumerate(pieces.tolist(), 1):
                 document = tokens[which[piece]]
                 if document is not None:
+                    size, start_token = sizes[piece], starts[piece]
                     write_piece(
-                        batch, row, at, segment, document, starts[piece], eos, start, length
+                        batch, row, offset, segment, document, size, start_token, eos, start, length
                     )
-                at += length
+                offset += length
                 piece += 1
         return batch
 
     @property
     def _epoch_plan(self) -> EpochPlan:
         if not isinstance(self.plan, EpochPlan):
-            raise TypeError("A mixture has no end: evaluate each of its sources by itself.")
+            raise TypeError("A mixture has no epochs: evaluate each of its sources separately.")
         return self.plan
 
     def _with_labels_dropped(
         self, start_tokens: np.ndarray, numbers: np.ndarray, rows: Rows
     ) -> np.ndarray:
-        """Start tokens by piece; which give up their label depends on row and place in it alone."""
+        """Start tokens by piece; dropout depends on the row and the index in the row only."""
         if not self.label_dropout:
             return start_tokens
         row = np.repeat(np.arange(len(rows)), np.diff(rows.offsets))
-        place_in_row = np.arange(row.size) - rows.offsets[row]
-        chance = uniform(self.seed, LABELS, numbers[row], place_in_row)
+        index_in_row = np.arange(row.size) - rows.offsets[row]
+        chance = uniform(self.seed, LABELS, numbers[row], index_in_row)
         return np.where(chance < self.label_dropout, self.representation.bos, start_tokens)
 
 
 class Batches(Iterator[dict[str, Any]]):
-    """Batches in order. `step` is the number of the next one: all there is to save.
+    """An iterator over batches. `step` is the step of the next batch, its only state.
 
-    Use it as a context manager, or call `close`, to end Grain's threads and processes early.
+    Use it as a context manager, or call `close`, to stop Grain's threads and processes.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class Batches(Iterator[dict[str, Any]]):
         rows: ArrayLike | None,
     ):
         if start_step < 0:
-            raise ValueError(f"Steps are numbered from 0; {start_step} was asked for.")
+            raise ValueError(f"start_step is {start_step}; expected 0 or more.")
         shape = (loader.batch_size, loader.plan.seq_len)
         if sharding is not None:
             rows = rows_of_process(sharding, shape)
@@ -219,8 +218,8 @@ class Batches(Iterator[dict[str, Any]]):
         if loader.worker_options.num_workers:
             if not flags.FLAGS.is_parsed():
                 raise RuntimeError(
-                    "Grain's worker processes read absl's flags, which are not parsed yet: start "
-                    "by absl.app.run, or call absl.flags.FLAGS.mark_as_parsed() first."
+                    "Grain's worker processes need parsed absl flags: start with absl.app.run, or "
+                    "call absl.flags.FLAGS.mark_as_parsed() first."
                 )
             dataset = dataset.mp_prefetch(loader.worker_options)
         self._windows = iter(dataset)
@@ -241,10 +240,10 @@ class Batches(Iterator[dict[str, Any]]):
         self.step += 1
         if self._sharding is None:
             return batch
-        return place(batch, self._sharding, self.rows, self._batch_size)
+        return to_global_arrays(batch, self._sharding, self.rows, self._batch_size)
 
     def close(self) -> None:
-        """Ends reading ahead."""
+        """Stops prefetching."""
         self._windows.close()
 
     def __enter__(self) -> Self:
@@ -255,9 +254,9 @@ class Batches(Iterator[dict[str, Any]]):
 
 
 class _Windows:
-    """Random access to windows, each the rows of a few consecutive batches: a source for Grain.
+    """A Grain source of windows, each with the rows of a few consecutive batches.
 
-    Single reads of records are slow, so that small batches are read several at once.
+    Single reads of records are slow, so several small batches are read at once.
     """
 
     def __init__(self, loader: Loader, rows: np.ndarray, start_step: int, num_steps: int | None):
@@ -268,7 +267,7 @@ class _Windows:
         first_row = start_step * loader.batch_size
         sample = loader.plan.rows(first_row + np.arange(min(64, loader.batch_size)))
         documents_per_batch = max(len(sample.pieces) * len(rows) // len(sample), 1)
-        self.steps = min(max(_DOCUMENTS_PER_READ // documents_per_batch, 1), _LONGEST_WINDOW)
+        self.steps = min(max(_DOCUMENTS_PER_READ // documents_per_batch, 1), _MAX_WINDOW)
 
     def __len__(self) -> int:
         if self._num_steps is None:

@@ -1,4 +1,4 @@
-"""From the rows that a process has read to global arrays on the devices of a mesh."""
+"""Places the rows that a process has read on its devices, as shards of global arrays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 
 def rows_of_process(sharding: jax.sharding.Sharding, global_shape: tuple[int, ...]) -> np.ndarray:
-    """The rows of a batch that any device of this process holds some part of.
+    """The rows of a batch of which a device of this process has some part.
 
-    Processes whose devices split rows along the sequence, or repeat them, get the same rows.
+    Processes get the same rows if their devices split rows along the sequence or replicate them.
 
     Args:
       sharding: of the batch.
-      global_shape: (rows, ...) of the whole batch.
+      global_shape: (rows, ...) of the global batch.
 
     Returns:
       int64, ascending, each row once.
@@ -27,18 +27,18 @@ def rows_of_process(sharding: jax.sharding.Sharding, global_shape: tuple[int, ..
     return np.flatnonzero(held)
 
 
-def place(
+def to_global_arrays(
     batch: Mapping[str, np.ndarray],
     sharding: jax.sharding.Sharding,
     rows: np.ndarray,
     batch_size: int,
 ) -> dict[str, jax.Array]:
-    """Puts what this process has read where the sharding wants it.
+    """Makes global arrays from the rows of this process.
 
     Args:
       batch: arrays [len(rows), ...].
-      sharding: of the global arrays; its devices here hold none but these rows.
-      rows: ascending, the numbers of these rows in the global batch; see `rows_of_process`.
+      sharding: of the global arrays; the devices of this process need only these rows.
+      rows: ascending indices of these rows in the global batch; see `rows_of_process`.
       batch_size: rows of the global batch.
 
     Returns:
@@ -47,7 +47,7 @@ def place(
 
     def global_array(values: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # every device of the sharding holds some part
+            assert index is not None  # every device of the sharding has some part
             start, stop, _ = index[0].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return values[first : first + stop - start][(slice(None), *index[1:])]

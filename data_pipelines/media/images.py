@@ -1,10 +1,11 @@
-"""Image files of any kind -> plain pixels, before any codec sees them.
+"""Decodes image files and converts them to 8-bit sRGB or grey pixels.
 
-`open_image` bounds and fully decodes a file; `normalise` turns what a camera or an editor stores
-(orientation, profile, palette, alpha, ink, depth) into the sRGB or grey pixels that it shows.
+`open_image` limits the size and decodes the whole file; `normalise` applies orientation, colour
+profile, palette and transparency, and scales samples to 8 bits. A representation encodes the
+result.
 
-What cannot be found here: a JPEG whose scan has flipped bits decodes without an error, because
-libjpeg resynchronises and says nothing through Pillow. Only missing data is seen.
+Limitation: a JPEG with flipped bits in its scan decodes without an error, because libjpeg
+resynchronises and Pillow does not report it. Only missing data is detected.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 Mode = Literal["RGB", "L"]
 
-# Formats that Pillow decodes itself. Left out are those that start another program (EPS, WMF) or
-# hold no pixels without one (GRIB, BUFR, HDF5, MPEG). MPO is opened as JPEG.
+# Formats that Pillow decodes itself. Not listed: formats that start another program (EPS, WMF) or
+# need one to decode (GRIB, BUFR, HDF5, MPEG). MPO is opened as JPEG.
 # fmt: off
 _FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
@@ -30,21 +31,21 @@ _WHITE = (255, 255, 255, 255)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message is one sentence that says why."""
+    """An image cannot be used; the message is one sentence with the reason."""
 
 
 def open_image(data: bytes, *, max_pixels: int = 2**28) -> Image.Image:
-    """Decodes an image file completely; of an animation, the first frame.
+    """Decodes an image file completely; an animation gives its first frame.
 
     Args:
       data: the whole file.
-      max_pixels: width x height allowed, judged from the header, before anything is decoded.
-        Pillow's own limit, 2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million), holds as well.
+      max_pixels: maximum width x height, checked in the header before decoding. Pillow's own
+        limit, 2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million), applies as well.
 
     Returns the loaded image, as stored: see `normalise`.
 
     Raises:
-      ImageError: no image, an unknown format, too many pixels, cut short or corrupt.
+      ImageError: not an image, an unknown format, too many pixels, truncated or corrupt.
     """
     if not data:
         raise ImageError("the file is empty; expected an image")
@@ -58,19 +59,19 @@ def open_image(data: bytes, *, max_pixels: int = 2**28) -> Image.Image:
     try:
         image.load()
     except Exception as error:
-        # Decoders fail in many ways on damaged data (OSError, SyntaxError, struct.error,
-        # IndexError, ...); whichever it is, this one file is unusable.
+        # Decoders raise many types of errors on damaged data (OSError, SyntaxError, struct.error,
+        # IndexError, ...); each of them means that this file is unusable.
         raise ImageError(f"the {image.format} image does not decode: {error}") from error
     return image
 
 
 def _identify(data: bytes) -> Image.Image:
-    """The image, its header read and nothing decoded."""
+    """Opens the image and reads its header without decoding."""
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"found {len(data)} bytes that are no image known here; expected one of "
+            f"found {len(data)} bytes in no supported image format; expected one of "
             f"{', '.join(_FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
@@ -80,15 +81,15 @@ def _identify(data: bytes) -> Image.Image:
 
 
 def normalise(image: Image.Image, mode: Mode = "RGB") -> Image.Image:
-    """The pixels that a viewer shows, as 8-bit sRGB ("RGB") or grey ("L"), and nothing else.
+    """Converts an image to the pixels that a viewer shows, 8-bit sRGB ("RGB") or grey ("L").
 
-    In this order: the first frame; samples of more than 8 bits scaled to 8; palettes resolved; the
-    ICC profile converted to sRGB (relative colorimetric; a profile that is broken or of another
-    colour space is taken for absent, as browsers do); alpha composited on white; EXIF orientation
-    applied. Integer samples wider than 8 bits are taken to fill 0-65535; floating-point samples
-    0-1, or 0-255 if any exceeds 1.
+    Steps, in order: take the first frame; scale samples of more than 8 bits to 8; resolve palettes;
+    convert the ICC profile to sRGB (relative colorimetric; a broken profile or one of another
+    colour space is ignored, as in browsers); composite transparency on white; apply the EXIF
+    orientation. Integer samples of more than 8 bits are read as 0-65535, floating-point samples as
+    0-1, or as 0-255 if any exceeds 1.
 
-    Returns a new image without metadata. Raises ImageError for samples without a meaning here.
+    Returns a new image without metadata. Raises ImageError for samples that are not finite.
     """
     if mode not in ("RGB", "L"):
         raise ValueError(f'found mode {mode!r}, expected "RGB" or "L"')
@@ -96,17 +97,17 @@ def normalise(image: Image.Image, mode: Mode = "RGB") -> Image.Image:
         image.seek(0)
     orientation = _orientation(image)
     pixels = _composite(_to_srgb(_to_eight_bits(image)))
-    clean = pixels.convert(mode)  # always a new image, of pixels and `info`
-    clean.info = {}  # which would carry comments, profiles and EXIF along
+    clean = pixels.convert(mode)  # always a new image
+    clean.info = {}  # drops comments, profiles and EXIF
     return clean if orientation is None else clean.transpose(orientation)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that EXIF asks for, or None."""
+    """The transposition that the EXIF orientation asks for, or None."""
     try:
         value = image.getexif().get(0x0112)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return None  # unreadable EXIF says nothing about the pixels
+        return None  # unreadable EXIF is ignored
     return {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -119,7 +120,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 or 32 bits a sample as "L"; others as they are."""
+    """Converts grey images of 16 or 32 bits per sample to "L"; returns others unchanged."""
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     samples = np.asarray(image, np.float64)
@@ -133,7 +134,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Colours converted to sRGB (RGB, RGBA, L, LA or what has no profile and no alpha)."""
+    """Converts colours to sRGB; an image without profile and transparency keeps its mode."""
     profile = image.info.get("icc_profile")
     if image.mode == "P" or image.has_transparency_data:
         image = image.convert("RGBA")
@@ -153,11 +154,11 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """An opaque image converted from its profile; unchanged if that is sRGB or does not fit it."""
+    """Converts an opaque image from its profile; unchanged if that is sRGB or does not fit."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if ImageCms.getProfileDescription(source).strip().startswith("sRGB"):
-            return image  # converting would only round
+            return image  # converting would only add rounding errors
         converted = ImageCms.profileToProfile(
             image,
             source,
@@ -172,7 +173,7 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _composite(image: Image.Image) -> Image.Image:
-    """The image on white, if it has alpha."""
+    """Composites an image with transparency on white."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)

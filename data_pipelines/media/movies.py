@@ -1,4 +1,4 @@
-"""Frames as files that play anywhere: MP4 for browsers, GIF for everything else."""
+"""Writes frames as MP4 (for browsers) or GIF (for other viewers)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from PIL import Image
 
 from data_pipelines.media import libav
 
-_SMALLEST_SIDE = 128  # smaller clips are enlarged by a whole factor, so that they can be seen
-_GAP = 4  # white pixels between clips that stand side by side
-_CRF = 12  # of x264: no loss that shows beside that of the clips themselves
+_MIN_SIDE = 128  # pixels; smaller clips are enlarged by an integer factor
+_GAP = 4  # white pixels between clips
+_CRF = 12  # x264's quality: its loss is small compared with that of the clips
 
 
 def side_by_side(clips: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
-    """Clips as one that shows them next to each other; a shorter one ends in white.
+    """Joins clips into one that shows them side by side; a shorter clip ends in white.
 
     Args:
-      clips: images of one size, at least one of them in all.
+      clips: images of one size, at least one in total.
 
     Returns:
-      As many frames as the longest has, in mode RGB, of even width and height.
+      As many frames as the longest clip has, in mode RGB, of even width and height.
 
     Raises:
       ValueError: there is no frame.
@@ -34,16 +34,16 @@ def side_by_side(clips: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
     if not sizes:
         raise ValueError("there is no frame to show")
     width, height = sizes[0]
-    factor = max(1, math.ceil(_SMALLEST_SIDE / max(width, height)))
+    factor = max(1, math.ceil(_MIN_SIDE / max(width, height)))
     width, height = width * factor, height * factor
     whole = (len(clips) * (width + _GAP) - _GAP, height)
     result = []
     for time in range(max(map(len, clips))):
         page = Image.new("RGB", (whole[0] + whole[0] % 2, whole[1] + whole[1] % 2), "white")
-        for place, clip in enumerate(clips):
+        for column, clip in enumerate(clips):
             if time < len(clip):
                 frame = clip[time].resize((width, height), Image.Resampling.NEAREST)
-                page.paste(frame, (place * (width + _GAP), 0))
+                page.paste(frame, (column * (width + _GAP), 0))
         result.append(page)
     return result
 
@@ -53,7 +53,7 @@ def mp4(frames: Sequence[Image.Image], fps: tuple[int, int]) -> bytes:
 
     Args:
       frames: in mode RGB, of one even width and height.
-      fps: (numerator, denominator) frames a second.
+      fps: (numerator, denominator) frames per second.
     """
     file = io.BytesIO()
     with libav.messages(), av.open(file, "w", format="mp4") as target:
@@ -69,7 +69,7 @@ def mp4(frames: Sequence[Image.Image], fps: tuple[int, int]) -> bytes:
 
 
 def gif(frames: Sequence[Image.Image], fps: tuple[int, int]) -> bytes:
-    """Encodes frames as a GIF file that repeats for ever, in steps of hundredths of a second."""
+    """Encodes frames as a GIF file that loops; durations are rounded to 10 ms."""
     buffer = io.BytesIO()
     first, *others = (frame.quantize(256) for frame in frames)
     milliseconds = 10 * max(2, round(100 * fps[1] / fps[0]))  # players slow down anything faster

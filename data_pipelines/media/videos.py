@@ -1,8 +1,7 @@
-"""Video files of any kind -> clips of plain frames, before any codec of ours sees them.
+"""Decodes video files into clips of frames of one size and frame rate.
 
-`read_clips` bounds, decodes, samples in time and fits; audio, subtitles and all metadata stay
-behind. The frames of a clip are what a player shows at those moments, in limited-range BT.601
-yuv420p of one size.
+`read_clips` limits the size, decodes, resamples in time and scales to fit. Audio, subtitles and
+metadata are dropped. Frames are limited-range BT.601 yuv420p. A representation encodes the result.
 """
 
 from __future__ import annotations
@@ -15,28 +14,27 @@ from typing import Any
 
 import av
 
-# Demuxers of files that hold their own frames. Left out are playlists and scripts (HLS, DASH,
-# concat, ...), which open other files and addresses.
+# Demuxers of self-contained files. Not listed: playlists and scripts (HLS, DASH, concat, ...),
+# which open other files and URLs.
 # fmt: off
 _FORMATS = (
     "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "flv",
     "asf", "ogg", "gif", "yuv4mpegpipe", "nut", "ivf", "mxf", "rm", "dv", "apng", "obu",
 )
 # fmt: on
-# Titles that are no UTF-8 are no reason to refuse a video. PyAV takes them from version 19 on, and
-# before when told to.
+# Accept metadata that is not UTF-8: PyAV does so by default from version 19 on.
 _METADATA: dict[str, Any] = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "backslashreplace"}
 )
-MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
+MAX_PIXELS = 2**26  # per frame: 8192 x 8192
 MAX_SECONDS = 12 * 3600
-_MAX_RATE = 1000  # decoded frames a second of what the file says it lasts
-_MAX_GAP = 60  # seconds without a frame; a longer one is a damaged time stamp
+_MAX_RATE = 1000  # decoded frames per second of allowed duration
+_MAX_GAP = 60  # seconds without a frame; a longer gap means a damaged time stamp
 _SCALE = "bicubic+accurate_rnd+full_chroma_int+bitexact"  # equal results on every processor
 
 
 class VideoError(ValueError):
-    """A video that cannot be used, or not to its end; the message says why in one sentence."""
+    """A video cannot be used, or not to its end; the message is one sentence with the reason."""
 
 
 def read_clips(
@@ -45,29 +43,28 @@ def read_clips(
     size: tuple[int, int],
     fps: tuple[int, int],
     frames: int,
-    least: int,
+    min_frames: int,
     max_pixels: int = MAX_PIXELS,
     max_seconds: float = MAX_SECONDS,
 ) -> Iterator[list[av.VideoFrame]]:
-    """The clips of a video file, cut one after the other from its beginning.
+    """Yields the consecutive clips of a video file, from its beginning.
 
-    At every 1/fps seconds, counted from the first frame, the frame is taken that FFmpeg's filter
-    `fps` takes: the last whose time rounds to that moment or an earlier one. So a variable rate
-    becomes a constant one, and of a lower rate frames are repeated.
+    Frames are sampled every 1/fps seconds from the first frame on, as FFmpeg's filter `fps` does:
+    the last frame whose time rounds to that moment or an earlier one. A variable frame rate becomes
+    constant; frames of a lower rate are repeated.
 
     Args:
       data: the whole file.
       size: (width, height) of the frames: see `Fitter`.
-      fps: (numerator, denominator) frames a second.
-      frames: of a clip.
-      least: frames of the shortest clip: what is left at the end of a video is a clip of its own
-        if it has as many, and left out if not.
-      max_pixels: width x height allowed, judged before memory for a frame is taken.
-      max_seconds: length allowed, judged from the header and again while decoding.
+      fps: (numerator, denominator) frames per second.
+      frames: number of frames of a clip.
+      min_frames: minimum number of frames of the last clip; a shorter one is dropped.
+      max_pixels: maximum width x height, checked before memory for a frame is allocated.
+      max_seconds: maximum duration, checked in the header and again while decoding.
 
     Raises:
-      VideoError: no video, nothing but audio, encrypted, too large, too long or too short. After
-        the clips before it: damaged, or cut short.
+      VideoError: not a video, audio only, encrypted, too large, too long or too short. If the file
+        is damaged or truncated, the clips before the damage are yielded first.
     """
     sampled = _sample(_Reader(data, max_pixels, max_seconds), fps)
     fitter = Fitter(size)
@@ -78,22 +75,21 @@ def read_clips(
         if len(clip) == frames:
             yield clip
             clip, clips = [], clips + 1
-    if len(clip) >= least:
+    if len(clip) >= min_frames:
         yield clip
     elif not clips:
         rate = Fraction(*fps)
         raise VideoError(
-            f"the video gives {len(clip)} frames at {_number(rate)} a second "
-            f"({_number(len(clip) / rate)} s), expected at least {least}"
+            f"the video gives {len(clip)} frames at {_number(rate)} per second "
+            f"({_number(len(clip) / rate)} s), expected at least {min_frames}"
         )
 
 
 class Fitter:
-    """Brings frames to one size: turned upright, scaled to fit, padded with black.
+    """Brings frames to one size: rotated upright, scaled to fit, padded with black.
 
-    Each frame keeps the shape that a player gives it (rotation and the shape of its pixels are
-    applied). Of an interlaced frame the first field is taken. Frames of one video may differ in
-    size or pixel format.
+    Rotation and pixel aspect ratio are applied, as in a player. An interlaced frame gives its first
+    field. The frames of one video may differ in size or pixel format.
     """
 
     def __init__(self, size: tuple[int, int]):
@@ -102,7 +98,7 @@ class Fitter:
         self._graph: Any = None
 
     def fit(self, frame: av.VideoFrame, pixel_aspect: Fraction | None = None) -> av.VideoFrame:
-        """One frame -> yuv420p of the size, limited range, BT.601; itself if it is that already.
+        """Converts a frame to limited-range BT.601 yuv420p of the size, unless it is that already.
 
         Args:
           frame: of any pixel format.
@@ -151,7 +147,7 @@ class Fitter:
 
     def _scale(self, frame: av.VideoFrame, size: tuple[int, int]) -> str:
         matrix = _MATRICES.get(frame.colorspace)
-        if matrix is None:  # not said: high definition is BT.709, as players take it
+        if matrix is None:  # unspecified: like players, take BT.709 for high definition
             matrix = "bt709" if min(frame.width, frame.height) > 576 else "bt601"
         full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
         full |= frame.format.name.startswith(("rgb", "bgr", "gbr", "pal", "gray", "ya"))
@@ -162,7 +158,7 @@ class Fitter:
 
 
 _FULL = 2  # AVCOL_RANGE_JPEG
-_OURS = (2, 1)  # unspecified matrix, which is BT.601 at these sizes; limited range
+_OURS = (2, 1)  # unspecified matrix, read as BT.601 at these sizes; limited range
 _MATRICES = {
     1: "bt709",
     4: "fcc",
@@ -172,7 +168,7 @@ _MATRICES = {
     9: "bt2020",
     10: "bt2020",
 }
-# By quarter turns clockwise.
+# Filters by number of clockwise quarter turns.
 _TURNS: tuple[tuple[tuple[str, Any], ...], ...] = (
     (),
     (("transpose", "clock"),),
@@ -182,20 +178,20 @@ _TURNS: tuple[tuple[tuple[str, Any], ...], ...] = (
 
 
 def fitted_size(shape: tuple[Fraction, Fraction], size: tuple[int, int]) -> tuple[int, int]:
-    """The largest (width, height) of a shape inside a size, to the nearest pixel."""
+    """The largest (width, height) with a given aspect ratio that fits into a size, rounded."""
     factor = min(size[0] / shape[0], size[1] / shape[1])
     width, height = (max(1, math.floor(side * factor + Fraction(1, 2))) for side in shape)
     return min(width, size[0]), min(height, size[1])
 
 
 class _Reader:
-    """The frames of a file's first video stream with their times; see `read_clips`."""
+    """Decodes a file's first video stream into frames with their times; see `read_clips`."""
 
     def __init__(self, data: bytes, max_pixels: int, max_seconds: float):
         self._data, self._max_pixels, self._max_seconds = data, max_pixels, max_seconds
 
     def frames(self) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame, Fraction | None]]:
-        """(time, duration, frame, pixel aspect), seconds from the first frame, never decreasing."""
+        """Yields (time, duration, frame, pixel aspect); times are seconds from the first frame."""
         if not self._data:
             raise VideoError("the file is empty; expected a video")
         container = self._open()
@@ -210,7 +206,7 @@ class _Reader:
             return av.open(io.BytesIO(self._data), options=options, **_METADATA)
         except av.FFmpegError as error:
             raise VideoError(
-                f"found {len(self._data)} bytes that are no video known here, or without their "
+                f"found {len(self._data)} bytes in no supported video format, or without their "
                 f"index ({error.strerror})"
             ) from error
 
@@ -231,10 +227,10 @@ class _Reader:
                 raise VideoError(f"frame {count} is damaged (at {_number(end)} s)")
             if frame.width * frame.height > self._max_pixels:
                 raise self._too_large(frame.width, frame.height)
-            at = frame.pts * frame.time_base if frame.pts is not None else None
+            stamp = frame.pts * frame.time_base if frame.pts is not None else None
             if first is None:
-                first = at if at is not None else Fraction(0)
-            time = max(time, at - first) if at is not None else end
+                first = stamp if stamp is not None else Fraction(0)
+            time = max(time, stamp - first) if stamp is not None else end
             if time > self._max_seconds or count > self._max_seconds * _MAX_RATE:
                 raise self._too_long(time)
             if time - end > _MAX_GAP:
@@ -248,14 +244,14 @@ class _Reader:
             count += 1
         if not count:
             raise VideoError("the video stream has no frame that decodes")
-        # Half a second, or a tenth: edit lists and the last frame's duration are told loosely.
+        # Tolerance of half a second or a tenth: stated durations and edit lists are imprecise.
         if stated is not None and end < stated - max(Fraction(1, 2), stated / 10):
             raise VideoError(
-                f"cut short: {_number(end)} s of {_number(stated)} s that the file states"
+                f"truncated: {_number(end)} s of {_number(stated)} s that the header states"
             )
 
     def _stream(self, container: Any) -> Any:
-        """The first video stream that is not a cover picture."""
+        """The first video stream that is not a cover image."""
         cover = av.stream.Disposition.attached_pic
         for stream in container.streams.video:
             if not stream.disposition & cover:
@@ -264,10 +260,10 @@ class _Reader:
         raise VideoError(f"the file holds no video (found: {', '.join(kinds) or 'no stream'})")
 
     def _check_header(self, container: Any, stream: Any) -> Fraction | None:
-        """What can be known before decoding; the seconds that the stream states, if it does."""
+        """Checks the header; returns the stream's stated duration in seconds, if it has one."""
         context = stream.codec_context
         if context is None:
-            raise VideoError("the video's codec is not known here")
+            raise VideoError("the video's codec is not supported")
         if context.width * context.height > self._max_pixels:
             raise self._too_large(context.width, context.height)
         stated = stream.duration * stream.time_base if stream.duration else None
@@ -302,21 +298,21 @@ class _Reader:
 def _sample(
     reader: _Reader, fps: tuple[int, int]
 ) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
-    """(frame, pixel aspect) at every 1/fps seconds, as FFmpeg's filter `fps` rounds (to near)."""
+    """Yields (frame, pixel aspect) every 1/fps seconds, rounding as FFmpeg's filter `fps` does."""
     rate = Fraction(*fps)
-    held: tuple[av.VideoFrame, Fraction | None] | None = None
-    place, end = 0, Fraction(0)
+    current: tuple[av.VideoFrame, Fraction | None] | None = None
+    index, end = 0, Fraction(0)
     for time, duration, frame, aspect in reader.frames():
         moment = math.floor(time * rate + Fraction(1, 2))
-        while held is not None and place < moment:
-            yield held
-            place += 1
-        held = (frame, aspect)
+        while current is not None and index < moment:
+            yield current
+            index += 1
+        current = (frame, aspect)
         end = time + duration
     last = math.floor(end * rate + Fraction(1, 2))
-    while held is not None and place < last:
-        yield held
-        place += 1
+    while current is not None and index < last:
+        yield current
+        index += 1
 
 
 def _number(value: Any) -> str:

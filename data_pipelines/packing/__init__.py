@@ -1,1 +1,1 @@
-"""Which documents lie in which row, from lengths alone."""
+"""Plans which documents each row of a batch contains, from document lengths alone."""

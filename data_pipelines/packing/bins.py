@@ -1,7 +1,7 @@
-"""Bin packing over a histogram of lengths: which lengths share a row.
+"""Bin packing over a histogram of lengths: decides which lengths share a row.
 
-Documents of equal length are interchangeable, so that millions of documents are packed in about
-as many steps as there are distinct lengths.
+Documents of equal length are interchangeable, so packing millions of documents takes about as many
+steps as there are distinct lengths.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import dataclasses
 
 import numpy as np
 
-# A change of anything that decides which templates come out must change this number.
+# Increase this with every change that affects the templates.
 ALGORITHM_VERSION = 1
 
-# How much of a row one document may leave empty before two or three are sought that leave less,
-# as fractions of the row. Tight rules fill large sets best, loose ones small sets.
+# Fractions of a row that one document may leave empty before pairs and triples are tried. Small
+# tolerances fill large sets best, large ones small sets.
 _TOLERANCES = (1 / 64, 1 / 256, 1 / 1024, 1)
 
-# The longest lengths that are tried as the first of three. More gains less than 0.01 % of fill.
+# Number of lengths tried as the first of a triple. More gain less than 0.01 % of fill.
 _FIRST_OF_THREE = 32
 
 
@@ -27,9 +27,9 @@ class Templates:
     """Rows as multisets of lengths.
 
     Attributes:
-      lengths: int64 [E], the lengths of all templates, one template after the other.
-      sizes: int64 [T], how many lengths each template holds.
-      copies: int64 [T], how many rows are made from each template.
+      lengths: int64 [E], the concatenated lengths of all templates.
+      sizes: int64 [T], number of lengths of each template.
+      copies: int64 [T], number of rows made from each template.
     """
 
     lengths: np.ndarray
@@ -42,15 +42,15 @@ class Templates:
 
 
 def pack_histogram(histogram: np.ndarray, seq_len: int) -> Templates:
-    """Packs lengths into as few rows as it can; every length is used as often as it occurs.
+    """Packs lengths into few rows; every length is used as often as it occurs.
 
-    Rows are filled from the longest length down, each with what leaves the least of it empty
+    Rows are filled from the longest length down, each with the lengths that leave the least space
     (after the minimum bin slack heuristic: Gupta and Ho, "A new heuristic algorithm for the
-    one-dimensional bin-packing problem", 1999). The best of a few runs, which differ in how soon
-    one document is good enough, is taken. Integers only, so that the result is the same anywhere.
+    one-dimensional bin-packing problem", 1999). The best of a few runs with different tolerances is
+    taken. Only integers are used, so the result is the same on every platform.
 
     Args:
-      histogram: integer [seq_len + 1], how often each length occurs; none of length 0.
+      histogram: integer [seq_len + 1], number of documents of each length; none of length 0.
       seq_len: capacity of a row.
 
     Returns:
@@ -83,11 +83,11 @@ def _pack(histogram: np.ndarray, seq_len: int, tolerance: int) -> Templates:
 
 
 def _fill(stock: _Stock, gap: int, tolerance: int) -> list[int]:
-    """Takes the lengths that go beside the first of a row, which left `gap` places."""
+    """Takes the lengths that fill the `gap` positions left by the first of a row."""
     row: list[int] = []
     while longest := stock.longest(gap):
-        # With room for many more, the longest is as good as any. At the end of the row the last
-        # one, two or three are chosen together.
+        # While the gap is large, take the longest. At the end of the row, choose the last one, two
+        # or three lengths together.
         if gap - longest <= tolerance or gap >= 4 * longest:
             stock.take(longest)
             row.append(longest)
@@ -101,7 +101,7 @@ def _fill(stock: _Stock, gap: int, tolerance: int) -> list[int]:
 
 
 def _closest(stock: _Stock, gap: int) -> list[int]:
-    """One, two or three lengths in stock whose sum comes closest to `gap` from below."""
+    """One, two or three lengths in stock whose sum is closest to `gap` from below."""
     lengths = stock.available(gap)
     floor = stock.floor(gap)
     total, best = _closest_pair(stock, gap, lengths, floor)
@@ -125,25 +125,24 @@ def _closest(stock: _Stock, gap: int) -> list[int]:
 def _closest_pair(
     stock: _Stock, gap: int, lengths: np.ndarray, floor: np.ndarray
 ) -> tuple[int, list[int]]:
-    """One or two of `lengths`: (their sum, they), the sum closest to `gap` from below."""
+    """One or two of `lengths` as (sum, lengths), with the sum closest to `gap` from below."""
     partners = floor[gap - lengths]
-    # The table may name a length of which too few are left: such a partner is given up.
+    # The table may contain lengths that are used up: drop such partners.
     needed = 1 + (partners == lengths)
     partners = np.where(stock.counts[partners] >= needed, partners, 0)
     totals = lengths + partners
-    # Of equal sums the last is the most uneven pair, which keeps the middle lengths for the rows
-    # of three at the end.
+    # Of equal sums take the last, the most uneven pair: it keeps middle lengths for triples.
     choice = totals.size - 1 - int(totals[::-1].argmax())
     pair = [int(lengths[choice]), int(partners[choice])]
     return int(totals[choice]), [length for length in pair if length]
 
 
 class _Stock:
-    """The lengths not yet packed."""
+    """The lengths that are not yet packed."""
 
     def __init__(self, histogram: np.ndarray):
         self.counts = np.array(histogram, np.int64)
-        # From the longest down, so that a search for the longest below some bound ends early.
+        # Reversed, so that the search for the longest length below a bound ends early.
         self._present = self.counts[::-1] > 0
 
     def take(self, length: int) -> None:
@@ -155,7 +154,7 @@ class _Stock:
         self._present[-1 - length] = True
 
     def take_again(self, row: list[int]) -> int:
-        """Takes the row as many more times as it can; says how many."""
+        """Takes the same row as often as possible; returns how often."""
         needed = collections.Counter(row)
         times = min(int(self.counts[length]) // count for length, count in needed.items())
         for length, count in needed.items():
@@ -167,15 +166,15 @@ class _Stock:
         """The longest length that is at most `bound`; 0 if there is none."""
         bound = min(bound, self.counts.size - 1)
         below = self._present[self.counts.size - 1 - bound :]
-        place = int(below.argmax())
-        return bound - place if below[place] else 0
+        offset = int(below.argmax())
+        return bound - offset if below[offset] else 0
 
     def available(self, bound: int) -> np.ndarray:
         """The lengths that are at most `bound`, ascending."""
         return np.flatnonzero(self.counts[: bound + 1] > 0)
 
     def floor(self, bound: int) -> np.ndarray:
-        """For each value up to `bound` the longest length that is at most that; 0 if none."""
+        """For each value up to `bound`, the longest length that is not longer; 0 if none."""
         values = np.arange(min(bound + 1, self.counts.size))
         table = np.maximum.accumulate(np.where(self.counts[: values.size] > 0, values, 0))
         return table

@@ -1,19 +1,19 @@
-"""Whole documents in rows, with few places left empty."""
+"""The plan of mode "pack": whole documents in rows, with little padding."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from data_pipelines.packing import bins
-from data_pipelines.packing.base import DOCUMENTS, PIECES, ROWS, EpochPlan, Rows, Stats
 from data_pipelines.packing.permutation import hash64, permute
+from data_pipelines.packing.plan import DOCUMENTS, PIECES, ROWS, EpochPlan, Rows, Stats
 
 
 class PackPlan(EpochPlan):
     """Whole documents in rows.
 
-    The epoch's rows are fixed multisets of lengths (`bins.Templates`). Each epoch permutes the
-    rows, the documents among the slots that they fit, and the pieces within each row.
+    All epochs share the same multisets of lengths (`bins.Templates`). Each epoch permutes the rows,
+    the documents among the slots that they fit into, and the documents within each row.
     """
 
     def __init__(self, lengths: np.ndarray, seq_len: int, seed: int, too_long: str):
@@ -22,15 +22,15 @@ class PackPlan(EpochPlan):
         dropped = int(excess.sum()) if too_long == "drop" else 0
         if dropped == lengths.size:
             raise ValueError(
-                f"All {dropped:,} documents are longer than a row of {seq_len:,} places (the "
-                f"shortest takes {lengths.min():,}). Make rows longer, or cut documents."
+                f"All {dropped:,} documents are longer than seq_len {seq_len:,} (the shortest "
+                f"takes {lengths.min():,} positions). Increase seq_len, or use too_long='cut'."
             )
-        # Documents by length, equal ones by number; dropped ones at the end and out of reach.
+        # Documents by length, equal lengths by index; dropped ones are at the end and unused.
         self._by_length = _stable_order(lengths)
         histogram = _histogram(lengths, seq_len, dropped)
         templates = bins.pack_histogram(histogram, seq_len)
         self._lay_out(templates, histogram)
-        places = int(histogram @ np.arange(seq_len + 1))
+        positions = int(histogram @ np.arange(seq_len + 1))
         self.rows_per_epoch = templates.rows
         self.stats = Stats(
             documents=lengths.size,
@@ -38,8 +38,8 @@ class PackPlan(EpochPlan):
             shortened=int(excess.sum()) - dropped,
             split=0,
             rows=templates.rows,
-            places=places,
-            padding=templates.rows * seq_len - places,
+            positions=positions,
+            padding=templates.rows * seq_len - positions,
         )
 
     @property
@@ -47,7 +47,7 @@ class PackPlan(EpochPlan):
         return int(self._sizes.max())
 
     def _lay_out(self, templates: bins.Templates, histogram: np.ndarray) -> None:
-        """Numbers the slots of all rows: each group of lengths has slots 0, 1, ... of its own."""
+        """Numbers the slots of all rows: each group of lengths has its own slots 0, 1, ..."""
         self._row_ends = np.cumsum(templates.copies)
         self._sizes = templates.sizes
         self._first_slot = np.cumsum(templates.sizes) - templates.sizes
@@ -62,11 +62,11 @@ class PackPlan(EpochPlan):
         ).astype(np.int64)
         self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
 
-    def _rows(self, epoch: np.ndarray, place: np.ndarray) -> Rows:
-        row = permute(place, self.rows_per_epoch, hash64(self._seed, ROWS, epoch))
+    def _rows(self, epoch: np.ndarray, index: np.ndarray) -> Rows:
+        row = permute(index, self.rows_per_epoch, hash64(self._seed, ROWS, epoch))
         template = np.searchsorted(self._row_ends, row, side="right")
         sizes = self._sizes[template]
-        # How many rows of the same template come after this one: another number for each copy.
+        # Number of later rows of the same template: different for each copy.
         copy = self._row_ends[template] - 1 - row
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         owner = np.repeat(np.arange(row.size), sizes)
@@ -87,27 +87,26 @@ class PackPlan(EpochPlan):
 
 
 def _stable_order(lengths: np.ndarray) -> np.ndarray:
-    """Documents by length, equal ones by number, uint32 [N]."""
-    # Numbers of 16 bits are sorted by radix, several times faster.
+    """Documents by length, equal lengths by index, uint32 [N]."""
+    # numpy sorts 16-bit integers by radix, which is several times faster.
     keys = lengths.astype(np.uint16) if lengths.max() < 2**16 else lengths
     return np.argsort(keys, kind="stable").astype(np.uint32)
 
 
 def _histogram(lengths: np.ndarray, seq_len: int, dropped: int) -> np.ndarray:
-    """How often each length is packed, int64 [seq_len + 1]; longer ones are cut or dropped."""
+    """Number of packed documents by length, int64 [seq_len + 1]."""
     histogram = np.bincount(np.minimum(lengths, seq_len), minlength=seq_len + 1)
     histogram[seq_len] -= dropped
     return histogram
 
 
 def _exchangeable(templates: bins.Templates, histogram: np.ndarray) -> np.ndarray:
-    """Groups lengths whose documents may take each other's slots; int64 by length, -1 if unused.
+    """Groups lengths whose documents are interchangeable; int64 by length, -1 if unused.
 
-    What a row leaves empty is shared out among its slots, so that a slot has room for somewhat
-    more than its length. Neighbouring lengths form a group as long as the longest of them fits
-    the tightest slot of all. In small sets, where hardly two lengths are equal, this is what
-    gives documents other company in each epoch: of 1,000 documents of the paper's lengths, 45 %
-    of the rows, where equal lengths alone would give 16 %.
+    The padding of a row is divided among its slots, so a slot has room for slightly more than its
+    length. Adjacent lengths form a group as long as the longest of them fits the smallest slot.
+    Small sets have few equal lengths, and this mixes documents across epochs: with 1,000 documents
+    of the paper's lengths, 45 % of the rows change, compared with 16 % for equal lengths alone.
     """
     used = np.add.reduceat(templates.lengths, np.cumsum(templates.sizes) - templates.sizes)
     spare = (histogram.size - 1 - used) // templates.sizes
@@ -126,7 +125,7 @@ def _exchangeable(templates: bins.Templates, histogram: np.ndarray) -> np.ndarra
 
 
 def _rank_in_group(group: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Numbers the slots of each group, int64 [E]: entry e stands for copies[e] of them."""
+    """Numbers the slots of each group, int64 [E]; entry e represents copies[e] slots."""
     order = np.argsort(group, kind="stable")
     before = np.cumsum(copies[order]) - copies[order]
     heads = np.searchsorted(group[order], group[order], side="left")

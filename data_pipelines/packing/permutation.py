@@ -1,8 +1,8 @@
-"""Keyed randomness with random access: a hash, and permutations of any size.
+"""Stateless random numbers: a keyed hash, and keyed permutations with random access.
 
-Nothing here has a state: the value at an index is computed from the key and the index alone, in
-integer arithmetic modulo 2**64. It is therefore the same on every platform and for every version
-of numpy, whose own generators promise no such thing (NEP 19).
+The value at an index is computed from the key and the index alone, in integer arithmetic modulo
+2**64. It is the same on every platform and for every version of numpy, whose own generators do not
+guarantee that (NEP 19).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-# Six hide any order in large permutations. Twelve make all permutations of three to five elements
-# equally likely, as far as 24,000 draws of them can tell.
+# Six rounds are enough for large permutations. With twelve, all permutations of three to five
+# elements are equally likely within the error of 24,000 samples.
 _ROUNDS = 12
 
 
 def hash64(*parts: ArrayLike) -> np.ndarray:
-    """Hashes tuples of integers: parts, broadcast together -> uint64, at least one dimension.
+    """Hashes tuples of integers, broadcast together, to uint64 of at least one dimension.
 
     Each part goes through the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
     pseudorandom number generators", 2014). Parts are non-negative integers below 2**64.
@@ -36,16 +36,16 @@ def uniform(*parts: ArrayLike) -> np.ndarray:
 
 
 def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> np.ndarray:
-    """The place of `index` in the permutation of `range(size)` that belongs to `key`.
+    """Applies the permutation of `range(size)` that is selected by `key` to `index`.
 
-    A Feistel network over the smallest grid of about sqrt(size) x sqrt(size) cells, walked until
-    it comes back into the range (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    2002). The grid has at most sqrt(size) cells too many, so that a second walk is rare.
+    A Feistel network over a grid of about sqrt(size) x sqrt(size) cells, repeated until the result
+    is in the range (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). The grid has at most sqrt(size) extra cells, so a second round is rare.
 
     Args:
       index: integers, 0 <= index < size.
-      size: number of elements permuted, at most 2**62; one for all or one each.
-      key: uint64 keys from `hash64`; one for all or one each.
+      size: number of permuted elements, at most 2**62; a scalar or one per index.
+      key: uint64 keys from `hash64`; a scalar or one per index.
 
     Returns:
       int64, the shape of the arguments broadcast together, at least one dimension.
@@ -76,7 +76,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 def _feistel(
     value: np.ndarray, height: np.ndarray, width: np.ndarray, key: np.ndarray
 ) -> np.ndarray:
-    """One bijection of range(height * width): rows and columns are shifted in turns."""
+    """A bijection of range(height * width) that shifts rows and columns in turn."""
     row = value // width
     column = value - row * width
     for turn in range(_ROUNDS):
@@ -88,9 +88,9 @@ def _feistel(
 
 
 def _shift(value: np.ndarray, key: np.ndarray, turn: int) -> np.ndarray:
-    """31 bits of the SplitMix64 sequence seeded with `key`, from a place for each (value, turn).
+    """31 bits of the SplitMix64 sequence seeded with `key`, at an index for each (value, turn).
 
-    So few that adding them to a row or column never wraps, which would break the bijection.
+    With 31 bits, adding them to a row or column never overflows, which would break the bijection.
     """
     counter = value * np.uint64(_ROUNDS) + np.uint64(turn + 1)
     return _mix(key + counter * _GOLDEN) >> np.uint64(33)

@@ -1,87 +1,157 @@
-"""The global plan of rows: which documents, or parts of them, each row of an epoch holds.
+"""Plans of rows: a row by its index, as a pure function of lengths, options and index.
 
-A plan is made from the lengths of all documents alone. It knows nothing of hosts, batches or
-devices: row i of the endless run of epochs is a pure function of the lengths, the options and i,
-and is computed when asked for. So a position in the data is one integer.
-
-Lengths are counted in places of a row. A document of n tokens takes n + 1, because it is framed
-by a start token (in the inputs) and an end token (in the targets).
+Lengths are counted in positions of a row. A document of n tokens takes n + 1 positions: its inputs
+are the start token and the tokens, its targets the tokens and the end token.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data_pipelines.packing.base import EpochPlan
-from data_pipelines.packing.concat import ConcatPlan
-from data_pipelines.packing.pack import PackPlan
+from data_pipelines.packing import bins
 
-MODES = ("pack", "concat")
-TOO_LONG = ("drop", "cut")
+# Increase this, or the version in bins, with every change that affects the contents of rows.
+VERSION = 1
+
+# Independent streams of random numbers from one seed.
+ROWS, DOCUMENTS, PIECES, LABELS = 1, 2, 3, 4
 
 
-def plan(
-    lengths: ArrayLike,
-    *,
-    seq_len: int,
-    mode: str = "pack",
-    seed: int = 0,
-    too_long: str = "drop",
-) -> EpochPlan:
-    """Plans the rows of all epochs.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a plan.
 
-    Args:
-      lengths: integers [N], places of each document: its tokens and one more.
-      seq_len: places of a row.
-      mode: "pack" puts whole documents into rows, few places left empty, anew each epoch.
-        "concat" lays them end to end, in an order of its own each epoch, and cuts every
-        `seq_len` places; the last row of an epoch is padded (Han et al., arXiv 2408.08459,
-        concatenate so, but do not say what they do at the end).
-      seed: 0 <= seed < 2**63; decides every order.
-      too_long: what "pack" does with documents longer than a row: "drop" leaves them out, "cut"
-        keeps what fits, which then has no end token. "concat" needs no such rule.
-
-    Returns:
-      The plan. It takes 8 bytes a document ("concat": 4), and is the same on every platform.
-
-    Raises:
-      ValueError: options out of range, a length below 1, or nothing to plan.
+    Attributes:
+      pieces: int64 [P, 3], each (document, start, length): `length` positions of the framed
+        document from its position `start` on. The pieces of a row follow each other.
+      offsets: int64 [R + 1]; row j is `pieces[offsets[j]:offsets[j + 1]]`.
     """
-    _check_options(seq_len, mode, seed, too_long)
-    lengths = _checked_lengths(lengths)
-    if mode == "concat":
-        return ConcatPlan(lengths, seq_len, seed)
-    return PackPlan(lengths, seq_len, seed, too_long)
+
+    pieces: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The pieces of one row, int64 [k, 3]."""
+        return self.pieces[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
 
 
-def _check_options(seq_len: int, mode: str, seed: int, too_long: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"Packing mode {mode!r} is not known; choose one of {', '.join(MODES)}.")
-    if too_long not in TOO_LONG:
-        raise ValueError(
-            f"The rule {too_long!r} for documents that are too long is not known; choose one of "
-            f"{', '.join(TOO_LONG)}."
-        )
-    if seq_len < 1:
-        raise ValueError(f"A row must have at least 1 place, not {seq_len}.")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"The seed must be at least 0 and below 2**63, not {seed}.")
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Counts of one epoch of a plan.
+
+    Attributes:
+      documents: documents given to the plan.
+      dropped: documents dropped because they are longer than a row.
+      shortened: documents truncated because they are longer than a row.
+      split: documents in more than one row (`concat`; of the first epoch, others differ slightly).
+      rows: rows per epoch.
+      positions: positions of the rows that documents take.
+      padding: the other positions.
+    """
+
+    documents: int
+    dropped: int
+    shortened: int
+    split: int
+    rows: int
+    positions: int
+    padding: int
+
+    @property
+    def fill(self) -> float:
+        """The fraction of all positions that documents take, 0 to 1."""
+        return self.positions / (self.positions + self.padding)
+
+    def __str__(self) -> str:
+        text = f"{self.documents:,} documents in {self.rows:,} rows per epoch, fill {self.fill:.2%}"
+        if self.dropped:
+            text += f", {self.dropped:,} documents longer than a row dropped"
+        if self.shortened:
+            text += f", {self.shortened:,} documents longer than a row truncated"
+        if self.split:
+            text += f", {self.split:,} documents split between rows"
+        return text
 
 
-def _checked_lengths(lengths: ArrayLike) -> np.ndarray:
-    lengths = np.asarray(lengths)
-    if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
-        raise ValueError(
-            f"Lengths must be integers [N], not {lengths.dtype} of shape {lengths.shape}."
-        )
-    if not lengths.size:
-        raise ValueError("There are no documents to plan rows for.")
-    if lengths.min() < 1 or lengths.max() >= 2**32:
-        raise ValueError(
-            f"Lengths must be between 1 and 2**32 - 1 places, but they go from {lengths.min()} to "
-            f"{lengths.max()}. A document of n tokens takes n + 1."
-        )
-    if lengths.size >= 2**32:
-        raise ValueError(f"{lengths.size:,} documents are more than a plan can number (2**32).")
-    return lengths.astype(np.uint32)
+class Plan(abc.ABC):
+    """An endless sequence of rows, numbered from 0; each epoch follows the one before."""
+
+    seq_len: int
+    fingerprint: str
+
+    @property
+    @abc.abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Positions of each document of the plan, uint32 [N]."""
+
+    @property
+    @abc.abstractmethod
+    def max_documents(self) -> int:
+        """No row of any epoch holds pieces of more documents."""
+
+    @abc.abstractmethod
+    def rows(self, indices: ArrayLike) -> Rows:
+        """The rows with these indices, in any order. Raises IndexError for negative ones."""
+
+    @abc.abstractmethod
+    def epochs(self, row: int) -> tuple[float, ...]:
+        """Epochs of each source that are complete before this row, as fractions."""
+
+    def row(self, index: int) -> np.ndarray:
+        """One row, int64 [k, 3]: document, start, length; see `Rows`."""
+        return self.rows([index])[0]
+
+
+class EpochPlan(Plan):
+    """A plan in which each epoch has the same number of rows and each document once.
+
+    Attributes:
+      rows_per_epoch: number of rows.
+      stats: counts of one epoch.
+    """
+
+    rows_per_epoch: int
+    stats: Stats
+
+    def __init__(self, lengths: np.ndarray, seq_len: int, seed: int, options: dict[str, object]):
+        self._lengths = lengths
+        self.seq_len = seq_len
+        self._seed = seed
+        header = {"version": [VERSION, bins.ALGORITHM_VERSION], "seq_len": seq_len}
+        header.update(options, seed=seed)
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(lengths, "<u4").data)
+        self.fingerprint = digest.hexdigest()[:16]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    def __str__(self) -> str:
+        return str(self.stats)
+
+    def epochs(self, row: int) -> tuple[float, ...]:
+        return (row / self.rows_per_epoch,)
+
+    def rows(self, indices: ArrayLike) -> Rows:
+        numbers = np.asarray(indices, np.int64).reshape(-1)
+        if numbers.size and numbers.min() < 0:
+            raise IndexError(f"There is no row {numbers.min()}; rows are numbered from 0.")
+        return self._rows(*np.divmod(numbers, self.rows_per_epoch))
+
+    @abc.abstractmethod
+    def _rows(self, epoch: np.ndarray, index: np.ndarray) -> Rows:
+        """Rows by epoch and index in the epoch, both int64 [R]."""

@@ -1,10 +1,11 @@
-"""The parts of `data_pipelines.prepare`, in the order in which they run.
+"""The steps of `data_pipelines.prepare`, in the order in which they run.
 
-job                 settings checked, set-up done once
-  listing           which image belongs to which shard
-  tokenizer_training
-process             `process_shard`: one shard, a pure function of the set-up folder
-launchers, worker   many of them: processes here, array jobs, Beam
-finish              the manifest, when the last shard is there
-  duplicates        which documents the index leaves out
+job                   checks the settings and sets up the folder, once
+  listing             lists the source and assigns each item to a shard
+  tokenizer_training  trains a BPE tokenizer on request
+process               `process_shard` makes one shard, a pure function of the set-up folder
+  read_ahead          reads the next items while one is encoded
+launchers, worker     run `process_shard` in local processes, array jobs or Beam
+finish                writes the manifest when the last shard is done
+  duplicates          finds documents that the index drops
 """

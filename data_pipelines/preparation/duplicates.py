@@ -1,8 +1,8 @@
-"""Images whose files are equal byte for byte: all but the one with the smallest key are named.
+"""Finds images whose files are byte-identical; of each group only the smallest key is kept.
 
-Nothing is rewritten: the shards keep every document, and the index leaves the named ones out. The
-choice depends on contents and keys alone, so it is the same for any number of shards and holds
-across splits: no held-out image has its twin in training.
+Shards are not rewritten: they contain every document, and the index drops the duplicates. The
+choice depends on contents and keys only, so it is the same for any number of shards. It spans
+splits: no image of the eval split has a duplicate in training.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data_pipelines.shards import files
+from data_pipelines.shards import storage
 
-# Hashes are compared in slices of the hash space that hold about this many images: some 300 MB,
-# however many images there are in all.
+# The hash space is processed in slices of about this many images, about 300 MB of memory.
 _IMAGES_AT_ONCE = 4_000_000
 
-_Place = tuple[int, int]  # shard, row of its table's images
+_Location = tuple[int, int]  # (shard, index in its table's images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """What to leave out.
+    """The duplicates to drop.
 
     Attributes:
-      images: shard name -> rows of its table's images, uint32, sorted.
-      lines: one {key, shard, kept} for each image left out, sorted by key.
+      images: shard name -> indices in its table's images, uint32, sorted.
+      lines: one {key, shard, kept} for each dropped image, sorted by key.
     """
 
     images: Mapping[str, np.ndarray]
@@ -48,7 +47,7 @@ def find(
     lines: list[dict[str, Any]] = []
     for number in range(slices):
         groups = _groups(folder, names, number, slices)
-        keys = _keys(folder, names, [place for group in groups for place in group])
+        keys = _keys(folder, names, [location for group in groups for location in group])
         for group in groups:
             kept, *others = sorted(group, key=keys.__getitem__)
             for shard, row in others:
@@ -61,36 +60,36 @@ def find(
 
 def _groups(
     folder: epath.PathLike, names: Sequence[str], number: int, slices: int
-) -> list[list[_Place]]:
-    """Groups of images with equal content, for contents in one slice of the hash space."""
-    hashes, places = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint32)]
+) -> list[list[_Location]]:
+    """Groups of images with equal content, for one slice of the hash space."""
+    hashes, locations = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint32)]
     for shard, name in enumerate(names):
-        content = files.TableReader(files.table_path(folder, name)).column("content")
+        content = storage.TableReader(storage.table_path(folder, name)).column("content")
         rows = np.flatnonzero(content[:, 0].astype(np.int64) * slices // 256 == number)
         hashes.append(np.ascontiguousarray(content[rows]).view(np.uint64))
-        places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.uint32))
-    content, place = np.concatenate(hashes), np.concatenate(places)
+        locations.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.uint32))
+    content, location = np.concatenate(hashes), np.concatenate(locations)
     order = np.lexsort((content[:, 1], content[:, 0]))
     content = content[order]
     same = (content[1:] == content[:-1]).all(axis=1)
-    # A run of equal hashes begins where `same` turns true and ends where it turns false.
+    # A run of equal hashes starts where `same` becomes true and ends where it becomes false.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     runs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
     return [
-        [(shard, row) for shard, row in place[order[start : stop + 1]].tolist()]
+        [(shard, row) for shard, row in location[order[start : stop + 1]].tolist()]
         for start, stop in runs
     ]
 
 
 def _keys(
-    folder: epath.PathLike, names: Sequence[str], places: Sequence[_Place]
-) -> dict[_Place, str]:
-    """The keys of images; each shard's are opened once."""
-    keys: dict[_Place, str] = {}
+    folder: epath.PathLike, names: Sequence[str], locations: Sequence[_Location]
+) -> dict[_Location, str]:
+    """Reads the keys of images, opening each shard once."""
+    keys: dict[_Location, str] = {}
     column, opened = None, -1
-    for shard, row in sorted(places):
+    for shard, row in sorted(locations):
         if column is None or shard != opened:
-            path = files.table_path(folder, names[shard])
-            column, opened = files.TableReader(path).keys(), shard
+            path = storage.table_path(folder, names[shard])
+            column, opened = storage.TableReader(path).keys(), shard
         keys[shard, row] = column[row]
     return keys

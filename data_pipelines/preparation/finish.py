@@ -1,7 +1,7 @@
-"""The last step of a preparation: duplicates marked, the index joined, the manifest written.
+"""The last step of preparation: drops duplicates, writes the index and the manifest.
 
-It reads tables and sidecars only, gives the same files whoever runs it and however often, and
-does nothing before the last shard is there: so any task of an array job may try.
+It reads tables and sidecars only, always writes the same files, and does nothing before the last
+shard is finished. So every task of an array job can call it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.preparation import duplicates, listing
 from data_pipelines.preparation.job import Job
-from data_pipelines.shards import files, reader
+from data_pipelines.shards import reader, storage
 from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
 REJECTS = "rejects.jsonl"
@@ -38,9 +38,9 @@ def finish(job: Job) -> dict[str, Any] | None:
         return None
     rejects = _write_rejects(job)
     if not any(sidecar["documents"] for sidecar in sidecars.values()):
-        raise files.ShardError(
-            f"{job.folder}: not one of {rejects['count']} {job.kind}s became a "
-            f"document; the most common reasons: {rejects['reasons']}"
+        raise storage.ShardError(
+            f"{job.folder}: all {rejects['count']} {job.kind}s were rejected; the most common "
+            f"reasons: {rejects['reasons']}"
         )
     dropped, duplicate_facts = _drop_duplicates(job, sidecars)
     splits = {split: _split(job, split, sidecars, dropped) for split in job.num_shards}
@@ -49,8 +49,9 @@ def finish(job: Job) -> dict[str, Any] | None:
         "job": job.id,
         "representation": job.facts["representation"],
         "settings": job.settings,
+        "token_dtype": job.facts["token_dtype"],
         "encoder": job.facts["encoder"],
-        "writer_options": files.WRITER_OPTIONS,
+        "writer_options": storage.WRITER_OPTIONS,
         "label_names": job.facts["label_names"],
         "items": job.facts["items"],
         "skipped": job.facts["skipped"],
@@ -59,13 +60,13 @@ def finish(job: Job) -> dict[str, Any] | None:
         "splits": splits,
     }
     write_atomically(job.folder / reader.MANIFEST, to_json(manifest))
-    # Another task may be finishing too: only what is certainly abandoned goes.
+    # Another task may be finishing too: remove only files that are old enough to be abandoned.
     remove_unfinished(job.folder, older_than=_ABANDONED_SECONDS)
     return manifest
 
 
 def histogram(reasons: Iterator[str] | list[str]) -> dict[str, int]:
-    """Reasons by frequency with their numbers and names taken out; the rest share one line."""
+    """Counts reasons without their numbers and quoted names; rare ones share one entry."""
     counts = collections.Counter(_kind(reason) for reason in reasons)
     common = dict(counts.most_common(_REASONS))
     others = counts.total() - sum(common.values())
@@ -78,14 +79,14 @@ def _kind(reason: str) -> str:
 
 
 def _sidecars(job: Job) -> dict[str, Any] | None:
-    """Of every shard, by name; None as soon as one is found to be missing."""
+    """The sidecar of every shard by name; None if any shard is missing."""
     names = [name for _, name in job.names()]
-    present = {path.name for path in job.folder.iterdir()}  # one request to a bucket, not many
-    if not present.issuperset(files.sidecar_path("", name).name for name in names):
+    present = {path.name for path in job.folder.iterdir()}  # one request to a bucket
+    if not present.issuperset(storage.sidecar_path("", name).name for name in names):
         return None
     sidecars = {}
     for name in names:
-        sidecar = files.read_sidecar(job.folder, name)
+        sidecar = storage.read_sidecar(job.folder, name)
         if sidecar is None or sidecar["job"] != job.id:
             return None
         sidecars[name] = sidecar
@@ -93,12 +94,12 @@ def _sidecars(job: Job) -> dict[str, Any] | None:
 
 
 def _write_rejects(job: Job) -> dict[str, Any]:
-    """Joins the rejects of the listing and of every shard into one table."""
+    """Joins the rejects of the listing and of every shard into one file."""
     rejects = listing.read_rejects(job.folder)
     for _, name in job.names():
-        rejects += files.read_rejects(job.folder, name)
+        rejects += storage.read_rejects(job.folder, name)
     rejects.sort()
-    data = files.rejects_to_bytes(rejects)
+    data = storage.rejects_to_bytes(rejects)
     write_atomically(job.folder / REJECTS, data)
     return {
         "file": REJECTS,
@@ -111,7 +112,7 @@ def _write_rejects(job: Job) -> dict[str, Any]:
 def _drop_duplicates(
     job: Job, sidecars: Mapping[str, Any]
 ) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
-    """Images of each shard to leave out, by shard name, and what the manifest says of them."""
+    """Images to drop, by shard name, and the manifest's entry on duplicates."""
     if not job.settings["drop_duplicates"]:
         return {}, {"dropped": False, "count": 0}
     names = [name for _, name in job.names()]
@@ -143,6 +144,7 @@ def _split(
         "documents": len(index["lengths"]),
         "images": images,
         "tokens": int(index["lengths"].sum(dtype=np.uint64)),
+        "codec_bytes": int(index["codec_bytes"].sum(dtype=np.uint64)),
         "dropped": len(index["dropped"]),
         "sha256": hashlib.sha256("".join([index_hash, *hashes]).encode()).hexdigest(),
         "index": {"file": index_file, "bytes": len(buffer.getvalue()), "sha256": index_hash},
@@ -153,21 +155,26 @@ def _split(
 def _index(
     job: Job, names: list[str], dropped: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Lengths and labels of the kept documents of a split, places of the others; images kept."""
-    lengths, labels, left_out = [], [], []
+    """The index of a split and its number of kept images.
+
+    The index has lengths, codec bytes and labels of kept documents and the indices of dropped ones.
+    """
+    lengths, codec_bytes, labels, dropped_documents = [], [], [], []
     start = num_images = 0
     for name in names:
-        table = files.TableReader(files.table_path(job.folder, name))
+        table = storage.TableReader(storage.table_path(job.folder, name))
         images = table.column("images")
         keep = ~np.isin(images, dropped.get(name, np.zeros(0, np.uint32)))
         lengths.append(table.column("lengths")[keep])
+        codec_bytes.append(table.column("codec_bytes")[keep])
         labels.append(table.column("labels")[images[keep]])
-        left_out.append(np.flatnonzero(~keep).astype(np.uint64) + np.uint64(start))
+        dropped_documents.append(np.flatnonzero(~keep).astype(np.uint64) + np.uint64(start))
         start += len(images)
         num_images += len(np.unique(images[keep]))
     columns = {
         "lengths": np.concatenate(lengths),
+        "codec_bytes": np.concatenate(codec_bytes),
         "labels": np.concatenate(labels),
-        "dropped": np.concatenate(left_out),
+        "dropped": np.concatenate(dropped_documents),
     }
     return columns, num_images

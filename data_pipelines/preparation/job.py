@@ -1,7 +1,7 @@
-"""The set-up of a preparation: settings checked, source listed, tokenizer trained, all of it once.
+"""Sets up a folder of shards: checks the settings, lists the source, trains the tokenizer.
 
-Set-up ends with `job.json`. From then on every shard is a pure function of the folder: which
-process makes it, in which order and how often does not show in its bytes.
+Set-up runs once and ends with `job.json`. After it, the bytes of a shard depend on the folder only,
+not on the process that makes it, the order of shards, or retries.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ from typing import Any
 from etils import epath
 
 from data_pipelines import representations
+from data_pipelines.media import Kind
 from data_pipelines.preparation import listing, tokenizer_training
-from data_pipelines.representations.base import Representation
-from data_pipelines.shards import files, reader
+from data_pipelines.representations.base import Representation, TokenizedRepresentation
+from data_pipelines.shards import storage
 from data_pipelines.sources import open_source
-from data_pipelines.sources.base import Kind
+from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
 JOB = "job.json"
-FORMAT = "prepare-job/1"
+FORMAT = "prepare-job/2"
 
-# make(num_labels=.., tokenizer=..) -> the representation with these options changed.
+# make(num_labels=.., tokenizer=..) -> the representation with these options replaced.
 Maker = Callable[..., Representation]
 
 
 class SettingsError(ValueError):
-    """The settings are not usable, or the folder holds shards made with others."""
+    """The settings are invalid, or the folder has shards made with other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides what the shards hold; plain JSON values.
+    """All settings that affect the contents of shards; JSON values.
 
     Attributes:
       source: see `sources.open_source`.
-      representation: `Representation.to_config()`; with `train_tokenizer`, the one to train for.
-      conditional: give the representation one label token for each of the source's labels.
-      copies: augmented copies of each training image, beside the image itself.
+      representation: `Representation.to_config()`; with `train_tokenizer`, of the byte tokenizer.
+      conditional: whether the representation gets one label token for each label of the source.
+      copies: augmented copies of each training image, in addition to the image itself.
       augment: options of `augment.Augment`; empty for its defaults.
-      eval_fraction: part of the images, 0 <= eval_fraction < 1, that go to the split 'eval'.
-      num_shards: shards of the split 'train'; 0 chooses by the number of documents.
-      drop_duplicates: leave out images whose files are equal to another's, byte for byte.
+      eval_fraction: fraction of the images, 0 <= eval_fraction < 1, in the split 'eval'.
+      num_shards: shards of the split 'train'; 0 for a number by the size of the source.
+      drop_duplicates: whether to drop images whose files are byte-identical to another's.
       train_tokenizer: {} for none, else vocab_size, documents and seed (see docs/data.md).
     """
 
@@ -66,19 +67,19 @@ class Settings:
             raise SettingsError(f"copies is {self.copies}; expected 0 to 65535")
         if not 0 <= self.eval_fraction < 1:
             raise SettingsError(
-                f"eval_fraction is {self.eval_fraction}; expected a part, 0 <= eval_fraction < 1"
+                f"eval_fraction is {self.eval_fraction}; expected 0 <= eval_fraction < 1"
             )
         if not 0 <= self.num_shards < 100_000:
-            raise SettingsError(f"num_shards is {self.num_shards}; expected 0 (choose) to 99999")
+            raise SettingsError(f"num_shards is {self.num_shards}; expected 0 (automatic) to 99999")
 
     def to_json(self) -> dict[str, Any]:
-        """Through JSON and back, so that what is stored and what is asked compare equal."""
+        """The settings after a JSON round trip, so that they compare equal to stored ones."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A set-up folder: `facts` is the content of job.json, `id` the hash of it."""
+    """A set-up folder: `facts` is the content of job.json, `id` its SHA-256."""
 
     folder: epath.Path
     facts: Mapping[str, Any]
@@ -94,29 +95,29 @@ class Job:
 
     @property
     def kind(self) -> Kind:
-        """Of the files that are prepared."""
+        """Whether the source's files are images or videos."""
         return representations.load(self.folder).kind
 
     def names(self) -> list[tuple[str, str]]:
         """(split, shard name) of every shard, in the order of documents."""
         return [
-            (split, files.stem(split, index, count))
+            (split, storage.stem(split, index, count))
             for split, count in self.num_shards.items()
             for index in range(count)
         ]
 
 
 def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
-    """The folder's job; made now unless it was set up before with the same settings.
+    """Sets up a folder and returns its job; returns the existing job for the same settings.
 
     Args:
-      folder: where the shards will lie; made if it is not there.
-      settings: what they will hold.
-      make: makes the representation, its options `num_labels` and `tokenizer` changed as asked.
+      folder: folder for the shards; made if it does not exist.
+      settings: see `Settings`.
+      make: makes the representation, with the options it is called with replaced.
 
     Raises:
-      SettingsError: the folder was set up with other settings; the message names both.
-      SourceError: the source cannot be listed or holds no image.
+      SettingsError: the folder was set up with other settings; the message has both.
+      SourceError: the source cannot be listed or has no image.
     """
     folder = epath.Path(folder)
     job = read_job(folder)
@@ -131,8 +132,8 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
     representation = make(**options)
     if settings.copies and representation.kind != "image":
         raise SettingsError(
-            f"copies is {settings.copies}; images have augmented copies, {representation.medium}s "
-            "have none: set it to 0"
+            f"copies is {settings.copies}, expected 0: only images have augmented copies, "
+            f"{representation.medium}s have none"
         )
     listed = listing.write(
         source,
@@ -142,6 +143,8 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         num_shards=settings.num_shards,
     )
     if settings.train_tokenizer:
+        if not isinstance(representation, TokenizedRepresentation):
+            raise SettingsError(f"{representation.name} has no tokenizer to train")
         model = tokenizer_training.train(source, listed, representation, **settings.train_tokenizer)
         with tempfile.NamedTemporaryFile(suffix=".model") as file:
             file.write(model)
@@ -155,6 +158,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
             "fingerprint": representation.fingerprint,
             "config": representation.to_config(),
         },
+        "token_dtype": representation.token_dtype.name,
         "label_names": label_names,
         "encoder": representation.encoder_versions,
         **listed.facts,
@@ -166,13 +170,14 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
 
 
 def wait_for(folder: epath.PathLike, settings: Settings, seconds: float) -> Job:
-    """The job that another process is setting up. Raises SettingsError if it never appears."""
+    """Waits for the job that task 0 sets up. Raises SettingsError after `seconds`."""
     deadline = time.monotonic() + seconds
     while (job := read_job(folder)) is None:
         if time.monotonic() > deadline:
             raise SettingsError(
                 f"{epath.Path(folder) / JOB} did not appear within {seconds:.0f} s: task 0 lists "
-                "the source and writes it; start task 0, see its log, or raise --setup_timeout"
+                "the source and writes it; start task 0, check its log, or increase "
+                "--setup_timeout"
             )
         time.sleep(min(2.0, seconds / 10))
     require_same(job, settings)
@@ -180,7 +185,7 @@ def wait_for(folder: epath.PathLike, settings: Settings, seconds: float) -> Job:
 
 
 def read_job(folder: epath.PathLike) -> Job | None:
-    """The folder's job, or None if it was never set up. Raises ShardError if it is damaged."""
+    """Reads the folder's job; None if it is not set up. Raises ShardError if it is damaged."""
     path = epath.Path(folder) / JOB
     try:
         data = path.read_bytes()
@@ -189,9 +194,9 @@ def read_job(folder: epath.PathLike) -> Job | None:
     try:
         facts = json.loads(data)
         if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']!r} where {FORMAT!r} is due")
+            raise ValueError(f"the format is {facts['format']!r}, expected {FORMAT!r}")
     except (ValueError, KeyError, TypeError) as error:
-        raise files.ShardError(
+        raise storage.ShardError(
             f"{path}: is damaged or of another version ({error}); delete the folder and prepare "
             "it again"
         ) from error
@@ -199,23 +204,24 @@ def read_job(folder: epath.PathLike) -> Job | None:
 
 
 def require_same(job: Job, settings: Settings) -> None:
+    """Raises SettingsError, with the differing values, if the job has other settings."""
     ours, theirs = job.settings, settings.to_json()
     if ours == theirs:
         return
     nested = [name for name in theirs if isinstance(theirs[name], dict)]
     flat_ours, flat_theirs = _flatten(ours, nested), _flatten(theirs, nested)
+    differing = ", ".join(differences(flat_ours, flat_theirs, "in the folder", "in this command"))
     raise SettingsError(
-        f"{job.folder} holds shards made with other settings; they differ in "
-        f"{reader.differences(flat_ours, flat_theirs, 'in the folder', 'asked for')}. Choose "
-        "another folder, or delete this one"
+        f"{job.folder} was set up with other settings: {differing}. Choose another folder, or "
+        "delete this one"
     )
 
 
 def _num_labels(settings: Settings, label_names: list[str]) -> int:
     if not label_names:
         raise SettingsError(
-            f"a conditional model needs labels, and source {settings.source} has none: put files "
-            "into one subfolder a class, or turn `conditional` off"
+            f"conditional is True, but the source {settings.source} has no labels: put the files "
+            "of each class into a subfolder, or set conditional to False"
         )
     return len(label_names)
 

@@ -1,6 +1,6 @@
-"""Three ways to run one function: worker processes here, a task of an array, Apache Beam.
+"""Runs `process_shard` in local worker processes, in a task of an array job, or under Apache Beam.
 
-All of them call `process_shard` on specs and may run the same spec twice without harm.
+Running the same spec twice is safe.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from data_pipelines.preparation.process import Progress, ShardSpec, process_shard
-from data_pipelines.shards.files import ShardError
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils.files import WriteError
 
 
 def check_task(task: int, num_tasks: int) -> None:
-    """Raises ValueError unless there is such a task in an array job of so many."""
+    """Raises ValueError unless 0 <= task < num_tasks."""
     if not 0 <= task < num_tasks:
         raise ValueError(f"task is {task} of {num_tasks}; expected 0 <= task < num_tasks")
 
 
 def of_task(specs: Sequence[ShardSpec], task: int, num_tasks: int) -> list[ShardSpec]:
-    """The part of the specs that task 0 <= task < num_tasks of an array job makes."""
+    """The specs of one task of an array job, 0 <= task < num_tasks."""
     return list(specs[task::num_tasks])
 
 
 def run_pool(specs: Sequence[ShardSpec], workers: int, progress: Progress) -> None:
     """Makes the shards in worker processes (one worker: in this process).
 
-    Workers are fresh interpreters that are handed one spec after another as lines of JSON: they
-    import this package and nothing of the caller's (no JAX, whose import takes seconds, locks
-    devices and does not survive a fork), and they end when the caller does.
+    Workers are new interpreters that receive specs as lines of JSON. They import this package only
+    (not JAX, whose import takes seconds, locks devices and does not survive a fork), and they end
+    with the caller.
 
     Args:
       specs: shards to make.
-      workers: processes; more than there are specs are not started.
+      workers: maximum number of processes; at most one per spec is started.
       progress: called from several threads, one at a time.
 
     Raises:
-      ShardError, WriteError: a shard could not be written, or a worker died; the others are stopped.
+      ShardError, WriteError: a shard could not be written, or a worker died; the other workers are
+        stopped.
     """
     workers = min(workers, len(specs))
     if workers <= 1:
@@ -55,30 +56,30 @@ def run_pool(specs: Sequence[ShardSpec], workers: int, progress: Progress) -> No
     _Pool(specs, workers, progress).run()
 
 
-def work(read: TextIO, write: TextIO) -> None:
-    """The life of a worker: specs in, progress and outcomes out, one line of JSON each."""
+def run_worker(read: TextIO, write: TextIO) -> None:
+    """The loop of a worker: reads specs, writes progress and results, one line of JSON each."""
 
-    def say(**message: Any) -> None:
+    def send(**message: Any) -> None:
         write.write(json.dumps(message) + "\n")
         write.flush()
 
     def report(made: int, rejected: int) -> None:
-        say(made=made, rejected=rejected)
+        send(made=made, rejected=rejected)
 
     for line in read:
         try:
             process_shard(ShardSpec(**json.loads(line)), report)
         except (ShardError, WriteError) as error:
-            say(error=str(error))
+            send(error=str(error))
         else:
-            say(done=True)
+            send(done=True)
 
 
 def run_beam(specs: Sequence[ShardSpec], pipeline_arguments: Sequence[str]) -> None:
-    """Makes the shards under Apache Beam, which schedules them and touches no data itself.
+    """Makes the shards under Apache Beam, which only distributes the specs.
 
     Args:
-      specs: shards to make; their folder must be reachable from Beam's workers.
+      specs: shards to make; Beam's workers must be able to access their folder.
       pipeline_arguments: Beam's own flags (`--runner=...`); docs/data.md lists some.
 
     Raises:
@@ -95,7 +96,7 @@ def run_beam(specs: Sequence[ShardSpec], pipeline_arguments: Sequence[str]) -> N
         _ = (
             pipeline
             | beam.Create([dataclasses.asdict(spec) for spec in specs])
-            # Without it a runner may fuse both steps and make every shard on one worker.
+            # Without Reshuffle a runner may fuse both steps and make all shards on one worker.
             | beam.Reshuffle()
             | beam.Map(_process_fields)
         )
@@ -105,7 +106,8 @@ def _process_fields(fields: dict[str, Any]) -> str:
     return process_shard(ShardSpec(**fields))["name"]
 
 
-def _start_worker() -> subprocess.Popen[str]:
+def start_worker() -> subprocess.Popen[str]:
+    """Starts a worker process, which reads specs from its stdin."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen(
         [sys.executable, "-m", "data_pipelines.preparation.worker"],
@@ -120,12 +122,12 @@ def _start_worker() -> subprocess.Popen[str]:
 def _close(worker: subprocess.Popen[str]) -> None:
     for pipe in (worker.stdin, worker.stdout):
         assert pipe is not None
-        with contextlib.suppress(OSError):  # what was not delivered is not wanted any more
+        with contextlib.suppress(OSError):  # undelivered data is not needed
             pipe.close()
 
 
 class _Pool:
-    """One thread for each worker process: it hands out specs and listens."""
+    """Worker processes, each served by a thread that sends specs and reads results."""
 
     def __init__(self, specs: Sequence[ShardSpec], workers: int, progress: Progress):
         self._todo: queue.SimpleQueue[ShardSpec] = queue.SimpleQueue()
@@ -134,7 +136,7 @@ class _Pool:
         self._progress = progress
         self._lock = threading.Lock()
         self._failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-        self._workers = [_start_worker() for _ in range(workers)]
+        self._workers = [start_worker() for _ in range(workers)]
 
     def run(self) -> None:
         threads = [threading.Thread(target=self._serve, args=(w,)) for w in self._workers]
@@ -185,6 +187,6 @@ class _Pool:
         code = worker.wait()
         cause = f"signal {-code}" if code < 0 else f"exit status {code}"
         raise ShardError(
-            f"the worker that made {spec.name} died ({cause}), as when memory runs out; finished "
+            f"the worker that made {spec.name} died ({cause}), possibly out of memory; finished "
             "shards are kept: run the same command again, with fewer --workers if it dies again"
         )

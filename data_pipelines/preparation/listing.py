@@ -1,7 +1,7 @@
-"""Which image belongs to which shard: decided by hashes of its name and written down once.
+"""Lists the source and assigns each item to a split and a shard, by hashes of names.
 
-The listing of 10 million images is a few gigabytes of JSON lines on disk and a bounded buffer in
-memory: it is spooled to one file, counted, then dealt to one file a shard.
+The listing of 10 million images takes a few gigabytes of JSON lines on disk and a bounded buffer in
+memory: items are spooled to one file, counted, then distributed to one file per shard.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.shards import files as shard_files
-from data_pipelines.sources.base import Item, Kind, Source
+from data_pipelines.media import Kind
+from data_pipelines.shards import storage
+from data_pipelines.sources.base import Item, Source
 from data_pipelines.utils.files import file_facts, is_remote, read_json_lines, to_json
 
 FOLDER = "listing"
 REJECTS = "rejects"
-# Files of a shard: so many that it is read well from a bucket (80 MB of 256x256 images, 25 MB of
-# clips or more), so few that a killed worker loses minutes. A video takes as long as many images.
-_FILES_A_SHARD: dict[Kind, int] = {"image": 16_384, "video": 1024}
-_SMALL_SHARD: dict[Kind, int] = {"image": 256, "video": 4}
-_SMALL_SHARDS = 16
-_BUFFER = 64 << 20
+# Maximum number of images or videos of a shard: large enough to read efficiently from a bucket
+# (80 MB of 256x256 images, 25 MB or more of clips), small enough that a killed worker loses only
+# minutes.
+_MAX_FILES: dict[Kind, int] = {"image": 16_384, "video": 1024}
+_MIN_FILES: dict[Kind, int] = {"image": 256, "video": 4}
+_MAX_SMALL_SHARDS = 16  # shards of _MIN_FILES or more that a small source is divided into
+BUFFER_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A written listing; `facts` (num_shards, items, listing, set_aside) go into job.json."""
+    """A written listing; `facts` (num_shards, items, listing, rejected, ...) go into job.json."""
 
     folder: epath.Path
     facts: Mapping[str, Any]
 
     def names(self, split: str) -> list[str]:
         count = self.facts["num_shards"].get(split, 0)
-        return [shard_files.stem(split, index, count) for index in range(count)]
+        return [storage.stem(split, index, count) for index in range(count)]
 
 
 def write(
     source: Source, folder: epath.PathLike, *, copies: int, eval_fraction: float, num_shards: int
 ) -> Listing:
-    """Lists the source into FOLDER/listing, one file of JSON lines a shard.
+    """Lists the source into FOLDER/listing, one file of JSON lines per shard.
 
-    What a killed listing left is replaced: nothing counts before `job.json` names the hashes.
+    The files of a killed listing are replaced: they become valid with the hashes in `job.json`.
     """
     folder = epath.Path(folder)
     with tempfile.TemporaryDirectory(
@@ -62,11 +64,11 @@ def write(
             num["eval"] = max(1, round(chosen * eval_fraction))
         parts = os.path.join(scratch, FOLDER)
         os.mkdir(parts)
-        _deal(spool, parts, num)
+        _distribute(spool, parts, num)
         os.remove(spool)
-        rejects = [shard_files.Reject(r.key, 0, r.reason) for r in source.rejects]
+        rejects = [storage.Reject(r.key, 0, r.reason) for r in source.rejects]
         with open(os.path.join(parts, f"{REJECTS}.jsonl"), "wb") as file:
-            file.write(shard_files.rejects_to_bytes(rejects))
+            file.write(storage.rejects_to_bytes(rejects))
         facts = {name: _facts(os.path.join(parts, f"{name}.jsonl")) for name in _all_names(num)}
         _publish(parts, folder / FOLDER)
     return Listing(
@@ -75,47 +77,49 @@ def write(
             "num_shards": num,
             "items": counts,
             "listing": facts,
-            "set_aside": len(rejects),
+            "rejected": len(rejects),
             "skipped": dict(source.skipped),
         },
     )
 
 
 def read(folder: epath.PathLike, name: str, facts: Mapping[str, Any]) -> list[Item]:
-    """The items of one shard, in the order of the source's listing.
+    """Reads the items of one shard, in the order of the source's listing.
 
     Raises ShardError if the file is not the one that was written.
     """
     path = _path(folder, name)
     data = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise shard_files.ShardError(
+        raise storage.ShardError(
             f"{path}: is missing or damaged; delete {epath.Path(folder) / 'job.json'} and run "
-            "prepare again to list the source anew"
+            "prepare again to list the source again"
         )
     return [Item(*line) for line in read_json_lines(data)]
 
 
-def read_rejects(folder: epath.PathLike) -> list[shard_files.Reject]:
-    """Entries of the source that were set aside while listing it."""
+def read_rejects(folder: epath.PathLike) -> list[storage.Reject]:
+    """Entries of the source that were rejected while listing it."""
     path = _path(folder, REJECTS)
     lines = read_json_lines(path.read_bytes()) if path.exists() else []
-    return [shard_files.Reject(**line) for line in lines]
+    return [storage.Reject(**line) for line in lines]
 
 
 def choose_num_shards(files: int, kind: Kind) -> int:
-    """Of about 16,384 images (copies counted) or 1,024 videos, but of small sets up to 16, so that
-    every core has work.
+    """Shards of about 16,384 images (including copies) or 1,024 videos.
+
+    Small sources get up to 16 smaller shards, so that every core has work.
     """
-    small = min(_SMALL_SHARDS, files // _SMALL_SHARD[kind])
-    return max(1, small, math.ceil(files / _FILES_A_SHARD[kind]))
+    small = min(_MAX_SMALL_SHARDS, files // _MIN_FILES[kind])
+    return max(1, small, math.ceil(files / _MAX_FILES[kind]))
 
 
 def _spool(source: Source, path: str, eval_fraction: float) -> dict[str, int]:
     """Writes a line 'split hash item' for each item; counts them by split.
 
-    The hash of an item's key decides its split: equal keys and parts are held out alike in every
-    preparation. That of its unit decides its shard, so that no unit is read by many shards.
+    The hash of an item's key decides its split, so equal keys and fractions give the same eval
+    split in every preparation. The hash of its unit decides its shard, so that a unit is read for
+    one shard only (see `Source.unit`).
     """
     counts = {"train": 0, "eval": 0}
     with open(path, "wb") as file:
@@ -128,25 +132,25 @@ def _spool(source: Source, path: str, eval_fraction: float) -> dict[str, int]:
 
 
 def _hash(text: str) -> int:
-    """64 bits, evenly distributed and equal everywhere."""
+    """64 bits, uniformly distributed and equal on every platform."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _deal(spool: str, parts: str, num: Mapping[str, int]) -> None:
+def _distribute(spool: str, parts: str, num: Mapping[str, int]) -> None:
     buffers: dict[str, list[bytes]] = collections.defaultdict(list)
-    held = 0
+    buffered = 0
     with open(spool, "rb") as file:
         for line in file:
             split, number, item = line.split(b" ", 2)
             count = num[split.decode()]
-            name = shard_files.stem(split.decode(), int(number) % count, count)
+            name = storage.stem(split.decode(), int(number) % count, count)
             buffers[name].append(item)
-            held += len(item)
-            if held > _BUFFER:
+            buffered += len(item)
+            if buffered > BUFFER_BYTES:
                 _flush(buffers, parts)
-                held = 0
+                buffered = 0
     _flush(buffers, parts)
-    for name in _all_names(num):  # a shard may have no image: its file is there all the same
+    for name in _all_names(num):  # also for a shard without images
         open(os.path.join(parts, f"{name}.jsonl"), "ab").close()
 
 
@@ -160,7 +164,7 @@ def _flush(buffers: dict[str, list[bytes]], parts: str) -> None:
 def _all_names(num: Mapping[str, int]) -> Iterator[str]:
     for split, count in num.items():
         for index in range(count):
-            yield shard_files.stem(split, index, count)
+            yield storage.stem(split, index, count)
 
 
 def _facts(path: str) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def _path(folder: epath.PathLike, name: str) -> epath.Path:
 
 
 def _scratch_parent(folder: epath.Path) -> str | None:
-    """Beside the shards, where there is room for them; a remote folder's scratch is local."""
+    """Folder for temporary files: the shards' own, or the system's if that is remote."""
     return None if is_remote(folder) else os.fspath(folder)
 
 

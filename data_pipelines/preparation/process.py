@@ -1,4 +1,4 @@
-"""`process_shard`: the unit of work, of retry and of every launcher."""
+"""`process_shard` makes one shard: the unit of work and of retries for every launcher."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from data_pipelines.preparation import listing
 from data_pipelines.preparation.job import Job, read_job
 from data_pipelines.preparation.read_ahead import Read, read_ahead
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards import files
-from data_pipelines.shards.files import Document, Reject
+from data_pipelines.shards import storage
+from data_pipelines.shards.storage import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
 
 Progress = Callable[[int, int], None]
@@ -31,14 +31,14 @@ _REPORT_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class ShardSpec:
-    """One shard to make; plain values, so that it travels as JSON.
+    """One shard to make, as JSON values.
 
     Attributes:
       folder: a folder that was set up (see `job.set_up`).
-      job: the id of its job: a spec of yesterday's job is refused.
+      job: the id of its job; if the folder was set up again since, the spec is refused.
       split: 'train' or 'eval'.
-      index, count: this shard and how many the split has.
-      retry_rejected: if the shard is finished, take again what it rejected.
+      index, count: index of this shard and number of shards of the split.
+      retry_rejected: if the shard is finished, retry the images that it rejected.
     """
 
     folder: str
@@ -50,42 +50,45 @@ class ShardSpec:
 
     @property
     def name(self) -> str:
-        return files.stem(self.split, self.index, self.count)
+        return storage.stem(self.split, self.index, self.count)
 
 
 def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str, Any]:
-    """Makes one shard and returns its sidecar; a finished one is returned as it is.
+    """Makes one shard and returns its sidecar; a finished shard is not made again.
 
-    What it writes depends on the spec's folder alone. An image that cannot be read, decoded or
-    encoded becomes a reject with its reason; a shard that cannot be written stops the job.
+    The contents depend on the spec's folder only. An image that cannot be read, decoded or encoded
+    is rejected with its reason; a shard that cannot be written stops the job.
 
     Args:
-      spec: which shard.
+      spec: the shard to make.
       progress: called with the numbers of documents made and rejected since the last call.
 
     Raises:
-      ShardError: the disk is full, or the folder's own files are damaged.
+      WriteError: the disk is full.
+      ShardError: the folder's own files are damaged.
     """
-    work = _open_job(spec.folder, spec.job)
-    sidecar = files.read_sidecar(spec.folder, spec.name)
+    context = open_job(spec.folder, spec.job)
+    sidecar = storage.read_sidecar(spec.folder, spec.name)
     if sidecar is not None and sidecar.get("job") == spec.job:
         if not (spec.retry_rejected and sidecar["rejects"]):
             return sidecar
-        earlier = _Earlier.load(spec)
+        earlier = _Earlier.load(spec, context.representation.token_dtype)
     else:
         earlier = _Earlier({}, None)
-    items = listing.read(spec.folder, spec.name, work.job.facts["listing"][spec.name])
-    copies = work.job.settings["copies"] if spec.split == "train" else 0
+    items = listing.read(spec.folder, spec.name, context.job.facts["listing"][spec.name])
+    copies = context.job.settings["copies"] if spec.split == "train" else 0
     rejects: list[Reject] = []
-    make = _documents if work.representation.kind == "image" else _clips
-    documents = make(work, items, copies, earlier, rejects, _Counter(progress))
+    make = _documents if context.representation.kind == "image" else _clips
+    documents = make(context, items, copies, earlier, rejects, _Counter(progress))
     facts = {"job": spec.job, "split": spec.split, "index": spec.index, "name": spec.name}
-    return files.write_shard(spec.folder, spec.name, documents, rejects, facts)
+    return storage.write_shard(
+        spec.folder, spec.name, documents, rejects, facts, context.representation.token_dtype
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-    """What all shards of a job share, opened once a process."""
+class JobContext:
+    """The objects that all shards of a job share, opened once per process."""
 
     job: Job
     source: Source
@@ -93,66 +96,70 @@ class _Work:
     augment: Augment
 
     @property
-    def mode(self) -> images.Mode:
-        """Of the images that the representation takes."""
-        return getattr(self.representation, "mode", "RGB")
+    def side(self) -> int | None:
+        """The longer side in pixels that the representation resizes images to, if it is fixed."""
+        size = self.representation.fixed_size
+        return max(size) if size else None
 
-    @property
-    def size(self) -> int | None:
-        """The side that the representation brings images to, if it says so."""
-        size = getattr(self.representation, "size", None)
-        return max(size) if isinstance(size, tuple) else size
+    def document(self, medium: Any, key: str, copy: int, label: int, content: bytes) -> Document:
+        """The document of a medium. Raises ValueError if it cannot be encoded."""
+        tokens = self.representation.encode(medium)
+        size = self.representation.codec_bytes(tokens)
+        return Document(tokens, key, copy, label, content, size)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_job(folder: str, job_id: str) -> _Work:
+def open_job(folder: str, job_id: str) -> JobContext:
+    """Opens a set-up folder; cached. Raises ShardError if it does not match its job."""
     job = read_job(folder)
     if job is None or job.id != job_id:
-        raise files.ShardError(
-            f"{folder} was set up anew since this work was handed out; start the command again"
+        raise storage.ShardError(
+            f"{folder} was set up again since this shard was assigned; run the command again"
         )
     representation = representations.load(folder)
     expected = job.facts["representation"]["fingerprint"]
     if representation.fingerprint != expected:
-        raise files.ShardError(
+        raise storage.ShardError(
             f"{folder}: the stored representation has fingerprint {representation.fingerprint}, "
-            f"the job was set up with {expected}; restore its representation files"
+            f"expected {expected} as in job.json; restore its representation files"
         )
     versions = representation.encoder_versions
     if versions != job.facts["encoder"]:
-        raise files.ShardError(
-            f"{folder} was set up with {job.facts['encoder']}, here is {versions}: another encoder "
-            "may give other bytes; install the same versions, or prepare into another folder"
+        raise storage.ShardError(
+            f"{folder} was set up with {job.facts['encoder']}, found {versions} here: another "
+            "encoder may give other bytes; install the same versions, or use another folder"
         )
     options = Augment(**job.settings["augment"])
     source = open_source(job.settings["source"], representation.kind)
-    return _Work(job, source, representation, options)
+    return JobContext(job, source, representation, options)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Earlier:
-    """A finished shard whose documents a retry takes over as they are."""
+    """The finished shard that a retry starts from; its documents are copied."""
 
     records: dict[tuple[str, int], int]
-    table: files.Table | None = None
+    table: storage.Table | None = None
     reader: Any = None
     rejected: frozenset[str] = frozenset()  # keys
+    dtype: Any = None
 
     @classmethod
-    def load(cls, spec: ShardSpec) -> _Earlier:
-        table = files.TableReader(files.table_path(spec.folder, spec.name)).load()
-        reader = files.open_records(files.record_path(spec.folder, spec.name))
-        places = zip(table.images.tolist(), table.copies.tolist(), strict=True)
-        records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(places)}
-        rejects = files.read_rejects(spec.folder, spec.name)
-        return cls(records, table, reader, frozenset(reject.key for reject in rejects))
+    def load(cls, spec: ShardSpec, dtype: np.dtype) -> _Earlier:
+        table = storage.TableReader(storage.table_path(spec.folder, spec.name)).load()
+        reader = storage.open_records(storage.record_path(spec.folder, spec.name))
+        columns = zip(table.images.tolist(), table.copies.tolist(), strict=True)
+        records = {(table.keys[image], copy): n for n, (image, copy) in enumerate(columns)}
+        rejects = storage.read_rejects(spec.folder, spec.name)
+        rejected = frozenset(reject.key for reject in rejects)
+        return cls(records, table, reader, rejected, dtype.newbyteorder("<"))
 
     def has(self, item: Item, copies: int) -> bool:
-        """Whether an image and all its copies are there."""
+        """Whether the shard has an image and all its copies."""
         return all((item.key, copy) in self.records for copy in range(1 + copies))
 
     def clips(self, item: Item) -> list[Document]:
-        """The clips of a video if none of it was rejected; else, or if it has none, nothing."""
+        """The clips of a video; [] if a part of it was rejected or it has none."""
         found: list[Document] = []
         while (item.key, 0) not in self.records:
             key = clip_key(item.key, len(found))
@@ -169,32 +176,37 @@ class _Earlier:
         if record is None or self.table is None:
             return None
         try:
-            tokens = np.frombuffer(self.reader.read([record])[0], "<u2")
-        except RuntimeError:  # damaged since: it is made again
+            tokens = np.frombuffer(self.reader.read([record])[0], self.dtype)
+        except RuntimeError:  # damaged: make it again
             return None
         image = int(self.table.images[record])
         content = self.table.content[image].tobytes()
-        return Document(tokens, key, copy, int(self.table.labels[image]), content)
+        label, size = int(self.table.labels[image]), int(self.table.codec_bytes[record])
+        return Document(tokens, key, copy, label, content, size)
 
 
 def _documents(
-    work: _Work,
+    context: JobContext,
     items: list[Item],
     copies: int,
     earlier: _Earlier,
     rejects: list[Reject],
     counter: _Counter,
 ) -> Iterator[Document]:
-    """The documents of a shard, copies after their image; what fails goes to `rejects`."""
+    """Yields the documents of a shard, copies after their image; appends to `rejects`."""
     unique = list(_without_repeats(items, rejects, counter))
-    for item, read in read_ahead(work.source, unique, lambda item: not earlier.has(item, copies)):
-        image = _Image(work, item, read)
+
+    def is_needed(item: Item) -> bool:
+        return not earlier.has(item, copies)
+
+    for item, read in read_ahead(context.source, unique, is_needed):
+        image = _Image(context, item, read)
         for copy in range(1 + copies):
             try:
                 document = earlier.document(item.key, copy) or image.document(copy)
-            except Exception as error:  # whatever one image does, the others are not lost for it
+            except Exception as error:  # an error of one image must not affect the others
                 rejects.append(Reject(item.key, copy, _reason(error)))
-                if copy == 0:  # without the image there are no copies of it
+                if copy == 0:  # its copies would fail too
                     counter.add(0, 1 + copies)
                     break
                 counter.add(0, 1)
@@ -210,55 +222,54 @@ def clip_key(key: str, number: int) -> str:
 
 
 def _clips(
-    work: _Work,
+    context: JobContext,
     items: list[Item],
     copies: int,
     earlier: _Earlier,
     rejects: list[Reject],
     counter: _Counter,
 ) -> Iterator[Document]:
-    """The documents of a shard of videos, each clip under its `clip_key`.
+    """Yields the documents of a shard of videos, each clip under its `clip_key`.
 
-    A video that fails is one reject: under its own key if it gave no clip, else under that of the
-    clip that could not be made. The clips before that stay.
+    A video that fails is one reject: under its own key if it gave no clip, else under the key of
+    the clip that failed. The clips before it are kept.
     """
     assert not copies, "set_up refuses copies of clips"
     unique = list(_without_repeats(items, rejects, counter))
-    for item, read in read_ahead(work.source, unique, lambda item: not earlier.clips(item)):
+    for item, read in read_ahead(context.source, unique, lambda item: not earlier.clips(item)):
         number = 0
         if done := earlier.clips(item):
             yield from done
         else:
             try:
                 data = read()
-                for clip in work.representation.open(data):
-                    tokens = work.representation.encode(clip)
-                    content = _content(data, number)
-                    yield Document(tokens, clip_key(item.key, number), 0, item.label, content)
+                for clip in context.representation.open(data):
+                    key, content = clip_key(item.key, number), _content(data, number)
+                    yield context.document(clip, key, 0, item.label, content)
                     number += 1
-            except Exception as error:  # whatever one video does, the others are not lost for it
+            except Exception as error:  # an error of one video must not affect the others
                 key = clip_key(item.key, number) if number else item.key
                 rejects.append(Reject(key, 0, _reason(error)))
                 counter.add(0, 1)
                 continue
-        counter.add(1, 0)  # videos are counted, for nobody knows how many clips they give
+        counter.add(1, 0)  # counts videos: their numbers of clips are not known in advance
     counter.report()
 
 
 def _content(data: bytes, number: int = 0) -> bytes:
-    """A hash of a medium's file and of its number in it."""
+    """A hash of an image or video file and of the clip's number in it."""
     hashed = hashlib.sha256(data)
     if number:
         hashed.update(b"#%d" % number)
-    return hashed.digest()[: files.CONTENT_HASH_BYTES]
+    return hashed.digest()[: storage.CONTENT_HASH_BYTES]
 
 
 def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter) -> Iterator[Item]:
-    """Of items with equal keys, which no source should have, the first."""
+    """Yields the first of items with equal keys and rejects the others."""
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
-            rejects.append(Reject(item.key, 0, "the source has another image of this key"))
+            rejects.append(Reject(item.key, 0, "the source has another item with this key"))
             counter.add(0, 1)
         else:
             seen.add(item.key)
@@ -266,7 +277,7 @@ def _without_repeats(items: list[Item], rejects: list[Reject], counter: _Counter
 
 
 class _Counter:
-    """Counts documents and reports them a few times a second, not one by one."""
+    """Counts documents and reports them a few times per second."""
 
     def __init__(self, progress: Progress | None):
         self._progress = progress
@@ -287,31 +298,30 @@ class _Counter:
 
 
 class _Image:
-    """One image of the source, read and decoded at most once, when the first document needs it."""
+    """One image of the source, read and decoded at most once, on first use."""
 
-    def __init__(self, work: _Work, item: Item, read: Read):
-        self._work, self._item, self._read = work, item, read
+    def __init__(self, context: JobContext, item: Item, read: Read):
+        self._context, self._item, self._read = context, item, read
 
     def document(self, copy: int) -> Document:
         content, image = self._opened
         if copy:
-            work, key = self._work, self._item.key
-            image = work.augment.apply(self._normalised, key, copy, work.size)
-        tokens = self._work.representation.encode(image)
-        return Document(tokens, self._item.key, copy, self._item.label, content)
+            context, key = self._context, self._item.key
+            image = context.augment.apply(self._normalised, key, copy, context.side)
+        return self._context.document(image, self._item.key, copy, self._item.label, content)
 
     @functools.cached_property
     def _opened(self) -> tuple[bytes, Image.Image]:
         data = self._read()
-        (image,) = self._work.representation.open(data)
+        (image,) = self._context.representation.open(data)
         return _content(data), image
 
     @functools.cached_property
     def _normalised(self) -> Image.Image:
-        return images.normalise(self._opened[1], self._work.mode)
+        return images.normalise(self._opened[1], self._context.representation.mode)
 
 
 def _reason(error: Exception) -> str:
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # an address would differ from run to run
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses differ between runs
     return text[:_REASON_CHARACTERS] or type(error).__name__

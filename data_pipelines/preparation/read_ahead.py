@@ -1,4 +1,4 @@
-"""Reading the next images while the present one is encoded."""
+"""Reads the next items of a source in threads while the current one is encoded."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data_pipelines.sources import Item, Source
 
-# A read from a bucket takes tens of milliseconds: many at once keep a core busy.
+# A read from a bucket takes tens of milliseconds, so many run at once.
 _REMOTE_THREADS = 16
 
 Read = Callable[[], bytes]
 
 
 def read_ahead(
-    source: Source, items: Sequence[Item], wanted: Callable[[Item], bool]
+    source: Source, items: Sequence[Item], is_needed: Callable[[Item], bool]
 ) -> Iterator[tuple[Item, Read]]:
-    """Yields every item, in order, with a function that gives its bytes or raises its error.
+    """Yields every item, in order, with a function that returns its bytes or raises its error.
 
-    Of the items that are wanted a few are read before their turn, in threads; the others are not
-    read unless their function is called.
+    A few of the needed items are read in advance, in threads; other items are read only when their
+    function is called.
     """
     threads = _threads(source, items)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
@@ -29,7 +29,7 @@ def read_ahead(
     try:
         for item in items:
             read: Read = functools.partial(source.read, item.locator)
-            window.append((item, pool.submit(read).result if wanted(item) else read))
+            window.append((item, pool.submit(read).result if is_needed(item) else read))
             if len(window) > 2 * threads:
                 yield window.popleft()
         while window:
@@ -39,5 +39,5 @@ def read_ahead(
 
 
 def _threads(source: Source, items: Sequence[Item]) -> int:
-    at_random = all(source.unit(item) == item.key for item in items)
-    return _REMOTE_THREADS if at_random and "://" in source.spec else 1
+    random_access = all(source.unit(item) == item.key for item in items)
+    return _REMOTE_THREADS if random_access and "://" in source.spec else 1

@@ -1,4 +1,4 @@
-"""A worker process of `launchers.run_pool`; not for the command line."""
+"""A worker process of `launchers.run_pool`; not a command for users."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from data_pipelines.preparation import launchers
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the caller, which ends us
-    # What a library prints must not be taken for a message.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C and ends the worker
+    # Output of libraries must not be mixed with messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        launchers.work(sys.stdin, messages)
+        launchers.run_worker(sys.stdin, messages)
     except BrokenPipeError:
-        os._exit(1)  # the caller is gone
+        os._exit(1)  # the caller has ended
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Representations by name: `make` one, or get it back `from_config` or from a folder.
+"""Representations by name: `make` creates one, `load` and `from_config` recreate a saved one.
 
 representation = make("jpeg", size=256, quality=25)
 representation.save(folder)
@@ -9,81 +9,101 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.base import (
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    Representation,
-    Validity,
-)
+from data_pipelines.representations.base import CONFIG_FILE, Representation, Validity
 
 __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 
-# Imported when asked for: a codec's library is needed by its own representation only.
+# Imported on demand, so that a codec's library is needed only by its own representation.
 _CLASSES = {
-    "avc": ("data_pipelines.representations.avc.representation", "AvcRepresentation"),
-    "jpeg": ("data_pipelines.representations.jpeg.representation", "JpegRepresentation"),
+    "avc": "data_pipelines.representations.avc.representation:AvcRepresentation",
+    "jpeg": "data_pipelines.representations.jpeg.representation:JpegRepresentation",
 }
 
 
-def make(
-    name: str, *, tokenizer: str = "bytes", num_labels: int = 0, **options: Any
-) -> Representation:
+def make(name: str, *, num_labels: int = 0, **options: Any) -> Representation:
     """The representation with this name.
 
     Args:
-      name: "avc" or "jpeg".
-      tokenizer: "bytes", or the path of a SentencePiece model.
+      name: "avc", "jpeg", or "MODULE:CLASS" for one that is defined elsewhere.
       num_labels: label tokens, for a label-conditional model.
-      **options: of the representation; see its class.
+      **options: options of the representation; see its class. For those of codec bytes `tokenizer`
+        is "bytes" or the path of a SentencePiece model.
 
     Raises:
       ValueError: an unknown name or option, a value out of range, or an unusable tokenizer.
     """
-    return _construct(name, {**options, "tokenizer": tokenizers.load(tokenizer, num_labels)})
+    return _class(name).from_options(options, num_labels)
 
 
-def from_config(config: dict[str, Any], tokenizer_model: bytes | None = None) -> Representation:
-    """The representation whose `to_config` this is; one with BPE needs its SentencePiece model."""
-    options = dict(config)
-    try:
-        name, tokenizer = options.pop("name"), options.pop("tokenizer")
-    except KeyError as missing:
+def from_config(
+    config: Mapping[str, Any], artifacts: Mapping[str, bytes] | None = None
+) -> Representation:
+    """The representation with this config.
+
+    Args:
+      config: as `Representation.to_config` returned it.
+      artifacts: as `Representation.artifacts` returned them.
+
+    Raises:
+      ValueError: an incomplete config, an unknown name or option, or a missing or other artefact.
+    """
+    if "name" not in config:
         raise ValueError(
-            f"the representation's config has no {missing}; expected what to_config() gave"
-        ) from missing
-    options["tokenizer"] = tokenizers.from_config(tokenizer, tokenizer_model)
-    return _construct(name, options)
+            "the representation's config has no 'name'; expected the values of to_config()"
+        )
+    return _class(config["name"]).from_config(config, artifacts or {})
 
 
 def load(folder: epath.PathLike) -> Representation:
-    """What `Representation.save` wrote into the folder. Raises ValueError if it is not there."""
-    config, model = epath.Path(folder) / CONFIG_FILE, epath.Path(folder) / TOKENIZER_FILE
-    if not config.is_file():
+    """The representation that `Representation.save` wrote into a folder.
+
+    Args:
+      folder: local or remote (see `etils.epath`).
+
+    Raises:
+      ValueError: a file is missing, or as for `from_config`.
+    """
+    path = epath.Path(folder) / CONFIG_FILE
+    if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
-    values = json.loads(config.read_text())
-    if values.get("tokenizer", {}).get("kind") == "bpe" and not model.is_file():
-        raise ValueError(
-            f"{folder} has no {TOKENIZER_FILE}, without which its tokens mean nothing; copy the "
-            "SentencePiece model that the weights were trained with there"
-        )
-    return from_config(values, model.read_bytes() if model.is_file() else None)
+    config = json.loads(path.read_text())
+    return from_config(config, _Artifacts(epath.Path(folder)))
 
 
-def _construct(name: str, options: dict[str, Any]) -> Representation:
-    if name not in _CLASSES:
+class _Artifacts(Mapping[str, bytes]):
+    """The files of a folder, each read when asked for. An absent one is a ValueError."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> bytes:
+        path = self._folder / name
+        if not path.is_file():
+            raise KeyError(name)
+        return path.read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.name for path in self._folder.iterdir())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _class(name: str) -> type[Representation]:
+    """Raises ValueError for a name that is none, or names what cannot be imported."""
+    module, colon, class_name = _CLASSES.get(name, name).partition(":")
+    if not colon:
         known = ", ".join(f'"{known}"' for known in sorted(_CLASSES))
-        raise ValueError(f"found representation {name!r}, expected one of {known}")
-    module, class_name = _CLASSES[name]
-    cls = getattr(importlib.import_module(module), class_name)
-    fields = list(cls.__dataclass_fields__)
-    unknown = sorted(set(options) - set(fields))
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(fields)}"
-        )
-    return cls(**options)
+        raise ValueError(f'found representation {name!r}, expected {known} or "MODULE:CLASS"')
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"representation {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Representation)):
+        raise ValueError(f"representation {name!r} is no subclass of Representation")
+    return found

@@ -1,7 +1,7 @@
-"""A representation is a value: it turns one medium into tokens and back.
+"""The interface of representations, which encode media as tokens and decode tokens to media.
 
-Everything that must agree on what tokens mean (shards, checkpoints, metrics) carries the
-`fingerprint` of the representation it was made with; two that differ are never mixed.
+Everything that depends on the meaning of tokens (shards, checkpoints, metrics) stores the
+`fingerprint` of its representation. Artefacts with different fingerprints are never mixed.
 """
 
 from __future__ import annotations
@@ -10,31 +10,33 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
-import PIL
 from etils import epath
-from PIL import features
 
-from data_pipelines.media import images
-from data_pipelines.representations.tokenizer import BpeTokenizer, Tokenizer
-from data_pipelines.sources.base import Kind
+from data_pipelines.media import Kind, images
+from data_pipelines.representations.tokenizer import (
+    TOKENIZER_FILE,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_config,
+    train_bpe,
+)
 
 CONFIG_FILE = "representation.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
 class Validity:
-    """The strict judgement on one document: valid only if an encoder could have written it.
+    """The result of strict validation: a document is valid if an encoder could have written it.
 
     Attributes:
       valid: every unit is complete and nothing is left over.
       units: complete units (JPEG: MCUs, AVC: frames) before the first damage.
       expected: units that a whole document has.
-      error: empty if valid; else one sentence that says where the damage is and what it is.
+      error: "" if valid; else one sentence with the offset and kind of the first damage.
     """
 
     valid: bool
@@ -44,14 +46,15 @@ class Validity:
 
 
 Array = Any  # numpy.ndarray or jax.Array
-UNREACHABLE = 1 << 29  # more bytes than any stream has
+UNREACHABLE = 1 << 29  # min bytes to the end where no valid end can be reached
 
 
 class ByteMachine(Protocol):
-    """What may follow in a stream of bytes. Its methods run on numpy's and on JAX's arrays.
+    """A state machine over bytes that accepts exactly the valid streams of a codec.
 
-    A NamedTuple of arrays and numbers, and so are its states. `UNREACHABLE`, or more, stands for the
-    bytes to the end of a stream where no valid one can follow.
+    Constrained sampling uses it to allow only bytes from which a valid end can be reached. The
+    machine and its states are NamedTuples of arrays and numbers, so both are pytrees. The methods
+    work on arrays of numpy and of JAX.
     """
 
     def start(self) -> Any:
@@ -61,155 +64,391 @@ class ByteMachine(Protocol):
         """The state after one more byte, int32, 0-255; shapes are broadcast."""
 
     def min_bytes_to_end(self, state: Any) -> Array:
-        """Bytes after which a stream can end at the earliest, int32: 0 at its end.
+        """Min bytes to the end of a valid stream, int32: 0 at the end.
 
-        There is always a byte that makes it at least one less.
+        `UNREACHABLE` or more if no valid end can be reached. Otherwise some byte reduces it by at
+        least 1.
         """
 
     def min_bytes_after(self, state_Bx1: Any) -> Array:
-        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256], at less expense than `step`."""
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]; cheaper than `step`."""
+
+
+class TokenMachine(Protocol):
+    """A state machine over tokens that accepts exactly the valid documents of a representation.
+
+    Constrained sampling uses it to allow only tokens from which a valid end can be reached. The
+    machine and its states are NamedTuples of arrays and numbers, so both are pytrees. The methods
+    work on arrays of numpy and of JAX, and are traced with the machine as an argument: shapes must
+    not depend on its numbers.
+    """
+
+    def start(self) -> Any:
+        """The state before the first token, of int32 scalars."""
+
+    def step(self, state: Any, token: Array) -> Any:
+        """The state after one more token of the vocabulary, int32; shapes are broadcast."""
+
+    def min_tokens_to_end(self, state: Any) -> Array:
+        """Tokens within which a document can end, int32: 0 at the end.
+
+        `UNREACHABLE` or more if no valid end can be reached. Otherwise some token reduces it by at
+        least 1. It may be more than the shortest way; the machine's docstring says where.
+        """
+
+    def min_tokens_after(self, state_Bx1: Any) -> Array:
+        """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
+
+
+class TokenizedByteMachine(NamedTuple):
+    """A state machine over bytes, for tokens that are strings of bytes.
+
+    Attributes:
+      bytes: the state machine.
+      tokenizer: which bytes each token stands for.
+    """
+
+    bytes: ByteMachine
+    tokenizer: Tokenizer
+
+
+class Decoded(NamedTuple):
+    """A decoded document, which may be damaged.
+
+    Attributes:
+      media: as `Representation.decode` returns it.
+      missing_frames: frames that could not be decoded and were filled in.
+      damaged_frames: frames that were decoded with errors.
+    """
+
+    media: Any
+    missing_frames: int
+    damaged_frames: int
 
 
 class Representation(abc.ABC):
-    """What every representation offers. Subclasses are frozen dataclasses of plain options.
+    """The interface of all representations. Subclasses are frozen dataclasses of plain options.
 
-    A document is the tokens of one medium, without start or end: rows frame it as
-    `[start] + tokens` (inputs) and `tokens + [eos]` (targets), where start is `bos`, or the token
-    of its label in a label-conditional model.
+    A document is the tokens of one medium, without start and end tokens. Training frames it as
+    inputs `[start] + tokens` and targets `tokens + [eos]`, where start is `bos`, or the token of
+    the document's label in a label-conditional model.
+
+    A medium is a PIL image, or the frames of a clip as uint8 [T, height, width, 3]. `encode` may
+    take more than that; `decode` returns nothing else.
+
+    Every representation gives `name`, `encode`, `decode`, `prompt`, `validate`, `num_codes`,
+    `num_labels` and `to_config`. All else has a default: for a representation of images that has no
+    codec, no files and no tokenizer. docs/architecture.md has the contract as one table.
 
     Attributes:
-      name: in configurations.
-      suffix: of the files that `to_bytes` gives.
-      medium: what one document is called: "image", "clip".
-      kind: of the files in a source: "image", each of which is one medium, or "video", of which
-        each may hold several.
+      name: the name in configurations.
+      medium: the name of one medium, in messages and metrics: "image" or "clip".
+      kind: the files of a source: "image" files hold one medium each, "video" files may hold
+        several.
+      suffix: suffix of the files that `to_bytes` returns; "" if a document has no file.
+      num_labels: number of label tokens; 0 for an unconditional model.
+      prepared_options: names in `to_config` of what preparation finds or trains.
     """
 
     name: ClassVar[str]
-    suffix: ClassVar[str]
     medium: ClassVar[str] = "image"
     kind: ClassVar[Kind] = "image"
+    suffix: ClassVar[str] = ""
+    prepared_options: ClassVar[tuple[str, ...]] = ("num_labels",)
+    num_labels: int
+
+    # How it is made, stored and recognised
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], num_labels: int) -> Self:
+        """The representation with the options of a configuration.
+
+        Args:
+          options: by name; files that they name are read.
+          num_labels: label tokens.
+
+        Raises:
+          ValueError: an unknown option, a value out of range, or an unusable file.
+        """
+        return _construct(cls, {**options, "num_labels": num_labels})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> Self:
+        """The representation whose `to_config` and `artifacts` these are.
+
+        Raises:
+          ValueError: an unknown option, or an artefact that is missing or another one.
+        """
+        del artifacts
+        return _construct(cls, {key: value for key, value in config.items() if key != "name"})
+
+    @abc.abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """JSON values from which `from_config` makes an equal representation.
+
+        With the SHA-256 of every artefact, so that the fingerprint depends on those too.
+        """
+
+    @property
+    def artifacts(self) -> dict[str, bytes]:
+        """What the meaning of the tokens needs besides options, by file name: tables, weights."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of `to_config()`, all that gives tokens their meaning."""
+        text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Writes the files that `representations.load` reads: the config and the artefacts.
+
+        Args:
+          folder: local or remote (see `etils.epath`); it is created if missing.
+        """
+        path = epath.Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, content in self.artifacts.items():
+            (path / name).write_bytes(content)
+        (path / CONFIG_FILE).write_text(json.dumps(self.to_config(), indent=2) + "\n")
+
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """Versions, by name, of the libraries that determine the tokens of a medium.
+
+        With the kind of the device, if it encodes on one.
+        """
+        return {}
+
+    # Tokens
+
+    @property
+    @abc.abstractmethod
+    def num_codes(self) -> int:
+        """Number of token ids that stand for content: 0 to num_codes - 1."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: content, start, end and labels."""
+        return self.num_codes + 2 + self.num_labels
+
+    @property
+    def bos(self) -> int:
+        """The start token of documents without a label."""
+        return self.num_codes
+
+    @property
+    def eos(self) -> int:
+        """The end token of documents."""
+        return self.num_codes + 1
+
+    def label_token(self, label: int) -> int:
+        """The start token of documents with this label. Raises ValueError out of range."""
+        if not 0 <= label < self.num_labels:
+            raise ValueError(f"label is {label}; expected 0 to {self.num_labels - 1}")
+        return self.num_codes + 2 + label
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The type of stored tokens: uint16, or uint32 for more than 65,536 ids."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    # Media -> tokens
 
     def open(self, data: bytes) -> Iterator[Any]:
-        """The media in a file of a source, in order, as `encode` takes them.
+        """Yields the media in a file of a source, in order, as `encode` takes them.
 
-        Raises ValueError, maybe after the first of them, where the file is unusable or damaged.
+        Raises ValueError if the file is unusable or damaged, possibly after some media.
         """
         yield images.open_image(data)
 
     @property
-    def encoder_versions(self) -> dict[str, str]:
-        """The libraries that decide the bytes of an encoded medium, with their versions."""
-        turbo = features.version_feature("libjpeg_turbo")
-        return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
+    def mode(self) -> images.Mode:
+        """The mode of images that are encoded: "RGB" or "L" (grey)."""
+        return "RGB"
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(width, height) of every medium; None if each has its own."""
+        return None
+
+    @property
+    def frames(self) -> int:
+        """Most frames of a medium; 1 for images."""
+        return 1
+
+    @property
+    def rate(self) -> tuple[int, int]:
+        """Frames per second as (numerator, denominator); of no meaning for images."""
+        return (1, 1)
+
+    def fit(self, media: Any) -> Any:
+        """The pixels that are encoded: media cropped and resized, in `mode` and `fixed_size`."""
+        return images.normalise(media, self.mode)
 
     @abc.abstractmethod
     def encode(self, media: Any) -> np.ndarray:
-        """media -> tokens, uint16 [n]. Deterministic. Raises ValueError for unusable media."""
+        """media -> tokens, `token_dtype` [n]. Deterministic.
+
+        Raises ValueError for unusable media.
+        """
+
+    def encode_batch(self, media: Sequence[Any]) -> list[np.ndarray]:
+        """`encode` of each medium; a representation that encodes on a device does them at once."""
+        return [self.encode(each) for each in media]
+
+    def codec_bytes(self, tokens: np.ndarray) -> int:
+        """Bytes that the codec writes for a document, without what is stripped; 0 if no codec."""
+        del tokens
+        return 0
+
+    # Tokens -> media
 
     @abc.abstractmethod
     def decode(self, tokens: np.ndarray) -> Any:
-        """tokens, integer [n] -> media. Raises ValueError if they cannot be shown at all."""
+        """tokens, integer [n] -> media. Raises ValueError if nothing can be decoded."""
 
-    @abc.abstractmethod
+    def decode_batch(self, documents: Sequence[np.ndarray]) -> list[Any]:
+        """`decode` of each document; None for one of which nothing can be decoded."""
+        return [self._decoded(tokens) for tokens in documents]
+
+    def _decoded(self, tokens: np.ndarray) -> Any:
+        try:
+            return self.decode(tokens)
+        except ValueError:
+            return None
+
+    def decode_with_damage(self, tokens: np.ndarray) -> Decoded:
+        """`decode`, and how many frames of the medium were filled in or are damaged."""
+        return Decoded(self.decode(tokens), 0, 0)
+
+    def decode_prefix(self, tokens: np.ndarray) -> Any:
+        """A prompt -> what of the medium it holds, and nothing that a decoder fills in.
+
+        Raises ValueError if it holds nothing that can be shown.
+        """
+        return self.decode(tokens)
+
     def to_bytes(self, tokens: np.ndarray) -> bytes:
-        """tokens, integer [n] -> a whole file, named *`suffix`, that ordinary viewers open.
+        """tokens, integer [n] -> a whole file with the suffix `suffix`, for ordinary viewers.
 
-        Raises ValueError for a token that stands for no content.
+        Raises ValueError for a token that stands for no content, and without a `suffix`.
         """
+        raise ValueError(f"{self.name} documents have no file")
 
-    @abc.abstractmethod
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole file, as `to_bytes` gives it -> tokens, uint16 [n].
+        """A whole file, as `to_bytes` returns it -> tokens, `token_dtype` [n].
 
-        Raises ValueError unless the file is of this representation's settings.
+        Raises ValueError if the file was encoded with other settings, and without a `suffix`.
         """
+        raise ValueError(f"{self.name} documents have no file")
+
+    def playable(self, tokens: np.ndarray) -> tuple[str, bytes] | None:
+        """(suffix, file) for players that do not open what `to_bytes` returns; None if all do.
+
+        Raises ValueError if nothing can be shown.
+        """
+        del tokens
+        return None
+
+    def related_sizes(self, tokens: np.ndarray) -> dict[str, float]:
+        """Bytes of the same content in related codes, by name, to compare a model's with."""
+        del tokens
+        return {}
+
+    # Parts and validity
 
     @abc.abstractmethod
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        """The leading tokens that hold the given part (0 <= ratio <= 1) of the medium."""
+        """The leading tokens that hold the given fraction (0 <= ratio <= 1) of the medium."""
 
     @abc.abstractmethod
     def validate(self, tokens: np.ndarray) -> Validity:
-        """Judges a document strictly; see `Validity`. Never raises on wrong tokens."""
+        """Strict validation of a document; see `Validity`. Never raises because of the tokens."""
 
     def validate_batch(self, documents: Sequence[np.ndarray]) -> list[Validity]:
         """`validate` of each document."""
         return [self.validate(tokens) for tokens in documents]
 
-    def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
-        """What may follow in the bytes of a valid document, for sampling that allows nothing else.
+    def token_machine(
+        self, size: tuple[int, int] | None = None
+    ) -> TokenMachine | TokenizedByteMachine:
+        """The state machine over the tokens of valid documents, for constrained sampling.
 
-        It may leave parts free; the representation's own docstring says which.
+        It may leave parts of a document unconstrained; see the representation's own docstring.
 
         Args:
-          size: (width, height) of the media, where the representation does not fix it.
+          size: (width, height) of the media, if the representation does not fix it.
 
         Raises:
           ValueError: there is none for this representation or size.
         """
         raise ValueError(
-            f"{self.name} documents cannot be constrained: nothing tells what may follow in them; "
+            f"{self.name} documents have no state machine, which constrained sampling needs; "
             "sample without --constrain"
         )
 
-    @property
-    @abc.abstractmethod
-    def vocab_size(self) -> int:
-        """Number of token ids: content, specials and labels. At most 65,536."""
 
-    @property
-    @abc.abstractmethod
-    def bos(self) -> int:
-        """Start of an unlabelled document."""
-
-    @property
-    @abc.abstractmethod
-    def eos(self) -> int:
-        """End of a document."""
-
-    @property
-    @abc.abstractmethod
-    def num_labels(self) -> int:
-        """Number of label tokens; 0 for an unconditional model."""
-
-    @abc.abstractmethod
-    def label_token(self, label: int) -> int:
-        """The start token of documents with this label. Raises ValueError out of range."""
-
-    @property
-    @abc.abstractmethod
-    def byte_lengths(self) -> np.ndarray:
-        """Codec bytes that each token stands for, int32 [vocab_size]; 0 for specials, labels."""
-
-    @abc.abstractmethod
-    def to_config(self) -> dict[str, Any]:
-        """Plain JSON values from which `representations.from_config` makes an equal value."""
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits over everything that decides what the tokens mean."""
-        text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def save(self, folder: epath.PathLike) -> None:
-        """Writes what `representations.load` needs.
-
-        The folder may be anything that `etils.epath` reaches, and is made if missing.
-        """
-        path = epath.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG_FILE).write_text(json.dumps(self.to_config(), indent=2) + "\n")
+def _construct(cls: Any, options: Mapping[str, Any]) -> Any:
+    """A value of the class. Raises ValueError for an option that it does not have."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(options) - set(fields)):
+        raise ValueError(
+            f"{cls.name} has no option {', '.join(unknown)}; expected some of {', '.join(fields)}"
+        )
+    return cls(**options)
 
 
 class TokenizedRepresentation(Representation):
-    """Media as codec bytes that a tokenizer makes tokens of: its ids are the documents'.
+    """A representation of media as codec bytes, which a tokenizer encodes as tokens.
 
     Attributes:
-      tokenizer: bytes -> tokens.
+      tokenizer: codec bytes <-> tokens.
     """
 
+    prepared_options: ClassVar[tuple[str, ...]] = ("tokenizer",)
     tokenizer: Tokenizer
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], num_labels: int) -> Self:
+        """See `Representation.from_options`; `tokenizer` is a name or the path of a model."""
+        spec = options.get("tokenizer", "bytes")
+        return _construct(cls, {**options, "tokenizer": load_tokenizer(spec, num_labels)})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> Self:
+        options = {key: value for key, value in config.items() if key != "name"}
+        if "tokenizer" not in options:
+            raise ValueError(
+                "the representation's config has no 'tokenizer'; expected the values of to_config()"
+            )
+        options["tokenizer"] = tokenizer_from_config(
+            options["tokenizer"], artifacts.get(TOKENIZER_FILE)
+        )
+        return _construct(cls, options)
+
+    @property
+    def artifacts(self) -> dict[str, bytes]:
+        return dict(self.tokenizer.files)
+
+    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
+        """Trains a SentencePiece model on the codec bytes of documents.
+
+        Args:
+          documents: read once.
+          vocab_size: entries of the model, special tokens included.
+          kind: "bpe", over bytes, or another one that the representation has.
+
+        Raises:
+          ValueError: there is no such kind; or see `tokenizer.train_bpe`.
+        """
+        if kind != "bpe":
+            raise ValueError(f'{self.name} has no tokenizer of kind {kind!r}; expected "bpe"')
+        return train_bpe(documents, vocab_size)
+
+    @property
+    def num_codes(self) -> int:
+        return self.tokenizer.first_label
 
     @property
     def vocab_size(self) -> int:
@@ -224,18 +463,30 @@ class TokenizedRepresentation(Representation):
         return self.tokenizer.eos
 
     @property
-    def num_labels(self) -> int:
+    def num_labels(self) -> int:  # type: ignore[override]  # of the tokenizer
         return self.tokenizer.num_labels
 
     def label_token(self, label: int) -> int:
         return self.tokenizer.label_token(label)
 
-    @property
-    def byte_lengths(self) -> np.ndarray:
-        return self.tokenizer.byte_lengths
+    def codec_bytes(self, tokens: np.ndarray) -> int:
+        return len(self._content(tokens)[0])
+
+    def token_machine(
+        self, size: tuple[int, int] | None = None
+    ) -> TokenMachine | TokenizedByteMachine:
+        """`byte_machine`, with the tokenizer."""
+        return TokenizedByteMachine(self.byte_machine(size), self.tokenizer)
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> ByteMachine:
+        """The state machine over the bytes of valid documents; see `token_machine`."""
+        raise ValueError(
+            f"{self.name} documents have no byte machine, which constrained sampling needs; "
+            "sample without --constrain"
+        )
 
     def _content(self, tokens: np.ndarray) -> tuple[bytes, str]:
-        """(bytes up to the first token that stands for none, what is wrong with that token)."""
+        """(the bytes before the first token that stands for none, that token's error or "")."""
         try:
             return self.tokenizer.decode(tokens), ""
         except ValueError as error:
@@ -244,15 +495,9 @@ class TokenizedRepresentation(Representation):
             return self.tokenizer.decode(np.asarray(tokens)[:first]), str(error)
 
     def _is_content(self, tokens: np.ndarray) -> np.ndarray:
-        """Which tokens stand for bytes, bool [n]; none of what is not integers [n]."""
+        """Which tokens stand for content, bool [n]; [False] if tokens are not integers [n]."""
         ids = np.asarray(tokens)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             return np.zeros(1, bool)
         known = (ids >= 0) & (ids < self.vocab_size)
-        return known & (self.byte_lengths[np.where(known, ids, 0)] > 0)
-
-    def save(self, folder: epath.PathLike) -> None:
-        """Writes the config, and the SentencePiece model of BPE."""
-        super().save(folder)
-        if isinstance(self.tokenizer, BpeTokenizer):
-            (epath.Path(folder) / TOKENIZER_FILE).write_bytes(self.tokenizer.model)
+        return known & self.tokenizer.is_content[np.where(known, ids, 0)]

@@ -1,10 +1,11 @@
-"""Pictures of many documents at once: a grid that one can look at."""
+"""Contact sheets: one image with a grid of many documents, for samples, prompts and previews."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,19 +13,19 @@ from PIL import Image
 
 from data_pipelines.representations.base import Representation
 
-_BROKEN = (200, 60, 60)  # the tile of a document that cannot be shown
-_SMALLEST_TILE = 48  # smaller images are enlarged by whole factors, so that they can be seen
-_LARGEST_TILE = 128
-_FRAMES = 8  # of a clip that are shown
+_BROKEN = (200, 60, 60)  # RGB, the tile of a document that cannot be decoded
+_MIN_TILE = 48  # pixels; smaller images are enlarged by whole factors to be visible
+_MAX_TILE = 128  # pixels
+_MAX_FRAMES = 8  # shown of a clip
 
 
 def sheet(images: Sequence[Image.Image | None], columns: int = 0) -> Image.Image:
-    """Lays images out in rows, on white, one pixel apart.
+    """Lays images out in a grid on white, one pixel apart.
 
     Args:
-      images: at least one; None for one that could not be made. Small ones are enlarged by a whole
-        factor, large ones reduced.
-      columns: images in a row; 0: as many as there are rows.
+      images: at least one; None for a document that could not be decoded, shown as a red tile.
+        Small images are enlarged by a whole factor, large ones reduced.
+      columns: images in a row; 0 for a square grid.
 
     Returns:
       An image in mode RGB.
@@ -34,13 +35,13 @@ def sheet(images: Sequence[Image.Image | None], columns: int = 0) -> Image.Image
     """
     if not images:
         raise ValueError("there is no image to show")
-    largest = max((max(image.size) for image in images if image), default=_SMALLEST_TILE)
-    tile = min(largest * max(1, math.ceil(_SMALLEST_TILE / largest)), _LARGEST_TILE)
+    largest = max((max(image.size) for image in images if image), default=_MIN_TILE)
+    tile = min(largest * max(1, math.ceil(_MIN_TILE / largest)), _MAX_TILE)
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     result = Image.new("RGB", (columns * (tile + 1) - 1, rows * (tile + 1) - 1), "white")
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         result.paste(_fitted(image, tile), (column * (tile + 1), row * (tile + 1)))
     return result
 
@@ -48,34 +49,51 @@ def sheet(images: Sequence[Image.Image | None], columns: int = 0) -> Image.Image
 def sheet_of_documents(
     representation: Representation, documents: Sequence[np.ndarray], columns: int = 0
 ) -> Image.Image:
-    """Decodes documents and lays them out, see `sheet_of`."""
+    """Decodes documents and lays them out; see `sheet_of`."""
     return sheet_of([pictures(representation, tokens) for tokens in documents], columns)
 
 
 def sheet_of(shown: Sequence[list[Image.Image]], columns: int = 0) -> Image.Image:
-    """Lays out what `pictures` gave: images side by side; of clips some frames, a clip a row.
+    """Lays out decoded documents: images in a square grid, clips with one row of frames each.
 
-    What cannot be shown is red. Raises ValueError if there is nothing at all.
+    Args:
+      shown: the images of each document, as `pictures` returns them; none for a document that could
+        not be decoded, shown as a red tile.
+      columns: images in a row; 0 for a square grid. Ignored for clips.
+
+    Raises:
+      ValueError: there is no document.
     """
     longest = max((len(own) for own in shown), default=0)
     if longest <= 1:
         return sheet([own[0] if own else None for own in shown], columns)
-    places = np.linspace(0, longest - 1, min(longest, _FRAMES)).round().astype(int)
-    tiles = [own[place] if place < len(own) else None for own in shown for place in places]
-    return sheet(tiles, len(places))
+    frames = np.linspace(0, longest - 1, min(longest, _MAX_FRAMES)).round().astype(int)
+    tiles = [own[frame] if frame < len(own) else None for own in shown for frame in frames]
+    return sheet(tiles, len(frames))
 
 
 def pictures(representation: Representation, tokens: np.ndarray) -> list[Image.Image]:
-    """A document as images: itself, or all frames of a clip; none if it cannot be shown at all."""
+    """The image of a document, or the frames of a clip; [] if nothing can be decoded."""
     try:
-        media = representation.decode(tokens)
+        return _images(representation.decode(tokens))
     except ValueError:
         return []
+
+
+def pictures_of_prefix(representation: Representation, tokens: np.ndarray) -> list[Image.Image]:
+    """The same of a prompt, without what a decoder fills in after its end."""
+    try:
+        return _images(representation.decode_prefix(tokens))
+    except ValueError:
+        return []
+
+
+def _images(media: Any) -> list[Image.Image]:
     return [media] if isinstance(media, Image.Image) else [Image.fromarray(f) for f in media]
 
 
 def save(image: Image.Image, path: epath.PathLike) -> None:
-    """Writes a PNG file; `path` may be remote."""
+    """Writes an image as a PNG file; `path` may be remote."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     epath.Path(path).write_bytes(buffer.getvalue())

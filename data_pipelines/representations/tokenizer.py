@@ -1,7 +1,7 @@
-"""Codec bytes <-> token ids: one token a byte, or SentencePiece BPE.
+"""Tokenizers of codec bytes: one token per byte, or SentencePiece BPE.
 
-Both tokenizers are values: frozen, hashable, equal when they mean the same. A document's tokens
-hold its bytes only; the start (`bos` or a label token) and `eos` are added when rows are framed.
+Both tokenizers are frozen, hashable and compare by value. The tokens of a document hold only its
+bytes; the start token (`bos` or a label token) and `eos` are added when documents are framed.
 
 | ids          | `ByteTokenizer`     | `BpeTokenizer`                                        |
 |--------------|---------------------|-------------------------------------------------------|
@@ -20,8 +20,8 @@ after the BOS that `transformers` puts in front (label tokens are not part of th
     tokenizer = LlamaTokenizer.from_pretrained(FOLDER, add_bos_token=True)  # 5, + protobuf
     ids = tokenizer("".join(chr(10240 + b) for b in data))["input_ids"]
 
-`FOLDER` holds `tokenizer.model`. Version 5 needs the `protobuf` package to read it and leaves BOS
-out unless told.
+`FOLDER` holds `tokenizer.model`. Version 5 needs the `protobuf` package to read it and adds BOS
+only with add_bos_token=True.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,25 +40,26 @@ from etils import epath
 
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
-_SMALLEST_BPE = 3 + 256  # UNK, BOS, EOS and the characters
+_MIN_BPE_VOCAB_SIZE = 3 + 256  # UNK, BOS, EOS and the characters
 _MAX_SENTENCE = (1 << 16) - 1
+TOKENIZER_FILE = "tokenizer.model"  # a SentencePiece model, in the folder of a representation
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
 class Tokenizer(abc.ABC):
-    """What both tokenizers offer; subclasses are frozen dataclasses."""
+    """The interface of both tokenizers. Subclasses are frozen dataclasses."""
 
     num_labels: int
 
     @property
     @abc.abstractmethod
     def bos(self) -> int:
-        """Start of an unlabelled document."""
+        """The start token of documents without a label."""
 
     @property
     @abc.abstractmethod
     def eos(self) -> int:
-        """End of a document."""
+        """The end token of documents."""
 
     @property
     @abc.abstractmethod
@@ -68,19 +69,19 @@ class Tokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes each token stands for, one entry an id; b"" for specials and labels."""
+        """The bytes of each token, one entry per id; b"" for special and label tokens."""
 
     @abc.abstractmethod
     def encode(self, data: bytes) -> np.ndarray:
-        """Bytes -> tokens, uint16 [n]. Deterministic; `decode` gives the same bytes back."""
+        """Bytes -> tokens, uint16 [n]. Deterministic; `decode` returns the same bytes."""
 
     @abc.abstractmethod
     def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
-        """`encode` of each document, uint16 [n] each. num_threads: -1 is one for each core."""
+        """`encode` of each document, uint16 [n] each. num_threads: -1 for one per core."""
 
     @abc.abstractmethod
     def to_config(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_config` makes an equal tokenizer."""
+        """JSON values from which `tokenizer_from_config` makes an equal tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -98,19 +99,29 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Number of bytes each token stands for, int32 [vocab_size]; 0 for specials, labels."""
+        """Number of bytes of each token, int32 [vocab_size]; 0 for special and label tokens."""
         lengths = np.array([len(piece) for piece in self.token_bytes], np.int32)
         lengths.flags.writeable = False
         return lengths
 
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files that it is made of besides its config, by name."""
+        return {}
+
+    @property
+    def is_content(self) -> np.ndarray:
+        """Which ids stand for content, bool [vocab_size]."""
+        return self.byte_lengths > 0
+
     @functools.cached_property
     def _is_content(self) -> np.ndarray:
-        """Which ids may stand anywhere in a document, bool [vocab_size]."""
+        """Which ids may occur anywhere in a document, bool [vocab_size]."""
         return self.byte_lengths > 0
 
     @property
     def _prefix(self) -> int | None:
-        """An id that may, besides, be the first of a document; None if there is none."""
+        """An id without bytes that may be the first of a document; None if there is none."""
         return None
 
     @functools.cached_property
@@ -124,7 +135,7 @@ class Tokenizer(abc.ABC):
         """Tokens, integer [n] -> bytes.
 
         Raises ValueError for the first token that is not content (a special, a label or an id
-        outside the vocabulary), with its place.
+        outside the vocabulary), with its position.
         """
         ids = np.asarray(tokens)
         if ids.size == 0:
@@ -135,10 +146,11 @@ class Tokenizer(abc.ABC):
         content = known & self._is_content[np.where(known, ids, 0)]
         content[0] |= ids[0] == self._prefix
         if not content.all():
-            place = int(np.argmin(content))
+            position = int(np.argmin(content))
+            token = int(ids[position])
             raise ValueError(
-                f"token {int(ids[place])} ({self._name(int(ids[place]))}) at place {place} stands "
-                "for no bytes; cut start, end and label tokens off before decoding"
+                f"token {token} ({self._name(token)}) at position {position} stands for no bytes; "
+                "remove start, end and label tokens before decoding"
             )
         return self._join(ids)
 
@@ -146,7 +158,7 @@ class Tokenizer(abc.ABC):
         return b"".join([self.token_bytes[token] for token in ids.tolist()])
 
     def _name(self, token: int) -> str:
-        """What a token that is not content is called in an error."""
+        """The name of a token that stands for no bytes, for error messages."""
         if token == self.bos:
             return "BOS"
         if token == self.eos:
@@ -161,18 +173,18 @@ class Tokenizer(abc.ABC):
         if self.num_labels < 0 or self.vocab_size > _MAX_VOCAB_SIZE:
             raise ValueError(
                 f"{self.num_labels} labels make a vocabulary of {self.vocab_size}; expected 0 or "
-                f"more labels and at most {_MAX_VOCAB_SIZE} ids, for tokens are stored as uint16"
+                f"more labels and at most {_MAX_VOCAB_SIZE} ids, as tokens are stored as uint16"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Sent to worker processes as its options alone, without the tables it has cached.
+        # Only the options are pickled for worker processes, not the cached tables.
         options = tuple(getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return type(self), options
 
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-    """One token a byte: ids 0-255 are the bytes, 256 BOS, 257 EOS, 258 + k label k."""
+    """One token per byte: ids 0-255 are the bytes, 256 BOS, 257 EOS, 258 + k label k."""
 
     num_labels: int = 0
 
@@ -200,7 +212,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(data, np.uint8).astype(np.uint16)
 
     def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
-        del num_threads  # a copy of memory; threads would only cost
+        del num_threads  # encoding copies memory; threads would only add overhead
         return [self.encode(data) for data in documents]
 
     def _join(self, ids: np.ndarray) -> bytes:
@@ -214,12 +226,11 @@ class ByteTokenizer(Tokenizer):
 class BpeTokenizer(Tokenizer):
     """A SentencePiece model over codec characters, with its own ids; labels come after them.
 
-    The ids of a document are exactly what SentencePiece gives (and with it the slow Llama tokenizer
-    of `transformers`). Models made by `train_bpe` have a token for every byte and add none. One
-    trained with SentencePiece's defaults puts a dummy prefix in front of every document: a piece of
-    its own, or UNK if the corpus was too large for it to be kept (it then falls under the default
-    character_coverage; `transformers` 5, unlike 4.38, leaves that UNK out). The prefix takes a
-    place, stands for no bytes, and `decode` drops it.
+    The ids of a document are exactly those of SentencePiece (and of the slow Llama tokenizer of
+    `transformers`). Models of `train_bpe` have a token for every byte and add no prefix. A model
+    trained with SentencePiece's defaults adds a dummy prefix to every document: a piece of its own,
+    or UNK if the default character_coverage excluded it in a large corpus (`transformers` 5, unlike
+    4.38, omits that UNK). The prefix takes a position and stands for no bytes; `decode` ignores it.
 
     Attributes:
       model: the serialised model, the contents of a `tokenizer.model`.
@@ -268,6 +279,10 @@ class BpeTokenizer(Tokenizer):
         return processor
 
     @property
+    def files(self) -> Mapping[str, bytes]:
+        return {TOKENIZER_FILE: self.model}
+
+    @property
     def bos(self) -> int:
         return self._processor.bos_id()
 
@@ -281,7 +296,7 @@ class BpeTokenizer(Tokenizer):
 
     @functools.cached_property
     def _pieces(self) -> tuple[bytes | None, ...]:
-        """Bytes of each of the model's pieces; None for what is not made of codec characters."""
+        """Bytes of each of the model's pieces; None for pieces not made of codec characters."""
         processor = self._processor
         return tuple(
             None
@@ -296,7 +311,7 @@ class BpeTokenizer(Tokenizer):
 
     @functools.cached_property
     def _is_content(self) -> np.ndarray:
-        # Not byte_lengths > 0: a dummy prefix belongs to a document and stands for no bytes.
+        # Not byte_lengths > 0: a dummy prefix is part of a document but stands for no bytes.
         labels = [False] * self.num_labels
         return np.array([piece is not None for piece in self._pieces] + labels, bool)
 
@@ -318,12 +333,12 @@ class BpeTokenizer(Tokenizer):
         return [self._checked(data, tokens) for data, tokens in zip(documents, ids, strict=True)]
 
     def _checked(self, data: bytes, ids: list[int]) -> np.ndarray:
-        """The ids as tokens, once they are known to hold every byte."""
+        """The ids as tokens. Raises ValueError unless they hold every byte of the data."""
         tokens = np.array(ids, np.uint16)
         held = int(self.byte_lengths[tokens].sum())
         if held != len(data):
             missing = sorted(set(data) - set(b"".join(self.token_bytes)))
-            named = ", ".join(f"{byte:#04x}" for byte in missing[:8]) or "lost by its normaliser"
+            named = ", ".join(f"{byte:#04x}" for byte in missing[:8]) or "removed by its normaliser"
             raise ValueError(
                 f"the SentencePiece model encodes {held} of {len(data)} bytes; without a piece: "
                 f"{named}. Use a model that has all 256 characters, as train_bpe makes it"
@@ -338,27 +353,42 @@ class BpeTokenizer(Tokenizer):
         return {"kind": "bpe", "model_sha256": self.sha256, "num_labels": self.num_labels}
 
 
-def load(spec: str, num_labels: int = 0) -> Tokenizer:
-    """The tokenizer named by a config: "bytes", or the path of a SentencePiece model.
+def load_tokenizer(spec: str, num_labels: int = 0) -> Tokenizer:
+    """The tokenizer named in a configuration.
 
-    Raises ValueError if the file is missing or is no such model.
+    Args:
+      spec: "bytes", or the path of a SentencePiece model, local or remote.
+      num_labels: number of label tokens.
+
+    Raises:
+      ValueError: the file is missing or not a SentencePiece model of codec characters.
     """
     if spec == "bytes":
         return ByteTokenizer(num_labels)
     path = epath.Path(spec)
     if not path.is_file():
-        raise ValueError(f'tokenizer={spec!r} is no file; expected "bytes" or a tokenizer.model')
+        raise ValueError(
+            f'found tokenizer={spec!r}, which is no file; expected "bytes" or a tokenizer.model'
+        )
     return BpeTokenizer(path.read_bytes(), num_labels)
 
 
-def from_config(config: dict[str, Any], model: bytes | None = None) -> Tokenizer:
-    """The tokenizer that gave this `to_config`; BPE needs its model, whose hash is checked."""
+def tokenizer_from_config(config: dict[str, Any], model: bytes | None = None) -> Tokenizer:
+    """The tokenizer with this config.
+
+    Args:
+      config: as `Tokenizer.to_config` returned it.
+      model: the SentencePiece model, required for BPE; its SHA-256 must be that of the config.
+
+    Raises:
+      ValueError: an unknown kind of tokenizer, or a missing or wrong model.
+    """
     if config["kind"] == "bytes":
         return ByteTokenizer(config["num_labels"])
     if config["kind"] != "bpe":
         raise ValueError(f'found a tokenizer of kind {config["kind"]!r}, expected "bytes" or "bpe"')
     if model is None:
-        raise ValueError("a BPE tokenizer is made of its model; give the bytes of tokenizer.model")
+        raise ValueError("found no model for a BPE tokenizer; give the bytes of tokenizer.model")
     tokenizer = BpeTokenizer(model, config["num_labels"])
     if tokenizer.sha256 != config["model_sha256"]:
         raise ValueError(
@@ -371,34 +401,34 @@ def from_config(config: dict[str, Any], model: bytes | None = None) -> Tokenizer
 def train_bpe(
     documents: Iterable[bytes], vocab_size: int = 320, *, max_piece_bytes: int = 16
 ) -> bytes:
-    """Learns a SentencePiece BPE model from codec bytes; `BpeTokenizer(model)` uses it.
+    """Trains a SentencePiece BPE model on codec bytes; `BpeTokenizer(model)` uses it.
 
-    Deterministic: the model depends on the documents and the options alone, not on their order or
-    the number of threads. SentencePiece holds every pair in memory, about 50 bytes for each byte of
-    the documents, so give a sample (JPEG-LM took 10,000 images).
+    Deterministic: the model depends only on the set of documents and the options, not on the order
+    of documents or the number of threads. SentencePiece keeps every pair in memory, about 50 bytes
+    for each byte of the documents, so pass a sample of them (JPEG-LM used 10,000 images).
 
-    What is chosen, where SentencePiece's defaults are made for text:
-      * Any bytes can be encoded: character_coverage is 1 and all 256 characters are put into the
-        corpus, once each; so UNK never occurs, and byte_fallback stays off.
-      * Nothing is added or changed: identity normalisation, no dummy prefix, no whitespace removed.
-      * Nothing is skipped: max_sentence_length (4,192 bytes, three a character) is raised.
-        Documents are cut every 65,535 bytes, past which SentencePiece before 0.2.3 ends the
-        process; only pairs across a cut go uncounted.
+    Options that differ from SentencePiece's defaults, which are made for text:
+      * Any bytes can be encoded: character_coverage is 1 and the corpus includes all 256 characters
+        once; so UNK never occurs, and byte_fallback stays off.
+      * No byte is added or changed: identity normalisation, no dummy prefix, no whitespace removed.
+      * No document is ignored: max_sentence_length (4,192 bytes, three per character) is raised.
+        Documents are split every 65,535 bytes, because SentencePiece before 0.2.3 aborts on longer
+        ones; only pairs across a split are not counted.
       * Merges may be of any bytes: the splits at scripts, numbers and white space are off.
 
     Args:
       documents: codec bytes of each document, read once.
-      vocab_size: all pieces: UNK (0), BOS (1), EOS (2), merges, 256 characters. So 320 leaves 61
-        merges. Labels are not counted; they are the tokenizer's.
-      max_piece_bytes: longest piece, 1 to 512 bytes; 16 is SentencePiece's default.
+      vocab_size: number of pieces: UNK (0), BOS (1), EOS (2), merges, 256 characters. So 320 leaves
+        61 merges. Label tokens are not counted; the tokenizer adds them.
+      max_piece_bytes: max bytes of a piece, 1 to 512; 16 is SentencePiece's default.
 
     Raises:
       ValueError: an option is out of range, or the documents hold too few different pairs for
         vocab_size.
     """
-    if not _SMALLEST_BPE <= vocab_size <= _MAX_VOCAB_SIZE:
+    if not _MIN_BPE_VOCAB_SIZE <= vocab_size <= _MAX_VOCAB_SIZE:
         raise ValueError(
-            f"found vocab_size={vocab_size}; expected {_SMALLEST_BPE} (3 specials and 256 "
+            f"found vocab_size={vocab_size}; expected {_MIN_BPE_VOCAB_SIZE} (3 specials and 256 "
             f"characters) to {_MAX_VOCAB_SIZE}"
         )
     if not 1 <= max_piece_bytes <= 512:
@@ -432,7 +462,7 @@ def train_bpe(
         if corpus.error is not None:
             raise corpus.error from None
         raise ValueError(
-            f"SentencePiece could not learn {vocab_size} pieces from {corpus.num_documents} "
+            f"SentencePiece could not train {vocab_size} pieces from {corpus.num_documents} "
             f"documents of {corpus.num_bytes} bytes; give more documents or a smaller vocab_size "
             f"({error})"
         ) from error
@@ -440,9 +470,9 @@ def train_bpe(
 
 
 class _Corpus:
-    """Documents as the sentences SentencePiece trains on.
+    """Documents as the sentences that SentencePiece trains on.
 
-    Keeps the error that reading them raised, which SentencePiece would turn into one of its own.
+    Keeps an error raised while reading documents, which SentencePiece would replace by its own.
     """
 
     def __init__(self, documents: Iterable[bytes]):
@@ -452,7 +482,7 @@ class _Corpus:
         self._documents = documents
 
     def __iter__(self) -> Iterator[str]:
-        # A sentence of one character counts the character and no pair.
+        # Sentences of one character: each character is counted once and no pair is.
         yield from _to_characters(bytes(range(256)))
         try:
             for data in self._documents:
@@ -472,6 +502,6 @@ def _to_characters(data: bytes) -> str:
 
 
 def _piece_bytes(piece: str) -> bytes | None:
-    """The bytes of a piece, less a dummy prefix; None if it has any other character."""
+    """The bytes of a piece without a dummy prefix; None if it has other characters."""
     codes = [ord(character) - _FIRST_CHARACTER for character in piece.replace(_WORD_BOUNDARY, "")]
     return bytes(codes) if all(0 <= code < 256 for code in codes) else None

@@ -1,1 +1,1 @@
-"""The shard format: writing and reading."""
+"""The shard format: `storage` writes and reads one shard, `reader` reads a complete folder."""

@@ -1,6 +1,6 @@
-"""Reading prepared shards: lengths and labels at once, tokens in batches, keys when asked for.
+"""Reads prepared shards: lengths and labels on opening, tokens in batches, keys on demand.
 
-A folder of shards is complete when it has a `manifest.json`; `prepare.py` writes it last.
+A folder of shards is complete when it has a `manifest.json`, which `prepare` writes last.
 """
 
 from __future__ import annotations
@@ -20,59 +20,62 @@ from etils import epath
 
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards import files
-from data_pipelines.shards.files import ShardError
+from data_pipelines.shards import storage
+from data_pipelines.shards.storage import ShardError
+from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import file_facts
 
 MANIFEST = "manifest.json"
-FORMAT = "token-shards/1"
+FORMAT = "token-shards/2"
 _OPEN_FILES = 256
 _OPEN_TABLES = 8
 
 
 class DamagedShard(ShardError):
-    """Stored bytes are not what was written. `path` and `record` (-1: the whole file) say where."""
+    """Stored bytes are damaged: `record` of the file `path`, -1 for the whole file."""
 
     def __init__(self, path: epath.PathLike, record: int, found: str):
         self.path, self.record = str(path), record
-        place = f"record {record}" if record >= 0 else "the file"
+        part = f"record {record}" if record >= 0 else "the file"
         super().__init__(
-            f"{self.path}: {place} is damaged ({found}); restore the file from a copy, or delete "
-            "it and run prepare again to rebuild it, or read with on_damage='skip' (a run: "
+            f"{self.path}: {part} is damaged ({found}); restore the file from a copy, or delete "
+            "it and run prepare again to rebuild it, or read with on_damage='skip' (in training: "
             "--config.data.on_damage=skip)"
         )
 
 
 class MismatchError(ValueError):
-    """Shards made with one representation were about to be read as another."""
+    """The shards hold another representation than expected."""
 
 
 class Shards:
     """The documents of one split, ordered by (shard, record).
 
-    Opening reads one JSON file and one index; 10 million documents take 80 MB. Instances are safe
-    to share between threads and can be sent to other processes.
+    Opening reads the manifest and one index; 10 million documents take 120 MB. Instances are
+    thread-safe and can be pickled.
 
     Attributes:
-      lengths: uint32 [N], tokens of each document without framing.
-      labels: int32 [N], index into `label_names`; -1 none.
-      label_names: of the source; empty if it has none.
-      manifest: the whole manifest.
-      damaged: documents set aside while reading with on_damage='skip', with what was found.
+      lengths: uint32 [N], tokens of each document without start and end token.
+      codec_bytes: uint32 [N], bytes that the codec writes for each document.
+      labels: int32 [N], index into `label_names`; -1 for none.
+      label_names: names of the source's classes; empty if it has none.
+      manifest: the manifest, see docs/data.md.
+      damaged: documents rejected while reading with on_damage='skip', with the reason.
     """
 
     def __init__(self, folder: epath.PathLike, split: str = "train", on_damage: str = "stop"):
         """Opens a complete folder of shards.
 
         Args:
-          folder: what `prepare` wrote; local or `gs://`.
+          folder: a folder that `prepare` wrote; local or `gs://`.
           split: 'train' or 'eval'.
-          on_damage: 'stop' raises DamagedShard when a stored document is not as written; 'skip'
-            returns it empty and records it in `damaged`.
+          on_damage: 'stop' raises DamagedShard for a damaged document; 'skip' returns it empty and
+            records it in `damaged`.
 
         Raises:
-          FileNotFoundError: the folder holds no complete set of shards.
-          ShardError: the manifest or the index is damaged or of another format.
+          FileNotFoundError: the folder has no complete set of shards.
+          ShardError: the manifest or the index is damaged or has another format.
+          ValueError: there is no such split.
         """
         if on_damage not in ("stop", "skip"):
             raise ValueError(f"on_damage is {on_damage!r}; expected 'stop' or 'skip'")
@@ -91,11 +94,15 @@ class Shards:
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         index = self._read_index(part["index"])
         self.lengths: np.ndarray = index["lengths"]
+        self.codec_bytes: np.ndarray = index["codec_bytes"]
+        self._dtype = np.dtype(self.manifest["token_dtype"]).newbyteorder("<")
         self.labels: np.ndarray = index["labels"]
         self._dropped = index["dropped"].astype(np.int64)
         self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lost: set[int] = set()  # shards that could not be opened: told once, not by record
+        self._lost: set[int] = (
+            set()
+        )  # shards that could not be opened: reported once, not per record
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -107,24 +114,24 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """Of the representation: what the tokens mean."""
+        """The representation's fingerprint: shards of equal fingerprint may be mixed."""
         return self.manifest["representation"]["fingerprint"]
 
     @property
     def data_hash(self) -> str:
-        """Of the split's contents: every document's tokens, order, label and key. 64 hex digits."""
+        """SHA-256 of the split: tokens, order, label and key of every document. 64 hex digits."""
         return self.manifest["splits"][self.split]["sha256"]
 
     def require(self, representation: Representation) -> None:
-        """Raises MismatchError, naming both sides, unless the shards hold this representation."""
+        """Raises MismatchError, with the differing options, for another representation."""
         if representation.fingerprint == self.fingerprint:
             return
-        ours, theirs = self.manifest["representation"]["config"], representation.to_config()
+        stored, expected = self.manifest["representation"]["config"], representation.to_config()
+        differing = ", ".join(differences(stored, expected, "in the shards", "in the settings"))
         raise MismatchError(
-            f"{self.folder} holds documents of representation {self.fingerprint}, but "
-            f"{representation.fingerprint} was asked for; they differ in "
-            f"{differences(ours, theirs, 'in the shards', 'asked for')}. Prepare shards with these "
-            "settings in another folder, or change the settings to the shards'"
+            f"{self.folder} has representation {self.fingerprint}, expected "
+            f"{representation.fingerprint}: {differing}. Prepare shards with these settings in "
+            "another folder, or change the settings to those of the shards"
         )
 
     def key(self, document: int) -> str:
@@ -133,66 +140,65 @@ class Shards:
         return keys[int(images[self.locate(document)[1]])]
 
     def copy(self, document: int) -> int:
-        """0 for the image itself, 1.. for its augmented copies."""
+        """0 for the image itself, 1, 2, ... for its augmented copies."""
         _, copies, _ = self._table(document)
         return int(copies[self.locate(document)[1]])
 
     def find(self, key: str, copy: int = 0) -> int:
-        """The number of a document. Reads the keys of every shard. Raises KeyError."""
+        """The index of a document by key. Reads the keys of every shard. Raises KeyError."""
         for shard, name in enumerate(self._names):
-            table = files.TableReader(files.table_path(self.folder, name))
+            table = storage.TableReader(storage.table_path(self.folder, name))
             images, copies, keys = table.column("images"), table.column("copies"), table.keys()
             for record in range(len(images)):
                 if copies[record] == copy and keys[int(images[record])] == key:
                     stored = int(self._starts[shard]) + record
-                    place = int(np.searchsorted(self._dropped, stored))
-                    if place < len(self._dropped) and self._dropped[place] == stored:
+                    before = int(np.searchsorted(self._dropped, stored))
+                    if before < len(self._dropped) and self._dropped[before] == stored:
                         raise KeyError(f"{key!r} was dropped as a duplicate of another image")
-                    return stored - place
-        raise KeyError(f"no document {key!r}, copy {copy}, in split {self.split!r}")
+                    return stored - before
+        raise KeyError(f"there is no document {key!r}, copy {copy}, in split {self.split!r}")
 
     def locate(self, document: int) -> tuple[int, int]:
         """(shard, record) of a document."""
         if not 0 <= document < len(self):
-            raise IndexError(f"document {document} of {len(self)}")
+            raise IndexError(f"there is no document {document}, expected 0 to {len(self) - 1}")
         stored = document
         if len(self._dropped):
-            # The k-th dropped place, less k, is how many kept documents come before it.
+            # The k-th dropped index minus k is the number of kept documents before it.
             kept_before = self._dropped - np.arange(len(self._dropped))
             stored += int(np.searchsorted(kept_before, document, side="right"))
         shard = bisect.bisect_right(self._starts, stored) - 1
         return shard, stored - int(self._starts[shard])
 
     def read(self, documents: Sequence[int]) -> list[np.ndarray]:
-        """Tokens of documents, uint16 [length] each, in the order asked for.
+        """Reads the tokens of documents, `token_dtype` [length] each, in the order of `documents`.
 
-        One batched read for each shard touched: ask for a window of documents at once, for single
-        reads are some ten times slower. With on_damage='skip' a damaged document comes back empty.
+        Each shard is read in one batch, which is about ten times faster than single reads. With
+        on_damage='skip' a damaged document is returned empty.
 
         Raises:
-          DamagedShard: a record or a whole file is not as written, with on_damage='stop'.
+          DamagedShard: a record or a whole file is damaged, with on_damage='stop'.
         """
         wanted: dict[int, list[tuple[int, int]]] = collections.defaultdict(list)
-        for place, document in enumerate(documents):
+        for index, document in enumerate(documents):
             shard, record = self.locate(int(document))
-            wanted[shard].append((record, place))
-        tokens: list[np.ndarray] = [np.zeros(0, np.uint16)] * len(documents)
-        for shard, records_and_places in wanted.items():
-            records_and_places.sort()
-            records = self._read_records(shard, [record for record, _ in records_and_places])
-            for (record, place), stored in zip(records_and_places, records, strict=True):
-                document = int(documents[place])
-                tokens[place] = self._checked(shard, record, document, stored)
+            wanted[shard].append((record, index))
+        tokens: list[np.ndarray] = [np.zeros(0, self._dtype)] * len(documents)
+        for shard, requests in wanted.items():
+            requests.sort()
+            records = self._read_records(shard, [record for record, _ in requests])
+            for (record, index), stored in zip(requests, records, strict=True):
+                tokens[index] = self._checked(shard, record, int(documents[index]), stored)
         return tokens
 
     def verify(self) -> Iterator[tuple[str, str]]:
-        """Hashes every file of the split: yields (file name, '' or what is wrong) for each."""
+        """Hashes every file of the split; yields (file name, error or '') for each."""
         part = self.manifest["splits"][self.split]
         index = part["index"]
         yield index["file"], self._compare(self.folder / index["file"], index)
         for shard in part["shards"]:
-            records = files.record_path(self.folder, shard["name"])
-            table = files.table_path(self.folder, shard["name"])
+            records = storage.record_path(self.folder, shard["name"])
+            table = storage.table_path(self.folder, shard["name"])
             yield records.name, self._compare(records, shard["records"])
             yield table.name, self._compare(table, shard["table"])
 
@@ -223,13 +229,13 @@ class Shards:
         except OSError as error:
             return f"cannot be read ({error})"
         if found["bytes"] != expected["bytes"]:
-            return f"has {found['bytes']} bytes where {expected['bytes']} were written"
+            return f"has {found['bytes']} bytes, expected {expected['bytes']}"
         if found["sha256"] != expected["sha256"]:
-            return f"has SHA-256 {found['sha256'][:16]}.. where {expected['sha256'][:16]}.. is due"
+            return f"has SHA-256 {found['sha256'][:16]}.., expected {expected['sha256'][:16]}.."
         return ""
 
     def _read_records(self, shard: int, records: list[int]) -> list[bytes | str]:
-        """The stored bytes of records, or for a damaged one the text of what was found."""
+        """The stored bytes of records; for a damaged record, the error as text."""
         try:
             reader = self._reader(shard)
         except DamagedShard as error:
@@ -237,7 +243,7 @@ class Shards:
                 raise
             with self._lock:
                 if shard not in self._lost:
-                    logging.warning("documents of a whole shard are set aside: %s", error)
+                    logging.warning("rejected all documents of a shard: %s", error)
                 self._lost.add(shard)
             return [str(error)] * len(records)
         try:
@@ -247,37 +253,38 @@ class Shards:
 
     def _checked(self, shard: int, record: int, document: int, stored: bytes | str) -> np.ndarray:
         found = stored if isinstance(stored, str) else ""
-        if not found and len(stored) != 2 * int(self.lengths[document]):
-            found = f"{len(stored)} bytes where {2 * int(self.lengths[document])} were written"
+        expected = self._dtype.itemsize * int(self.lengths[document])
+        if not found and len(stored) != expected:
+            found = f"{len(stored)} bytes, expected {expected}"
         if not found:
-            return np.frombuffer(stored, "<u2")  # type: ignore[arg-type]
-        error = DamagedShard(files.record_path(self.folder, self._names[shard]), record, found)
+            return np.frombuffer(stored, self._dtype)  # type: ignore[arg-type]
+        error = DamagedShard(storage.record_path(self.folder, self._names[shard]), record, found)
         if self.on_damage == "stop":
             raise error
         with self._lock:
             if document not in self.damaged and shard not in self._lost:
-                logging.warning("a document is set aside: %s", error)
+                logging.warning("rejected a document: %s", error)
             self.damaged[document] = str(error)
-        return np.zeros(0, np.uint16)
+        return np.zeros(0, self._dtype)
 
     def _reader(self, shard: int) -> Any:
-        """The shard's open reader; the ones used longest ago are let go."""
+        """The shard's open reader; the least recently used ones are closed."""
         with self._lock:
             if shard in self._readers:
                 self._readers.move_to_end(shard)
                 return self._readers[shard]
-        path = files.record_path(self.folder, self._names[shard])
+        path = storage.record_path(self.folder, self._names[shard])
         try:
-            reader = files.open_records(path)
+            reader = storage.open_records(path)
         except ShardError as error:
             raise DamagedShard(path, -1, str(error.__cause__)) from error
         expected = int(self._starts[shard + 1] - self._starts[shard])
         if reader.num_records() != expected:
-            raise DamagedShard(path, -1, f"{reader.num_records()} records where {expected} are due")
+            raise DamagedShard(path, -1, f"{reader.num_records()} records, expected {expected}")
         with self._lock:
             self._readers[shard] = reader
             while len(self._readers) > _OPEN_FILES:
-                self._readers.popitem(last=False)  # closes when its last user is done
+                self._readers.popitem(last=False)  # closed when its last reference is gone
         return reader
 
     def _table(self, document: int) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
@@ -286,7 +293,7 @@ class Shards:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
-        table = files.TableReader(files.table_path(self.folder, self._names[shard]))
+        table = storage.TableReader(storage.table_path(self.folder, self._names[shard]))
         columns = table.column("images"), table.column("copies"), table.keys()
         with self._lock:
             self._tables[shard] = columns
@@ -296,13 +303,13 @@ class Shards:
 
 
 def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
-    """The manifest of a complete folder. Raises FileNotFoundError or ShardError, saying why."""
+    """Reads the manifest of a complete folder. Raises FileNotFoundError or ShardError."""
     path = epath.Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path} does not exist: {folder} is no complete folder of shards; make one with "
+            f"{path} does not exist: {folder} is not a complete folder of shards; make one with "
             "python -m data_pipelines.prepare"
         ) from None
     except ValueError as error:
@@ -310,23 +317,8 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
             f"{path}: is damaged ({error}); delete it and run prepare again to rebuild it"
         ) from error
     if manifest.get("format") != FORMAT:
-        raise ShardError(f"{path}: format is {manifest.get('format')!r}; expected {FORMAT!r}")
+        raise ShardError(f"{path}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
     return manifest
-
-
-def differences(ours: Any, theirs: Any, where_ours: str, where_theirs: str) -> str:
-    """The keys in which two configs differ: 'quality (25 in the shards, 10 asked for), ..'."""
-    parts = []
-    for key in sorted(set(ours) | set(theirs)):
-        left, right = ours.get(key, "nothing"), theirs.get(key, "nothing")
-        if left != right:
-            parts.append(f"{key} ({_short(left)} {where_ours}, {_short(right)} {where_theirs})")
-    return ", ".join(parts) or "nothing that is listed"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _read_one(reader: Any, record: int) -> bytes | str:

@@ -1,14 +1,15 @@
-"""Sources of media: `open_source(spec, kind)` by one line of text.
+"""Sources of images and videos: `open_source(spec, kind)` opens one by its spec.
 
     digits                         scikit-learn's handwritten digits
-    moving_digits[:CLIPS]          clips of the same, moving; rendered as they are read
+    moving_digits[:CLIPS]          clips of moving digits, rendered on reading
     folder:PATH                    image or video files below a folder
     tar:GLOB                       image or video files in tars, as WebDataset lays them out
     tfds:NAME[/CONFIG][:SPLIT]     a prepared TensorFlow dataset
     parquet:GLOB                   a Hugging Face dataset with a column of images or videos
 
 A source lists its items (key, locator, label) without decoding them, and reads the encoded bytes
-of one by its locator, at random and from any process.
+of an item by its locator, in any order and from any process. Preparation lists a source once and
+reads every item once.
 """
 
 from __future__ import annotations

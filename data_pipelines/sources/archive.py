@@ -1,4 +1,4 @@
-"""Tar archives: their members one by one, in spite of damage, and reads at random."""
+"""Tar archives, plain or compressed: lists members up to any damage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import IO, Any, NamedTuple
 
 from data_pipelines.sources import files
 
-# Long names and pax records are kept in the data of extra headers; no honest one is larger, and
-# `tarfile` would read whatever length is written there.
+# Maximum size of an extra header (long names, pax records). Without it `tarfile` would allocate
+# whatever length a damaged header states.
 _MAX_HEADER_BYTES = 2**20
 
-# All that `tarfile` and the decompressors let through when the bytes make no sense.
+# All errors that `tarfile` and the decompressors raise for damaged bytes.
 DAMAGE = (
     tarfile.TarError,
     EOFError,
@@ -46,7 +46,7 @@ _KINDS = {
 
 
 class Member(NamedTuple):
-    """One entry: `kind` is "file", "folder" or what else it is; `data` only where asked for."""
+    """One entry: `kind` is "file", "folder" or another type; `data` is set only on request."""
 
     name: str
     kind: str
@@ -56,9 +56,9 @@ class Member(NamedTuple):
 
 
 def open_archive(path: str) -> IO[Any]:
-    """Opens a tar, decompressed as its first bytes demand, at its beginning.
+    """Opens a tar at its beginning; its first bytes decide on the decompressor.
 
-    A compressed one can seek too: forward by decompressing, backward by starting over.
+    A compressed archive seeks forward by decompressing and backward by starting over.
     Raises OSError.
     """
     file = files.open_binary(path)
@@ -72,31 +72,31 @@ def open_archive(path: str) -> IO[Any]:
         return file
     if files.is_remote(path):
         return opener(file)
-    file.close()  # A decompressor closes only what it has opened itself.
+    file.close()  # A decompressor closes only files that it opened itself.
     return opener(path)
 
 
 def is_compressed(file: IO[Any]) -> bool:
-    """Whether an open archive is read forward only, at any price worth paying."""
+    """Whether an open archive is compressed, so that random access is slow."""
     return isinstance(file, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile)
 
 
 def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]:
-    """The entries of an open archive whose data are all there, in their order, reading forward.
+    """Yields the complete entries of an open archive in order, reading forward.
 
-    `with_data(name)` tells which small files to read at once. Raises one of DAMAGE where the
-    archive stops making sense, after all that comes before.
+    `with_data(name)` decides which small files are read at once. Raises one of DAMAGE at the first
+    damaged entry, after yielding the entries before it.
     """
     archive = tarfile.TarFile(fileobj=_Guarded(file))  # type: ignore[arg-type]
     end = -1
     while (entry := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # It remembers every entry.
+        archive.members.clear()  # type: ignore[attr-defined]  # Frees the list of entries.
         if archive.offset <= end:
             raise tarfile.ReadError("a header leads backward")
         end = archive.offset
         kind, data = _kind(entry), None
         if kind == "file":
-            # Reading the last byte, or all, shows whether the file ends before the data do.
+            # Reading the last byte, or all, detects a truncated file.
             whole = with_data(entry.name) and entry.size <= _MAX_HEADER_BYTES
             wanted = entry.size if whole else min(entry.size, 1)
             file.seek(entry.offset_data + entry.size - wanted)
@@ -105,7 +105,7 @@ def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]
                 raise tarfile.ReadError(f"the file ends within {entry.name!r}")
             data = data if whole else None
         yield Member(entry.name, kind, entry.offset_data, entry.size, data)
-    # `tarfile` takes any bad header for the end. The real end is a block of zeros.
+    # `tarfile` treats a damaged header as the end. The real end is a block of zeros.
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -121,7 +121,7 @@ def _kind(entry: tarfile.TarInfo) -> str:
 
 
 class _Guarded:
-    """A file for `tarfile`, refusing reads of a length that only damage can ask for."""
+    """A file for `tarfile` that refuses reads of implausible length."""
 
     def __init__(self, file: IO[Any]) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""What every source of media offers: a cheap listing, and reads at random by locator.
+"""The interface of sources: a cheap listing, and random access by locator.
 
-A source yields the *encoded* bytes of each medium, of an image file or of a video file, and never
-decodes them: whether they can be decoded is for the reader to find out.
+A source returns the *encoded* bytes of an image or video file and never decodes them. A file that
+does not decode is found and rejected later, by preparation.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import abc
 import collections
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-# An encoded image past this size is an archive or a film under a wrong name; reading it whole
-# would only take memory. The largest honest TIFF of 2**28 pixels fits.
+from data_pipelines.media import Kind
+
+# A larger file is not one image or clip. The largest plausible TIFF of 2**28 pixels fits.
 MAX_MEDIUM_BYTES = 2**30
 
-# A class is a token, and tokens are uint16; the bytes and specials have theirs.
+# Each class needs a token id; ids are uint16 and shared with bytes and special tokens.
 MAX_LABELS = 2**15
 
-# Kinds of skipped entries that are counted apart; the rest share one counter, so that a folder
-# of a million different suffixes does not make a million counters.
+# Kinds of skipped entries that are counted separately; the rest share one counter, which bounds
+# the memory for a folder with a million different suffixes.
 _MAX_SKIPPED_KINDS = 64
 
-Kind = Literal["image", "video"]
 Locator = str | int | tuple[Any, ...] | list[Any]
 
 
 class SourceError(ValueError):
-    """A source, or one medium in it, cannot be read; the message is one clear sentence."""
+    """A source, or one item of it, cannot be read; the message is one sentence."""
 
 
 class Item(NamedTuple):
-    """One medium of a source.
+    """One image or video of a source.
 
     Attributes:
-      key: its name, unique in the source and stable between runs; valid Unicode always.
-      locator: where it lies: JSON values from which `read` finds it, in any process.
-      label: its class, an index into `label_names`; -1 for none.
+      key: name, unique in the source, stable between runs, and valid Unicode.
+      locator: JSON values from which `read` finds the item, in any process.
+      label: class, an index into `label_names`; -1 for none.
     """
 
     key: str
@@ -45,21 +45,21 @@ class Item(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """One entry of a source that was set aside while listing, and why."""
+    """One entry of a source that was rejected while listing, with the reason."""
 
     key: str
     reason: str
 
 
 class Source(abc.ABC):
-    """Media by name. Made by `open_source(spec, kind)`; also pickles, as nothing but these.
+    """A set of images or videos. Made by `open_source(spec, kind)`; pickles as these two values.
 
     Attributes:
-      kind: of its media: "image" or "video".
-      rejects: entries that should have been media and cannot be, with the reason of each.
-      skipped: how many entries were passed over on purpose, by kind (a suffix, "hidden", ...).
+      kind: "image" or "video".
+      rejects: entries that should have been images or videos but cannot be used, with the reason.
+      skipped: number of entries that were not asked for, by kind (a suffix, "hidden", ...).
 
-    Both hold what the latest pass over `items()` has met so far.
+    `rejects` and `skipped` describe the latest pass over `items()`, up to its current item.
     """
 
     scheme: ClassVar[str]
@@ -71,7 +71,7 @@ class Source(abc.ABC):
 
     @property
     def spec(self) -> str:
-        """The text from which `open_source` makes an equal source."""
+        """The spec from which `open_source` makes an equal source."""
         return f"{self.scheme}:{self.argument}" if self.argument else self.scheme
 
     @property
@@ -81,27 +81,27 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _list(self) -> Iterator[Item]:
-        """The items in their order, reporting through `_reject` and `_skip` on the way."""
+        """Yields the items in order; calls `_reject` and `_skip` for the other entries."""
 
     @abc.abstractmethod
     def read(self, locator: Locator) -> bytes:
-        """The encoded medium at an item's locator (which may have been through JSON).
+        """Reads the encoded file of an item by its locator (which may have been through JSON).
 
-        Raises SourceError if it is gone, damaged, not readable or too large.
+        Raises SourceError if it is missing, damaged, not readable or too large.
         """
 
     def unit(self, item: Item) -> str:
-        """The name of what must be read as a whole, or from its beginning, to read an item.
+        """The name of the storage unit that must be read sequentially to read an item.
 
-        Items of one unit are best read together and in their order. Where items are read at
-        random each is its own unit, by its key.
+        Items of one unit should be read together, in order. With random access each item is its own
+        unit, named by its key.
         """
         return item.key
 
     def items(self) -> Iterator[Item]:
-        """Lists the source, in the same order every time, without decoding any medium.
+        """Lists the source without decoding anything, in the same order every time.
 
-        Raises SourceError at the end if there was nothing to list.
+        Raises SourceError at the end if there was no item.
         """
         self.rejects = []
         self.skipped = collections.Counter()
@@ -113,7 +113,7 @@ class Source(abc.ABC):
             raise SourceError(self._nothing_found())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Open files and caches stay behind: each process opens its own.
+        # Open files and caches are not pickled: each process opens its own.
         return type(self), (self.argument, self.kind)
 
     def __repr__(self) -> str:
@@ -131,17 +131,17 @@ class Source(abc.ABC):
         found = [f"{count} {printable(kind)}" for kind, count in self.skipped.most_common(5)]
         if self.rejects:
             first = self.rejects[0]
-            found.append(f"{len(self.rejects)} set aside, the first {first.key!r}: {first.reason}")
+            found.append(f"{len(self.rejects)} rejected, the first {first.key!r}: {first.reason}")
         return f"{self.spec} holds no {self.kind}" + (
             f" (found: {', '.join(found)})" if found else ""
         )
 
 
 def printable(name: str) -> str:
-    r"""A name from the file system as valid Unicode, one to one.
+    r"""Escapes a name from the file system into valid Unicode, reversibly.
 
-    Python carries the bytes of a name that are not UTF-8 as lone surrogates, which neither JSON
-    readers nor `str.encode` accept: they become `\xNN`, and a backslash becomes two.
+    Python represents bytes of a name that are not UTF-8 by lone surrogates, which neither JSON
+    readers nor `str.encode` accept. They become `\xNN`, and a backslash becomes two.
     """
     if name.isascii() and "\\" not in name:
         return name
@@ -152,7 +152,7 @@ def printable(name: str) -> str:
 
 
 def unprintable(key: str) -> str:
-    """The inverse of `printable`. Raises SourceError for text that `printable` never makes."""
+    """The inverse of `printable`. Raises SourceError for text that `printable` cannot return."""
     if "\\" not in key:
         return key
     name, rest = "", key

@@ -1,4 +1,4 @@
-"""`digits`: scikit-learn's handwritten digits, real data that comes with a dependency."""
+"""`digits`: scikit-learn's handwritten digits, a small real dataset that needs no download."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
+from data_pipelines.media import Kind
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
 
-_LEVELS = 16  # The grey values are 0..16: counts of inked pixels in 4x4 blocks of the scan.
+_LEVELS = 16  # Grey values are 0 to 16: counts of ink pixels in 4x4 blocks of the scan.
 
 
 @functools.cache
@@ -53,7 +54,7 @@ class DigitsSource(Source):
 
         images, _ = digits()
         if not isinstance(locator, int) or not 0 <= locator < len(images):
-            raise SourceError(f"digits has no image {locator!r}: they are 0 to {len(images) - 1}")
+            raise SourceError(f"digits has no image {locator!r}, expected 0 to {len(images) - 1}")
         file = io.BytesIO()
         Image.fromarray(images[locator]).save(file, format="PNG")
         return file.getvalue()

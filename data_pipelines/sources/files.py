@@ -1,7 +1,7 @@
-"""Opening, reading and listing files, local or in a bucket (`gs://`, `s3://` through etils.epath).
+"""Opens, reads and lists files, local or in a bucket (`gs://`, `s3://` through etils.epath).
 
-Local paths go straight to `os`: they may hold bytes that are not UTF-8, pipes that would block a
-reader, and millions of entries, none of which a portable path class is made for.
+Local paths use `os` directly: they may contain bytes that are not UTF-8, pipes that would block a
+reader, and millions of entries, which portable path classes do not handle.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from etils import epath
 
 from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError
 
-# `{000..012}` and `{train,val}`, as WebDataset's users and shells write ranges of shards.
+# `{000..012}` and `{train,val}`: ranges of shards, as in WebDataset and shells.
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_EXPANDED = 100_000
 
-# What the drivers of remote file systems raise for a file that cannot be read is an OSError, save
-# for credentials and missing drivers.
+# Remote file systems raise OSError for a file that cannot be read, and the others for missing
+# drivers or credentials.
 READ_ERRORS = (OSError, ImportError, NotImplementedError)
 
 
@@ -34,18 +34,18 @@ def is_remote(path: str) -> bool:
 
 
 def expand_user(path: str) -> str:
-    """A leading `~` expanded; no slash at the end."""
+    """Expands a leading `~` and removes slashes at the end."""
     path = path if is_remote(path) else os.path.expanduser(path)
     return path.rstrip("/") or "/"
 
 
 def literal_folder(pattern: str) -> str:
-    """The folder that a pattern spells out before its first brace or wildcard."""
+    """The folder part of a pattern before its first brace or wildcard."""
     return re.split(r"[*?\[{]", expand_user(pattern), maxsplit=1)[0].rpartition("/")[0]
 
 
 def relative(path: str, folder: str) -> str:
-    """The path below a folder, which the path must begin with ("": the path itself)."""
+    """The part of a path below a folder, which must be its prefix ("" returns the path)."""
     return path[len(folder) :].lstrip("/")
 
 
@@ -54,20 +54,20 @@ def join(folder: str, name: str) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The reason an error gives, without the path and number that Python puts around it."""
+    """The reason in an error, without the path and number that Python adds."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def open_binary(path: str) -> IO[Any]:
-    """Opens a regular file for reading bytes at random.
+    """Opens a regular file for random access.
 
-    Raises OSError. A pipe or device is refused, not waited for.
+    Raises OSError, also for a pipe or a device, without waiting for it.
     """
     if is_remote(path):
         return _open_remote(path)
-    # Without O_NONBLOCK, opening a pipe waits for someone to write to it.
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -79,34 +79,37 @@ def _open_remote(path: str) -> IO[Any]:
     opened: Any = epath.Path(path).open("rb")
     if hasattr(opened, "read"):
         return opened
-    # With TensorFlow installed, etils gives a context that closes its file when it is forgotten.
+    # With TensorFlow installed, etils returns a context manager that closes its file when it is
+    # garbage-collected: keep a reference to it.
     file = opened.__enter__()
     file.opened_by = opened
     return file
 
 
 def read_bytes(path: str, name: str) -> bytes:
-    """The whole file. Raises SourceError, which calls the file by `name`."""
+    """Reads a whole file. Raises SourceError, whose message calls the file `name`."""
     try:
         with open_binary(path) as file:
             data = file.read(MAX_MEDIUM_BYTES + 1)
     except READ_ERRORS as error:
         raise SourceError(f"{name} cannot be read: {why(error)}") from error
     if len(data) > MAX_MEDIUM_BYTES:
-        raise SourceError(f"{name} is larger than {MAX_MEDIUM_BYTES >> 20} MiB: not one medium")
+        raise SourceError(
+            f"{name} is larger than {MAX_MEDIUM_BYTES >> 20} MiB: not one image or clip"
+        )
     return data
 
 
 def require_folder(path: str) -> None:
     """Raises SourceError unless the path is a folder."""
     try:
-        place = epath.Path(path) if is_remote(path) else pathlib.Path(path)
-        found, exists = place.is_dir(), place.exists()
+        folder = epath.Path(path) if is_remote(path) else pathlib.Path(path)
+        is_folder, exists = folder.is_dir(), folder.exists()
     except READ_ERRORS as error:
         raise SourceError(f"the folder {path!r} cannot be read: {why(error)}") from error
     if not exists:
         raise SourceError(f"there is no folder {path!r}")
-    if not found:
+    if not is_folder:
         raise SourceError(f"{path!r} is a file, expected a folder (tar:FILE reads a tar)")
 
 
@@ -136,16 +139,15 @@ def _choices(inside: str) -> Iterator[str]:
 
 
 def matching_files(pattern: str, example: str) -> list[str]:
-    """The files a pattern of braces and `*`, `?`, `[...]` names, each once, in order of paths.
+    """The files that match a pattern of braces and `*`, `?`, `[...]`, sorted by path.
 
-    Raises SourceError if any of its alternatives names no file: a missing shard is no accident to
-    pass over.
+    Raises SourceError if any alternative of the braces matches no file, as for a missing shard.
     """
     if not pattern:
-        raise SourceError(f"a path is missing, as in {example!r}")
+        raise SourceError(f"the source has no path, expected one as in {example!r}")
     alternatives = list(itertools.islice(expand_braces(expand_user(pattern)), _MAX_EXPANDED + 1))
     if len(alternatives) > _MAX_EXPANDED:
-        raise SourceError(f"{pattern!r} stands for more than {_MAX_EXPANDED:,} files")
+        raise SourceError(f"{pattern!r} expands to more than {_MAX_EXPANDED:,} files")
     found: set[str] = set()
     missing = []
     for alternative in alternatives:
@@ -165,6 +167,6 @@ def matching_files(pattern: str, example: str) -> list[str]:
 def _glob(pattern: str) -> list[str]:
     if is_remote(pattern):
         return [str(path) for path in epath.Path(pattern).parent.glob(pattern.rsplit("/", 1)[1])]
-    if os.path.isfile(pattern):  # A name may hold "[" and mean it.
+    if os.path.isfile(pattern):  # A name may contain "[" literally.
         return [pattern]
     return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]

@@ -1,6 +1,6 @@
-"""Which file names are taken for media.
+"""Decides by the suffix of a file name whether it is an image or a video.
 
-For images, every suffix that the installed Pillow decodes itself; for videos, those of the
+Images: every suffix that the installed Pillow decodes itself. Videos: the suffixes of the
 containers that `data_pipelines.media.videos` opens.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import os
 
-from data_pipelines.sources.base import Kind
+from data_pipelines.media import Kind
 
-# Formats that Pillow registers and cannot decode on its own: the first runs Ghostscript on
-# whatever the file says, the rest only identify the file or need a handler of the user's.
+# Formats that Pillow registers but cannot decode itself: EPS runs Ghostscript on the file, the
+# others are only identified or need an extra handler.
 _NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 
 

@@ -1,4 +1,4 @@
-"""From the labels that media carry to the names of classes."""
+"""Derives the names of classes from the labels of items."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from data_pipelines.sources.base import MAX_LABELS, SourceError
 
 
 def class_names(labels: Iterable[int | str], spec: str) -> tuple[str, ...]:
-    """Names by label: of labels by number "0" up to the largest, of names themselves, sorted.
+    """Class names by label: "0", "1", ... for numeric labels, else the names, sorted.
 
-    -1 stands for no label. Raises SourceError if numbers and names are mixed, or if there are too
-    many names to be classes.
+    A label of -1 means none. Raises SourceError if numbers and names are mixed, or if there are
+    more than MAX_LABELS.
     """
     names: set[str] = set()
     largest = -1

@@ -1,4 +1,4 @@
-"""From a spec to its source."""
+"""Opens a source by its spec, `SCHEME:ARGUMENT`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import os
 from collections.abc import Callable
 
-from data_pipelines.sources.base import Kind, Source, SourceError
+from data_pipelines.media import Kind
+from data_pipelines.sources.base import Source, SourceError
 from data_pipelines.sources.digits import DigitsSource
 from data_pipelines.sources.folder import FolderSource
 from data_pipelines.sources.moving_digits import MovingDigitsSource
@@ -25,7 +26,7 @@ _SOURCES: dict[str, Callable[[str, Kind], Source]] = {
         ParquetSource,
     )
 }
-_SPELLING = {
+_SYNTAX = {
     "digits": "digits",
     "moving_digits": "moving_digits[:CLIPS]",
     "folder": "folder:PATH",
@@ -36,28 +37,28 @@ _SPELLING = {
 
 
 def open_source(spec: str, kind: Kind = "image") -> Source:
-    """The source of images or of videos that a spec names.
+    """Opens the source of images or videos that a spec names.
 
-    Raises SourceError, in one sentence, if there is no such kind of source, or nothing to read.
+    Raises SourceError if the scheme is unknown or there is nothing to read.
     """
     scheme, _, argument = spec.partition(":")
     if scheme not in _SOURCES:
         raise SourceError(
             f"there is no source {spec!r}: did you mean {_nearest(spec, scheme)!r}? "
-            f"Known are {', '.join(_SPELLING.values())}"
+            f"Available: {', '.join(_SYNTAX.values())}"
         )
     return _SOURCES[scheme](argument, kind)
 
 
 def _nearest(spec: str, scheme: str) -> str:
-    """What was probably meant: a path without its kind, or a kind misspelt."""
+    """The most likely correct spec: a path lacked its scheme, or a scheme was misspelt."""
     if os.path.isdir(spec):
         return f"folder:{spec}"
-    likeness = 0.6 if ":" in spec else 0.0
-    near = difflib.get_close_matches(scheme.lower(), _SPELLING, n=1, cutoff=likeness)
+    cutoff = 0.6 if ":" in spec else 0.0
+    near = difflib.get_close_matches(scheme.lower(), _SYNTAX, n=1, cutoff=cutoff)
     for suffixes, kind in (((".tar", ".tar.gz", ".tgz"), "tar"), ((".parquet",), "parquet")):
         if spec.endswith(suffixes) and not (near and ":" in spec):
             return f"{kind}:{spec}"
     if near and ":" in spec:
         return near[0] + spec[len(scheme) :]
-    return _SPELLING[near[0] if near else "folder"]
+    return _SYNTAX[near[0] if near else "folder"]

@@ -1,12 +1,13 @@
-"""One parquet file: which column holds images, which labels, and its rows at random."""
+"""One parquet file: finds the image and label columns and reads rows by index."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, NamedTuple
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Kind, SourceError
+from data_pipelines.sources.base import SourceError
 
 _NAMES = {
     "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"),
@@ -14,15 +15,15 @@ _NAMES = {
 }
 _LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
 
-# A row group whose images take no more than this is held whole, so that its rows are read at
-# random; of a larger one a few rows are held, and reading an earlier row starts it over.
-_WHOLE_GROUP_BYTES = 2**26
-_WINDOW_ROWS = 16
+# A row group with up to this many bytes of images is decoded as a whole, for random access. For a
+# larger one a window of rows is kept; reading an earlier row starts over.
+WHOLE_GROUP_BYTES = 2**26
+WINDOW_ROWS = 16
 _BUFFER_BYTES = 2**20
 
 
 class Columns(NamedTuple):
-    """Names of the columns; `label_names` is None where the dataset does not tell them."""
+    """Names of the columns; `label_names` is None if the metadata does not list them."""
 
     image: str
     label: str | None
@@ -30,14 +31,14 @@ class Columns(NamedTuple):
 
 
 def damage() -> tuple[type[Exception], ...]:
-    """What a file that is damaged, or not parquet, raises."""
+    """The errors that a damaged file, or one that is not parquet, raises."""
     import pyarrow as pa
 
     return (pa.ArrowException, ValueError, LookupError, *files.READ_ERRORS)
 
 
 def read_schema(path: str) -> Any:
-    """The pyarrow.Schema of a file. Raises one of `damage()`."""
+    """Reads the pyarrow.Schema of a file. Raises one of `damage()`."""
     import pyarrow.parquet as pq
 
     with files.open_binary(path) as file:
@@ -45,11 +46,11 @@ def read_schema(path: str) -> Any:
 
 
 def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
-    """The columns to read. Raises SourceError if it is not clear which one holds the media."""
+    """Finds the columns to read. Raises SourceError if the image or video column is not clear."""
     described = _description(schema)
     columns = {field.name: field.type for field in schema}
     images = [name for name, stored in columns.items() if _is_image(stored)]
-    image = _choose(
+    image = _first_name(
         [name for name in images if described.get(name, {}).get("_type") == kind.capitalize()],
         [name for name in _NAMES[kind] if name in images],
         images if len(images) == 1 else [],
@@ -57,12 +58,12 @@ def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
     if image is None:
         listed = ", ".join(f"{name} ({stored})" for name, stored in columns.items())
         raise SourceError(
-            f"{spec} has no column known to hold {kind}s, expected one named '{kind}' of binary or "
+            f"{spec} has no column of {kind}s, expected one named '{kind}' of binary or "
             f"struct<bytes: binary, path: string> (found: {listed})"
         )
     labels = [name for name, stored in columns.items() if _is_label(stored)]
     classes = [name for name in labels if described.get(name, {}).get("_type") == "ClassLabel"]
-    label = _choose(
+    label = _first_name(
         [name for name in _LABEL_NAMES if name in classes],
         classes,
         [name for name in _LABEL_NAMES if name in labels],
@@ -72,7 +73,7 @@ def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
 
 
 class Table:
-    """An open file. Every method raises one of `damage()` where the bytes make no sense."""
+    """An open file. Every method raises one of `damage()` if the file is damaged."""
 
     def __init__(self, path: str, columns: Columns) -> None:
         import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ class Table:
             found = self._parquet.schema_arrow
             for name in filter(None, (columns.image, columns.label)):
                 if name not in found.names:
-                    raise ValueError(f"it has no column {name!r}, as the others have")
+                    raise ValueError(f"it has no column {name!r}, which the first file has")
             if not _is_image(found.field(columns.image).type):
                 raise ValueError(f"its column {columns.image!r} holds no images")
         except BaseException:
@@ -98,7 +99,7 @@ class Table:
             raise
         self.num_groups = self._parquet.num_row_groups
         self._group = -1
-        self._first = 0  # Row of the group that the window begins with.
+        self._first = 0  # First row of the window.
         self._window: Any = ()
         self._batches: Any = iter(())
 
@@ -106,14 +107,14 @@ class Table:
         self._file.close()
 
     def labels(self, group: int) -> list[int | str]:
-        """Labels of all rows of a group; -1 for null, and throughout without a label column."""
+        """Labels of all rows of a group; -1 for null or without a label column."""
         if self._columns.label is None:
             return [-1] * self._parquet.metadata.row_group(group).num_rows
         column = self._parquet.read_row_group(group, columns=[self._columns.label]).column(0)
         return [-1 if label is None else label for label in column.to_pylist()]
 
     def missing(self, group: int) -> dict[int, str]:
-        """Rows of a group that hold no image, with the reason."""
+        """Rows of a group without an image, with the reason."""
         if self._nulls(group) == 0:
             return {}
         reasons = {}
@@ -134,7 +135,7 @@ class Table:
         return _bytes_of(self._value(group, row))
 
     def _value(self, group: int, row: int) -> Any:
-        """The cell of the image column, from a window that moves forward through its group."""
+        """One cell of the image column, from a window that moves forward through its group."""
         if group != self._group or row < self._first:
             self._start(group)
         while row >= self._first + len(self._window):
@@ -151,7 +152,7 @@ class Table:
         facts = self._parquet.metadata.row_group(group)
         whole = sum(chunk.total_uncompressed_size for chunk in self._chunks(group))
         batches = self._parquet.iter_batches(
-            batch_size=max(1, facts.num_rows) if whole <= _WHOLE_GROUP_BYTES else _WINDOW_ROWS,
+            batch_size=max(1, facts.num_rows) if whole <= WHOLE_GROUP_BYTES else WINDOW_ROWS,
             row_groups=[group],
             columns=[self._columns.image],
             use_threads=False,
@@ -160,23 +161,23 @@ class Table:
         self._group, self._first, self._window = group, 0, ()
 
     def _chunks(self, group: int) -> list[Any]:
-        """Facts about the column chunks of the image column: bytes, and path if it is a struct."""
+        """Metadata of the image column's chunks: bytes, and path if it is a struct."""
         facts = self._parquet.metadata.row_group(group)
         chunks = [facts.column(index) for index in range(facts.num_columns)]
         name = self._columns.image
         return [c for c in chunks if c.path_in_schema in (name, f"{name}.bytes", f"{name}.path")]
 
     def _nulls(self, group: int) -> int | None:
-        """How many images of a group are null; None if the file does not tell."""
+        """Number of null images in a group; None if the file has no such statistics."""
         for chunk in self._chunks(group):
             if not chunk.path_in_schema.endswith(".path"):
-                told = chunk.statistics is not None and chunk.statistics.has_null_count
-                return chunk.statistics.null_count if told else None
+                known = chunk.statistics is not None and chunk.statistics.has_null_count
+                return chunk.statistics.null_count if known else None
         return None
 
 
 def _description(schema: Any) -> dict[str, Any]:
-    """Hugging Face's description of the columns, {} if there is none that makes sense."""
+    """Hugging Face's metadata of the columns; {} if there is none or it is malformed."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         features = info["info"]["features"]
@@ -207,6 +208,6 @@ def _bytes_of(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def _choose(*preferences: list[str]) -> str | None:
+def _first_name(*preferences: list[str]) -> str | None:
     """The first name of the first list that has one."""
     return next((names[0] for names in preferences if names), None)

@@ -1,4 +1,4 @@
-"""`tar:GLOB`: image or video files in tars, as WebDataset lays them out."""
+"""`tar:GLOB`: image or video files in tar archives, in the layout of WebDataset."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
 from data_pipelines.sources.archive import DAMAGE, Member, is_compressed, members, open_archive
 from data_pipelines.sources.base import (
     MAX_LABELS,
     MAX_MEDIUM_BYTES,
     Item,
-    Kind,
     Locator,
     Source,
     SourceError,
     printable,
 )
+from data_pipelines.sources.file_pool import FilePool
 from data_pipelines.sources.formats import is_media_name, suffix_of
 from data_pipelines.sources.labels import class_names
-from data_pipelines.sources.opened import Opened
 
 _MAX_OPEN = 8
 
 
 class _Image(NamedTuple):
-    """An image member with the label its sample carries: a number, a name, or -1."""
+    """An image member with the label of its sample: a number, a name, or -1 for none."""
 
     key: str
     locator: tuple[str, int, int]
@@ -35,21 +35,21 @@ class _Image(NamedTuple):
 
 
 class TarSource(Source):
-    """Image or video members of tars, in the order of the tars' paths and then of the members.
+    """Image or video members of tars, sorted by the paths of the tars, then in member order.
 
-    * GLOB may hold `*`, `?`, `[...]`, `{000..012}` and `{a,b}`.
+    * GLOB may contain `*`, `?`, `[...]`, `{000..012}` and `{a,b}`.
     * A sample is a run of members whose paths agree up to the first dot of their names. Its label
       is the integer in its `.cls` member (-1: none), or the field "label" of its `.json` member:
-      an integer, or a class's name. Names are numbered in sorted order, which takes a pass of its
-      own over the tars. A sample whose label makes no sense is set aside.
-    * Keys are `TAR/MEMBER`, TAR being the path below the folder that GLOB spells out. If a tar
-      holds a name more than once, all are kept: the second gets the key `TAR/MEMBER#2`.
-    * Members with absolute or `..` names, links, devices and sparse files are set aside.
-    * A tar that is cut short or damaged gives the members before the damage, and is named.
+      an integer, or the name of a class. Names are numbered in sorted order, which takes an extra
+      pass over the tars. A sample with an unusable label is rejected.
+    * Keys are `TAR/MEMBER`, where TAR is the path relative to the literal folder of GLOB. If a tar
+      contains a name more than once, all members are kept: the second has the key `TAR/MEMBER#2`.
+    * Members with absolute or `..` names, links, devices and sparse files are rejected.
+    * A truncated or damaged tar gives the members before the damage; the tar itself is rejected.
 
-    A plain tar is read at random, by offset, without scanning. One compressed by gzip, bzip2 or xz
-    is read forward: reads in the order of the listing decompress it once; a read further back
-    starts it over. Unpack such tars before reading them in another order.
+    A plain tar has random access by offset. One compressed by gzip, bzip2 or xz is read forward:
+    reads in the order of the listing decompress it once; a read further back starts over. Unpack
+    such tars before reading them in another order.
     """
 
     scheme = "tar"
@@ -62,12 +62,12 @@ class TarSource(Source):
             for path in files.matching_files(argument, example="tar:/data/train-{000..012}.tar")
         }
         self._label_names: tuple[str, ...] | None = None
-        self._archives = Opened(open_archive, most=_MAX_OPEN)
+        self._archives = FilePool(open_archive, max_open=_MAX_OPEN)
         self._compressed: dict[str, bool] = {}
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Known once the source was listed; asking for them before that lists it."""
+        """Known after the source was listed; reading them before that lists it."""
         if self._label_names is None:
             self._label_names = class_names((image.label for image in self._images()), self.spec)
         return self._label_names
@@ -78,7 +78,7 @@ class TarSource(Source):
         for image in self._images(self._reject, self._skip):
             label = image.label
             if isinstance(label, str):
-                # Every name must be known before the first can be numbered.
+                # All names must be known before the first can be numbered.
                 numbers = numbers or {name: n for n, name in enumerate(self.label_names)}
                 label = numbers[label]
             largest = max(largest, label)
@@ -93,7 +93,7 @@ class TarSource(Source):
             ):
                 pass
             case _:
-                raise SourceError(f"{locator!r} is not the place of a member in {self.spec}")
+                raise SourceError(f"{locator!r} is not the locator of a member of {self.spec}")
         if size > MAX_MEDIUM_BYTES:
             raise SourceError(
                 f"{size} bytes in {tar} at byte {offset}: too large for one {self.kind}"
@@ -105,11 +105,11 @@ class TarSource(Source):
         except DAMAGE as error:
             raise SourceError(f"{tar} cannot be read: {files.why(error)}") from error
         if len(data) != size:
-            raise SourceError(f"{tar} ends before byte {offset + size}: it was cut short")
+            raise SourceError(f"{tar} ends before byte {offset + size}: it is truncated")
         return data
 
     def unit(self, item: Item) -> str:
-        """A compressed tar as a whole; of a plain one each image."""
+        """A compressed tar is one unit; in a plain tar each item is one."""
         assert isinstance(item.locator, tuple | list)
         tar = item.locator[0]
         if tar not in self._compressed:
@@ -122,7 +122,7 @@ class TarSource(Source):
         reject: Callable[[str, str], None] = lambda key, reason: None,
         skip: Callable[[str], None] = lambda kind: None,
     ) -> Iterator[_Image]:
-        """All images with their raw labels, reporting what is set aside or skipped."""
+        """Yields all images with their raw labels; reports rejected and skipped members."""
         for tar, path in self._paths.items():
             taken: set[str] = set()
             for sample in _samples(tar, path, reject):
@@ -130,7 +130,7 @@ class TarSource(Source):
 
 
 def _samples(tar: str, path: str, reject: Callable[[str, str], None]) -> Iterator[list[Member]]:
-    """Runs of members that share their base; up to the damage, if there is any, which is named."""
+    """Yields runs of members with the same base name; rejects the tar where it is damaged."""
     sample: list[Member] = []
     count = 0
     damage = None
@@ -147,7 +147,7 @@ def _samples(tar: str, path: str, reject: Callable[[str, str], None]) -> Iterato
     if sample:
         yield sample
     if damage:
-        reject(tar, f"damaged or cut short after {count} members: {damage}")
+        reject(tar, f"damaged or truncated after {count} members: {damage}")
 
 
 def _images_of(
@@ -158,7 +158,7 @@ def _images_of(
     reject: Callable[[str, str], None],
     skip: Callable[[str], None],
 ) -> Iterator[_Image]:
-    """The images of one sample under keys that are not `taken` yet in this tar."""
+    """Yields the images of one sample under keys that are not `taken` in this tar."""
     try:
         label: int | str = _label(sample)
         unusable = ""
@@ -170,7 +170,7 @@ def _images_of(
         if member.kind == "folder":
             continue
         if name.startswith("/") or ".." in parts:
-            reject(f"{tar}/{name}", "its path leads out of the archive")
+            reject(f"{tar}/{name}", "its path leads outside the archive")
         elif member.kind != "file":
             reject(f"{tar}/{name}", f"a {member.kind}, expected an ordinary file")
         elif any(part.startswith(".") for part in parts):
@@ -191,7 +191,7 @@ def _images_of(
 
 
 def _base(name: str) -> str:
-    """What the members of one sample share: the path up to the first dot of the file name."""
+    """The base name of a sample: the path up to the first dot of the file name."""
     folder, _, file = name.removeprefix("./").rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
 

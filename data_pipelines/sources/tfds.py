@@ -1,7 +1,7 @@
 """`tfds:NAME[/CONFIG][:VERSION][:SPLIT]`: a dataset that TensorFlow Datasets has prepared.
 
-Only its files are read, as ArrayRecord (or parquet): no TensorFlow, none of the dataset's own
-code, and nothing is ever downloaded.
+Reads the prepared files (ArrayRecord or parquet) without TensorFlow and without the dataset's own
+code, and downloads nothing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Item, Kind, Locator, Source, SourceError
+from data_pipelines.sources.base import Item, Locator, Source, SourceError
 
 _SPEC = re.compile(
     r"(?P<name>[^:/]+)(/(?P<config>[^:]+))?(:(?P<version>\d+\.\d+\.\d+))?"
-    r"(:(?P<split>([^:\[\]]|\[[^\[\]]*\])+))?"  # A slice, as in train[10:20], has a colon too.
+    r"(:(?P<split>([^:\[\]]|\[[^\[\]]*\])+))?"  # Slices, as in train[10:20], contain colons.
 )
-_VIDEO_RATE = 25
-_BATCH = 64  # Records read at once while listing: enough for speed, few enough for large images.
+_VIDEO_RATE = 25  # frames per second
+_BATCH = 64  # records read at once while listing: fast, and little memory for large images
 
 
 class TfdsSource(Source):
     """The images or videos of one split (by default "train"; slices, as "train[:10%]", too).
 
-    The image is the feature "image", or the only one of its kind; the label likewise the feature
-    "label", or the only class label. Keys are `NAME[/CONFIG]/VERSION/SPLIT/INDEX`. Listing a
-    labelled split reads it, since a label lies in its image's record; images are not decoded.
-    A video is stored as a sequence of encoded images without a rate: it is read as a NUT file
-    of the same images, 25 a second (`_VIDEO_RATE`). Datasets are looked for in $TFDS_DATA_DIR, or
-    else where TFDS keeps them.
+    The image is the feature "image", or the only image feature; the label is the feature "label",
+    or the only ClassLabel. Keys are `NAME[/CONFIG]/VERSION/SPLIT/INDEX`. Listing a labelled split
+    reads its records, which contain the labels, without decoding images. TFDS stores a video as
+    encoded images without a frame rate: it is returned as a NUT file of the same images at 25
+    frames per second. Datasets are looked up in $TFDS_DATA_DIR, or in the default folder of TFDS.
     """
 
     scheme = "tfds"
@@ -53,7 +53,7 @@ class TfdsSource(Source):
             raise SourceError(
                 f"{self.spec} has no {kind} among its features: {', '.join(sorted(features))}"
             )
-        # Examples are parsed for one feature at a time: the others cost nothing.
+        # Only one feature of an example is parsed at a time.
         self._image_only = tfds.features.FeaturesDict({self._image: features[self._image]})
         self._undecoded = {self._image: tfds.decode.SkipDecoding()}
         self._names: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class TfdsSource(Source):
     def read(self, locator: Locator) -> bytes:
         if not isinstance(locator, int) or not 0 <= locator < len(self._records):
             raise SourceError(
-                f"{self.spec} has no record {locator!r}: they are 0 to {len(self._records) - 1}"
+                f"{self.spec} has no record {locator!r}, expected 0 to {len(self._records) - 1}"
             )
         try:
             example = self._image_only.deserialize_example_np(
@@ -92,10 +92,10 @@ class TfdsSource(Source):
             ) from error
         if not len(image):
             raise SourceError(f"record {locator} of {self.spec} holds no {self.kind}")
-        return image if self.kind == "image" else _film([bytes(frame) for frame in image])
+        return image if self.kind == "image" else frames_to_nut([bytes(frame) for frame in image])
 
     def _labels(self, indices: range) -> list[int | str]:
-        """Labels of some records; in place of one that cannot be read, the reason."""
+        """The label of each record, or the reason (str) if it cannot be read."""
         if self._label is None:
             return [-1] * len(indices)
         try:
@@ -126,11 +126,11 @@ class TfdsSource(Source):
             )
         except (*files.READ_ERRORS, ValueError) as error:
             name = "/".join(filter(None, (self._name, self._config)))
-            place = data_dir or _tfds().core.constants.DATA_DIR
+            root = data_dir or _tfds().core.constants.DATA_DIR
             raise SourceError(
-                f"the dataset {name!r} is not prepared in {place} ({files.why(error)}); to "
+                f"the dataset {name!r} is not prepared in {root} ({files.why(error)}); to "
                 f"download and prepare it: tfds build {name} --file_format=array_record "
-                f"--data_dir={place}"
+                f"--data_dir={root}"
             ) from error
 
     def _open(self, builder: Any) -> Any:
@@ -152,8 +152,8 @@ class TfdsSource(Source):
             ) from error
 
 
-def _film(frames: list[bytes]) -> bytes:
-    """Encoded images as one video file, none of them decoded. Raises SourceError."""
+def frames_to_nut(frames: list[bytes]) -> bytes:
+    """Muxes encoded images into one NUT file without decoding them. Raises SourceError."""
     import av
 
     codec = "png" if frames[0].startswith(b"\x89PNG") else "mjpeg"
@@ -164,14 +164,14 @@ def _film(frames: list[bytes]) -> bytes:
             with Image.open(io.BytesIO(frames[0]), formats=["PNG", "JPEG"]) as first:
                 stream.width, stream.height = first.size
             stream.pix_fmt = "rgb24" if codec == "png" else "yuvj420p"
-            for place, frame in enumerate(frames):
+            for index, frame in enumerate(frames):
                 packet = av.Packet(frame)
                 packet.stream, packet.time_base = stream, Fraction(1, _VIDEO_RATE)
-                packet.pts, packet.dts, packet.duration = place, place, 1
+                packet.pts, packet.dts, packet.duration = index, index, 1
                 packet.is_keyframe = True
                 container.mux(packet)
     except (av.FFmpegError, OSError) as error:
-        raise SourceError(f"its frames make no video: {files.why(error)}") from error
+        raise SourceError(f"its frames cannot be muxed into a video: {files.why(error)}") from error
     return file.getvalue()
 
 
@@ -189,16 +189,16 @@ def _tfds() -> Any:
 def _damage() -> tuple[type[Exception], ...]:
     from google.protobuf import message
 
-    # ArrayRecord raises RuntimeError for damaged chunks, the example parser the others.
+    # ArrayRecord raises RuntimeError for damaged chunks; the example parser raises the others.
     return (RuntimeError, ValueError, LookupError, TypeError, OSError, message.DecodeError)
 
 
 def _parse(argument: str) -> tuple[str, str, str, str]:
-    """NAME, CONFIG, VERSION and SPLIT of a spec; what it leaves out is empty, or "train"."""
+    """NAME, CONFIG, VERSION and SPLIT of a spec; missing ones are empty, or "train"."""
     found = _SPEC.fullmatch(argument)
     if found is None:
         raise SourceError(
-            f"'tfds:{argument}' cannot be understood, expected "
+            f"'tfds:{argument}' is not a valid spec, expected "
             "tfds:NAME[/CONFIG][:VERSION][:SPLIT], as in 'tfds:mnist:train'"
         )
     parts = found.groupdict(default="")
@@ -206,7 +206,7 @@ def _parse(argument: str) -> tuple[str, str, str, str]:
 
 
 def _only(features: Any, kind: type, preferred: str) -> str | None:
-    """The feature of a kind by its usual name, or else the only one."""
+    """The feature of a type with the preferred name, else the only one of that type."""
     names = [name for name, feature in features.items() if isinstance(feature, kind)]
     if preferred in names:
         return preferred

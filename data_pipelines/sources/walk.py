@@ -1,4 +1,4 @@
-"""Walking a tree of folders, local or remote, without trusting what is in it."""
+"""Walks a tree of local or remote folders; links, loops and special files are handled safely."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import NoReturn
 
 from etils import epath
 
+from data_pipelines.media import Kind
 from data_pipelines.sources import files
-from data_pipelines.sources.base import Kind, printable, unprintable
+from data_pipelines.sources.base import printable, unprintable
 from data_pipelines.sources.formats import is_media_name, suffix_of
 
 
-class _SetAside(Exception):
-    """An entry that cannot be listed; its text is the reason."""
+class _Rejected(Exception):
+    """An entry cannot be listed; the message is the reason."""
 
 
 class Walk:
-    """One pass over the media of a kind below a root.
+    """One pass over the images or videos below a root folder.
 
-    Names are keys: parts of paths made printable, a folder's with a "/" at its end, which makes
-    the order of names within folders the order of whole keys.
+    Names are parts of keys: printable path components. A folder's name ends in "/", so sorting the
+    names in each folder sorts the whole keys.
 
-    Every folder is listed once. A folder reached by its own name is, by being a tree. A symbolic
-    link to a folder is followed only if its target lies outside the tree, and the folders below it
-    are remembered by device and inode, since other links may lead there too.
+    Every folder is listed once. A symbolic link to a folder is followed only if its target lies
+    outside the tree; the folders below it are remembered by device and inode, since other links may
+    lead there too.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Walk:
         self._root, self._kind = root, kind
         self._real_root = root if files.is_remote(root) else os.path.realpath(root)
         self._reject, self._skip = reject, skip
-        self._links: set[str] = set()  # Keys of the links that were followed.
+        self._links: set[str] = set()  # Keys of followed links.
         self._seen: set[tuple[int, int]] = set()  # Folders listed below such a link.
 
     def media(self) -> Iterator[str]:
-        """Keys of all media, in order."""
+        """Yields the keys of all images or videos, in order."""
         stack = [("", iter(sorted(self.entries(""))))]
         while stack:
             folder, names = stack[-1]
@@ -57,7 +58,7 @@ class Walk:
                 yield folder + name
 
     def holds_medium(self, folder: str) -> bool:
-        """Whether there is a medium anywhere below a folder; looks no further than the first."""
+        """Whether there is an image or video below a folder; stops at the first."""
         folders = [folder]
         while folders:
             folder = folders.pop()
@@ -68,7 +69,7 @@ class Walk:
         return False
 
     def entries(self, folder: str) -> Iterator[str]:
-        """Names of the media and folders in a folder, as they come."""
+        """Yields the names of images or videos and of subfolders in a folder, unsorted."""
         path = self._path(folder)
         try:
             if files.is_remote(self._root):
@@ -86,15 +87,15 @@ class Walk:
 
         _, folders, names = next(epath.Path(path).walk(on_error=stop), (path, [], []))
         for name in names:
-            if name and self._wanted(name):
+            if name and self._is_wanted(name):
                 yield name
         for name in folders:
-            if self._shown(name):
+            if self._is_visible(name):
                 yield f"{name}/"
 
     def _name(self, folder: str, entry: os.DirEntry[str]) -> Iterator[str]:
-        """The entry's name if it is to be listed; else reports why not."""
-        if not self._shown(entry.name):
+        """Yields the entry's name if it is to be listed; otherwise reports the reason."""
+        if not self._is_visible(entry.name):
             return
         name = printable(entry.name)
         try:
@@ -103,15 +104,15 @@ class Walk:
             else:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if not is_folder and not entry.is_file(follow_symlinks=False):
-                    raise _SetAside("not a regular file, but a pipe, a socket or a device")
+                    raise _Rejected("not a regular file, but a pipe, a socket or a device")
         except OSError as error:
             self._reject(folder + name, f"cannot be read: {files.why(error)}")
-        except _SetAside as reason:
+        except _Rejected as reason:
             self._reject(folder + name, str(reason))
         else:
             if is_folder:
                 yield f"{name}/"
-            elif self._wanted(entry.name):
+            elif self._is_wanted(entry.name):
                 yield name
 
     def _follow(self, key: str, link: os.DirEntry[str]) -> bool:
@@ -119,18 +120,18 @@ class Walk:
         try:
             mode = link.stat().st_mode
         except FileNotFoundError:
-            raise _SetAside("a symbolic link that leads nowhere") from None
+            raise _Rejected("a symbolic link that leads nowhere") from None
         if stat.S_ISREG(mode):
             return False
         if not stat.S_ISDIR(mode):
-            raise _SetAside("a symbolic link to a pipe, a socket or a device")
+            raise _Rejected("a symbolic link to a pipe, a socket or a device")
         target = os.path.realpath(link.path)
         if _is_within(self._real_root, target):
-            raise _SetAside("a symbolic link back to a folder that it lies in: a loop")
+            raise _Rejected("a symbolic link back to a folder that it lies in: a loop")
         if _is_within(target, self._real_root):
             inside = os.path.relpath(target, self._real_root)
             if not any(part.startswith(".") for part in inside.split("/")):
-                raise _SetAside(f"a symbolic link to {printable(inside)}, which is listed itself")
+                raise _Rejected(f"a symbolic link to {printable(inside)}, which is listed itself")
         self._links.add(f"{key}/")
         return True
 
@@ -146,13 +147,13 @@ class Walk:
         self._seen.add(inode)
         return True
 
-    def _shown(self, name: str) -> bool:
+    def _is_visible(self, name: str) -> bool:
         if name.startswith("."):
             self._skip("hidden")
         return not name.startswith(".")
 
-    def _wanted(self, name: str) -> bool:
-        if not self._shown(name):
+    def _is_wanted(self, name: str) -> bool:
+        if not self._is_visible(name):
             return False
         if not is_media_name(name, self._kind):
             self._skip(suffix_of(name) or "without a suffix")

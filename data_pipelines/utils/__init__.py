@@ -1,1 +1,1 @@
-"""What every other package needs and that needs none of them."""
+"""Helpers that every other package may import and that import none of them."""

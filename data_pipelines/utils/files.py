@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, here and on object stores."""
+"""Atomic writes, hashes and JSON for files on local disks and object stores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:
-    """Equal values give equal bytes; names in any script stay readable."""
+    """Encodes a value as UTF-8 JSON with sorted keys: equal values give equal bytes."""
     text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
     return text.encode() + b"\n"
 
 
 def read_json_lines(data: bytes) -> list[Any]:
-    """Not splitlines(): a key may hold U+2028 and its like, which end no line in JSON lines."""
+    """Decodes JSON lines."""
+    # Not splitlines(): it also splits at U+2028 and others, which JSON strings may contain.
     return [json.loads(line) for line in data.split(b"\n") if line]
 
 
 def file_facts(path: epath.PathLike) -> dict[str, Any]:
-    """Size and SHA-256 of a file, read in blocks."""
+    """Returns the size ("bytes") and the hex SHA-256 ("sha256") of a file, read in blocks."""
     digest, size = hashlib.sha256(), 0
     with epath.Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -44,10 +45,10 @@ def file_facts(path: epath.PathLike) -> dict[str, Any]:
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """The file has all of `data` or does not change. Raises WriteError if the disk is full."""
+    """Replaces a file by `data` or leaves it unchanged. Raises WriteError if the disk is full."""
     path = epath.Path(path)
     if is_remote(path):
-        path.write_bytes(data)  # an object store shows an object only when it is whole
+        path.write_bytes(data)  # an object becomes visible only when it is complete
         return
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -63,25 +64,25 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 
 def remove_unfinished(folder: epath.Path, pattern: str = ".*", older_than: float = 0.0) -> None:
-    """Removes what killed processes left under temporary names at least `older_than` seconds ago.
+    """Removes temporary files of killed processes that are at least `older_than` seconds old.
 
-    A remote folder has none: there objects appear whole, under their own name.
+    A remote folder has none: objects are written under their final name.
     """
     if is_remote(folder):
         return
     for path in folder.glob(f"{pattern}.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process may be clearing up as well
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it too
             if time.time() - path.stat().mtime >= older_than:
                 path.rmtree() if path.is_dir() else path.unlink()
 
 
 def cannot_write(path: epath.PathLike, error: Exception) -> WriteError:
-    """The error to raise for a file that could not be written: what failed, and the room left."""
+    """Makes the WriteError for a file that could not be written, with the free space."""
     folder = os.path.dirname(os.fspath(path))
-    room = ""
+    space = ""
     with contextlib.suppress(OSError):
-        room = f"; {shutil.disk_usage(folder).free >> 20} MiB are free in {folder}"
+        space = f"; {shutil.disk_usage(folder).free >> 20} MiB are free in {folder}"
     return WriteError(
-        f"{os.fspath(path)}: cannot be written ({error}){room}; what is finished is kept: make "
-        "room and run the same command again"
+        f"{os.fspath(path)}: cannot be written ({error}){space}; finished files are kept: free "
+        "some space and run the same command again"
     )

@@ -1,4 +1,4 @@
-"""Files of arrays, written whole or not at all, and read without executing anything."""
+"""Writes .npz files atomically and reads them without unpickling."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from data_pipelines.utils.files import write_atomically
 
 
 class NpzError(ValueError):
-    """A file that is no .npz file of plain arrays."""
+    """A file is missing, damaged or not an .npz file of plain arrays."""
 
 
 def save(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays to an .npz file; `path` may be remote. A reader never sees half of it."""
+    """Writes arrays to an .npz file atomically; `path` may be remote."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # of names
     path = epath.Path(path)
@@ -27,14 +27,14 @@ def save(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file. Raises NpzError if it is none, is damaged, or holds a pickle."""
+    """Reads all arrays of an .npz file. Raises NpzError for a pickle or a damaged file."""
     path = epath.Path(path)
     if not path.is_file():
-        raise NpzError(f"there is no file {path}")
+        raise NpzError(f"{path} does not exist, expected an .npz file")
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
-        raise NpzError(f"{path} is no .npz file of plain arrays: {error}") from error
+        raise NpzError(f"{path} is not an .npz file of plain arrays: {error}") from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise NpzError(f"{path} is damaged: {error}") from error

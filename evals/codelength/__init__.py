@@ -1,1 +1,1 @@
-"""A model's bits, and its use as a compressor."""
+"""Code lengths: exact log-likelihoods of documents, the model as a compressor, other codes."""

@@ -1,10 +1,10 @@
-"""Documents coded with a model's own probabilities, and back: what its likelihood promises, done.
+"""Lossless compression of documents with a model's probabilities, to one archive file and back.
 
-Coder and decoder go through the same compiled step, token after token, with the same shapes, so
-that both see the same probabilities to the last bit. That holds on one kind of device with one
-version of the libraries; elsewhere the decoder notices, for an archive keeps a digest.
-Documents longer than a row go through the windows of `scoring`: at the beginning of a window the
-cache is filled anew, step by step.
+Encoder and decoder run the same compiled step, token by token, with the same shapes, so that both
+compute bit-identical probabilities. That holds on one kind of device with one version of the
+libraries; otherwise the decoder raises an error, because an archive stores a digest. Documents
+longer than the sequence length use the windows of `jpeglm_jax.generation.scoring`: the cache is
+filled again, step by step, at the beginning of each window. `evals.compression --archive` runs it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import jax
 import numpy as np
 from etils import epath
 
+from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import write_atomically
 from evals.codelength.arithmetic import TOTAL, CodingError, Decoder, Encoder, cumulative_frequencies
-from evals.codelength.scoring import check_stride
 from jpeglm_jax.generation import decoding
+from jpeglm_jax.generation.scoring import resolve_stride
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.training import checkpoint
-from jpeglm_jax.training.checkpoint import TrainedModel
 
 _MAGIC = b"JLMA\x01"
 _SIZE = 4  # bytes of the size of the header
 
 
 class Coded(NamedTuple):
-    """A document as the model codes it.
+    """A coded document.
 
     Attributes:
       stream: the arithmetic coder's bytes.
-      bits: the information in it under the frequencies that were used.
+      bits: its information under the coder's frequencies.
     """
 
     stream: bytes
@@ -46,24 +47,24 @@ class Coded(NamedTuple):
 
 
 class Codec:
-    """Codes documents in batches of one shape.
+    """Encodes and decodes documents in batches of one shape.
 
     Args:
-      model: whose probabilities.
-      batch_size: documents coded together; rounded up to what the mesh divides. Streams are
-        decoded with the batch size they were coded with.
-      stride: of the windows of long documents, see `scoring`.
+      model: gives the probabilities.
+      batch_size: documents per batch; rounded up to a multiple of the mesh's batch axis. Streams
+        must be decoded with the batch size they were encoded with.
+      stride: of the windows of long documents, see `resolve_stride`.
     """
 
     def __init__(self, model: TrainedModel, *, batch_size: int = 32, stride: int = 0):
         parts = sharding.axis_size(model.mesh, "batch")
         self.batch_size = -(-batch_size // parts) * parts
-        self.length: int = model.config.seq_len
-        self.stride = check_stride(stride, self.length)
+        self.seq_len: int = model.config.seq_len
+        self.stride = resolve_stride(stride, self.seq_len)
         self._eos = model.representation.eos
         mesh, spec = model.mesh, model.spec
         rows = sharding.named(mesh, "batch")
-        self._place_rows = functools.partial(jax.device_put, device=rows)
+        self._to_device = functools.partial(jax.device_put, device=rows)
         weights = decoding.weight_shardings(spec, mesh)
         caches = decoding.cache_shardings(spec, mesh)
         laid_out = jit_on_mesh(
@@ -71,7 +72,7 @@ class Codec:
         )
         self._weights = laid_out(model.params)
         self._empty = jit_on_mesh(
-            functools.partial(decoding.empty_cache, spec, self.batch_size, self.length),
+            functools.partial(decoding.empty_cache, spec, self.batch_size, self.seq_len),
             mesh,
             out_shardings=caches,
         )
@@ -84,112 +85,112 @@ class Codec:
         )
 
     def encode(self, documents: Sequence[tuple[int, np.ndarray]]) -> Iterator[Coded]:
-        """Codes (start token, tokens [n]) of each document, in order."""
+        """Encodes documents, each (start token, tokens [n]), in order."""
         for batch in self._batches(documents):
-            writers = [_Writer(tokens, self._eos) for _, tokens in batch]
-            self._run([start for start, _ in batch], writers)
-            for writer in writers:
-                yield Coded(writer.finish(), writer.bits)
+            encoders = [_DocumentEncoder(tokens, self._eos) for _, tokens in batch]
+            self._run([start for start, _ in batch], encoders)
+            for encoder in encoders:
+                yield Coded(encoder.finish(), encoder.bits)
 
-    def decode(self, streams: Sequence[tuple[int, bytes]], longest: int) -> Iterator[np.ndarray]:
-        """The tokens of each document, uint16 [n], in order.
+    def decode(self, streams: Sequence[tuple[int, bytes]], max_tokens: int) -> Iterator[np.ndarray]:
+        """Decodes the tokens of each document, int32 [n], in order.
 
         Args:
           streams: (start token, stream) of each.
-          longest: the most tokens that a document may have.
+          max_tokens: max tokens of a document.
 
-        Raises CodingError for a stream that does not end in time: it is damaged, or the model
-        computes other probabilities here than where it was coded. Not all such streams are seen.
+        Raises CodingError for a stream without an end within `max_tokens`: it is damaged, or the
+        model computes other probabilities than at encoding. Not all such streams are detected.
         """
         for batch in self._batches(streams):
-            readers = [_Reader(stream, self._eos, longest) for _, stream in batch]
-            self._run([start for start, _ in batch], readers)
-            for reader in readers:
-                yield np.array(reader.tokens, np.uint16)
+            decoders = [_DocumentDecoder(stream, self._eos, max_tokens) for _, stream in batch]
+            self._run([start for start, _ in batch], decoders)
+            for decoder in decoders:
+                yield np.array(decoder.tokens, np.int32)
 
-    def _batches(self, of: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        for start in range(0, len(of), self.batch_size):
-            yield of[start : start + self.batch_size]
+    def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(items), self.batch_size):
+            yield items[start : start + self.batch_size]
 
     def _run(self, starts: Sequence[int], coders: Sequence[_Coder]) -> None:
-        """Goes through the places of all documents at once until each coder has met the end."""
+        """Steps through the positions of all documents in parallel until every coder is done."""
         first = counted = 0
         while not all(coder.done for coder in coders):
             cache = self._empty()
-            for place in range(first, first + self.length):
+            for position in range(first, first + self.seq_len):
                 tokens = np.zeros(self.batch_size, np.int32)
                 for row, (start, coder) in enumerate(zip(starts, coders, strict=True)):
-                    tokens[row] = start if place == 0 else coder.token(place - 1)
-                places = np.full(self.batch_size, place - first, np.int32)
+                    tokens[row] = start if position == 0 else coder.token(position - 1)
+                positions = np.full(self.batch_size, position - first, np.int32)
                 logits, cache = self._step(
-                    self._weights, self._place_rows(tokens), self._place_rows(places), cache
+                    self._weights, self._to_device(tokens), self._to_device(positions), cache
                 )
-                if place < counted:
-                    continue  # coded in the window before; here it is only context
+                if position < counted:
+                    continue  # coded in the previous window; only context in this one
                 intervals = cumulative_frequencies(np.asarray(logits))
                 for coder, row in zip(coders, intervals, strict=False):
                     if not coder.done:
                         coder.code(row)
                 if all(coder.done for coder in coders):
                     return
-            first, counted = first + self.stride, first + self.length
+            first, counted = first + self.stride, first + self.seq_len
 
 
 class _Coder(abc.ABC):
-    """One document, token after token."""
+    """Codes one document, token by token."""
 
     def __init__(self, eos: int) -> None:
         self.done = False
-        self.tokens: Any = []  # of numbers, those that have been coded
+        self.tokens: Any = []  # integers, those coded so far
         self._eos = eos
 
-    def token(self, place: int) -> int:
-        """A token that has been coded; after the end any, for nothing of it is kept."""
-        return int(self.tokens[place]) if place < len(self.tokens) else 0
+    def token(self, index: int) -> int:
+        """A token coded before; past the end, an arbitrary token: its output is discarded."""
+        return int(self.tokens[index]) if index < len(self.tokens) else 0
 
     @abc.abstractmethod
     def code(self, starts_V: np.ndarray) -> None:
-        """Codes one token, given where each token's share of the probability starts."""
+        """Codes one token, given the interval boundaries of all tokens, int64 [V + 1]."""
 
 
-class _Writer(_Coder):
+class _DocumentEncoder(_Coder):
     def __init__(self, tokens: np.ndarray, eos: int) -> None:
         super().__init__(eos)
         self.tokens = tokens
         self.bits = 0.0
-        self._place = 0
+        self._position = 0
         self._encoder = Encoder()
 
     def code(self, starts_V: np.ndarray) -> None:
-        self.done = self._place == len(self.tokens)
-        token = self._eos if self.done else int(self.tokens[self._place])
+        self.done = self._position == len(self.tokens)
+        token = self._eos if self.done else int(self.tokens[self._position])
         start, end = int(starts_V[token]), int(starts_V[token + 1])
         self._encoder.write(start, end)
         self.bits -= np.log2((end - start) / TOTAL)
-        self._place += 1
+        self._position += 1
 
     def finish(self) -> bytes:
         return self._encoder.finish()
 
 
-class _Reader(_Coder):
-    def __init__(self, stream: bytes, eos: int, longest: int) -> None:
+class _DocumentDecoder(_Coder):
+    def __init__(self, stream: bytes, eos: int, max_tokens: int) -> None:
         super().__init__(eos)
         self.tokens: list[int] = []
-        self._decoder, self._longest = Decoder(stream), longest
+        self._decoder, self._max_tokens = Decoder(stream), max_tokens
 
     def code(self, starts_V: np.ndarray) -> None:
         token = self._decoder.read(starts_V)
         self.done = token == self._eos
         if not self.done:
-            if len(self.tokens) == self._longest:
-                raise CodingError(_ANOTHER)
+            if len(self.tokens) == self._max_tokens:
+                raise CodingError(_MISMATCH)
             self.tokens.append(token)
 
 
-_ANOTHER = (
-    "what was decoded is not what was coded: the archive is damaged, or the model computes other "
-    "probabilities here than where it was written (other weights, device or versions)"
+_MISMATCH = (
+    "the decoded documents differ from the encoded ones: the archive is damaged, or the model "
+    "computes other probabilities than at encoding (other weights, device or library versions)"
 )
 
 
@@ -200,25 +201,25 @@ def write_archive(
     documents: Sequence[tuple[int, np.ndarray]],
     keys: Sequence[str],
 ) -> list[Coded]:
-    """Codes documents into one file.
+    """Encodes documents into one file.
 
-    The file: a header of JSON (model, names, start tokens), then of each document the size of its
+    The file has a JSON header (model, names, start tokens), then for each document the size of its
     stream as LEB128, and the stream.
 
     Returns:
-      What became of each document.
+      The coded documents, in order.
     """
     coded = list(codec.encode(documents))
     header = {
         **_identity(model, codec),
         "keys": list(keys),
-        "starts": [start for start, _ in documents],
-        "longest": max((len(tokens) for _, tokens in documents), default=0),
+        "start_tokens": [start for start, _ in documents],
+        "max_tokens": max((len(tokens) for _, tokens in documents), default=0),
         "digest": _digest(tokens for _, tokens in documents),
         "versions": checkpoint.versions(),
     }
     text = json.dumps(header, ensure_ascii=False).encode()
-    body = b"".join(framed(each.stream) for each in coded)
+    body = b"".join(with_size(each.stream) for each in coded)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _MAGIC + len(text).to_bytes(_SIZE, "big") + text + body)
@@ -226,28 +227,29 @@ def write_archive(
 
 
 def read_archive(path: epath.PathLike, model: TrainedModel) -> list[tuple[str, np.ndarray]]:
-    """(name, tokens uint16 [n]) of each document of an archive, with the model that wrote it.
+    """(name, tokens int32 [n]) of each document of an archive, with the model that wrote it.
 
-    Raises CodingError if it is no archive, is damaged, or another model's.
+    Raises CodingError if it is not an archive, is damaged, or was written with another model.
     """
     data = epath.Path(path).read_bytes()
     begin = len(_MAGIC) + _SIZE
     size = int.from_bytes(data[len(_MAGIC) : begin], "big")
     try:
         if not data.startswith(_MAGIC):
-            raise ValueError("it does not begin as one")
+            raise ValueError("it has another signature")
         header = json.loads(data[begin : begin + size])
-        starts, keys, longest = header["starts"], header["keys"], int(header["longest"])
-        codec = Codec(model, batch_size=int(header["batch_size"]), stride=int(header["stride"]))
+        starts, keys = header["start_tokens"], header["keys"]
+        max_tokens = int(header["max_tokens"])
         streams = list(_streams(data, begin + size, len(starts)))
+        codec = Codec(model, batch_size=int(header["batch_size"]), stride=int(header["stride"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise CodingError(f"{path} is no archive of coded documents: {error}") from error
-    checkpoint.refuse_difference(
-        _identity(model, codec), {name: header.get(name) for name in _IDENTITY}, "model", str(path)
-    )
-    found = list(codec.decode(list(zip(starts, streams, strict=True)), longest))
+        raise CodingError(f"{path} is not an archive of coded documents: {error}") from error
+    stored = {name: header.get(name) for name in _IDENTITY}
+    if different := differences(_identity(model, codec), stored):
+        raise CodingError(f"{path} was written with another model: {'; '.join(different)}")
+    found = list(codec.decode(list(zip(starts, streams, strict=True)), max_tokens))
     if _digest(found) != header["digest"]:
-        raise CodingError(f"{path}: {_ANOTHER}")
+        raise CodingError(f"{path}: {_MISMATCH}")
     return list(zip(keys, found, strict=True))
 
 
@@ -255,13 +257,13 @@ _IDENTITY = ("fingerprint", "step", "batch_size", "stride", "context")
 
 
 def _identity(model: TrainedModel, codec: Codec) -> dict[str, Any]:
-    """What has to be the same for coder and decoder, as far as it can be told beforehand."""
+    """What must be equal for encoder and decoder and can be checked before decoding."""
     values = (
         model.representation.fingerprint,
         model.step,
         codec.batch_size,
         codec.stride,
-        codec.length,
+        codec.seq_len,
     )
     return dict(zip(_IDENTITY, values, strict=True))
 
@@ -271,31 +273,31 @@ def _streams(data: bytes, at: int, count: int) -> Iterator[bytes]:
         size = shift = 0
         while True:
             if at >= len(data):
-                raise ValueError("it ends early")
+                raise ValueError("it is truncated")
             byte, at = data[at], at + 1
             size |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
         if at + size > len(data):
-            raise ValueError("it ends early")
+            raise ValueError("it is truncated")
         yield data[at : at + size]
         at += size
     if at != len(data):
-        raise ValueError(f"{len(data) - at} bytes are left over")
+        raise ValueError(f"it has {len(data) - at} extra bytes")
 
 
-def framed(stream: bytes) -> bytes:
-    """A stream as it lies in an archive, after its size as LEB128."""
-    size, left = bytearray(), len(stream)
-    while left >= 0x80:
-        size.append(left & 0x7F | 0x80)
-        left >>= 7
-    return bytes(size) + bytes([left]) + stream
+def with_size(stream: bytes) -> bytes:
+    """A stream as stored in an archive, after its size as LEB128."""
+    size, rest = bytearray(), len(stream)
+    while rest >= 0x80:
+        size.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes(size) + bytes([rest]) + stream
 
 
 def _digest(documents: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for tokens in documents:
-        digest.update(len(tokens).to_bytes(8, "big") + np.asarray(tokens, "<u2").tobytes())
+        digest.update(len(tokens).to_bytes(8, "big") + np.asarray(tokens, "<u4").tobytes())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""JPEG files recompressed losslessly by JPEG XL's reference encoder: the yardstick for a model.
+"""Lossless recompression of JPEG files by JPEG XL's reference encoder, the baseline of `sizes`.
 
-`cjxl` is part of libjxl (Debian: libjxl-tools). Nothing here needs it to be installed.
+`cjxl` is part of libjxl (Debian: libjxl-tools); it is optional.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import subprocess
 import tempfile
 from typing import NamedTuple
 
-_TIMEOUT = 600.0  # seconds an image
+_TIMEOUT = 600.0  # seconds per image
 _CODESTREAM = b"\xff\x0a"
 
 
 class JpegXlError(ValueError):
-    """cjxl did not make of a file what it should."""
+    """cjxl is missing or failed, or its output has no codestream."""
 
 
 class Transcoded(NamedTuple):
     """Sizes in bytes.
 
     Attributes:
-      file: the whole .jxl file, from which the JPEG file comes back byte for byte.
-      codestream: the part of it that holds the image, without what only JPEG files need (Huffman
-        tables, restart markers, padding bits).
+      file: the whole .jxl file, from which the JPEG file can be restored byte for byte.
+      codestream: the part that holds the image, without what only the restored JPEG file needs
+        (Huffman tables, restart markers, padding bits).
     """
 
     file: int
@@ -33,15 +33,15 @@ class Transcoded(NamedTuple):
 
 
 def version() -> str | None:
-    """What `cjxl --version` says, or None if it is not installed."""
+    """The first line of `cjxl --version`, or None if it is not installed."""
     if shutil.which("cjxl") is None:
         return None
-    told = subprocess.run(["cjxl", "--version"], capture_output=True, text=True, check=False)
-    return (told.stdout or told.stderr).splitlines()[0]
+    result = subprocess.run(["cjxl", "--version"], capture_output=True, text=True, check=False)
+    return (result.stdout or result.stderr).splitlines()[0]
 
 
 def transcode(file: bytes, effort: int = 7) -> Transcoded:
-    """Recompresses a JPEG file. Raises JpegXlError if cjxl is not there, or cannot."""
+    """Recompresses a JPEG file. Raises JpegXlError if cjxl is missing or fails."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = pathlib.Path(folder, "image.jpg"), pathlib.Path(folder, "image.jxl")
         source.write_bytes(file)
@@ -76,7 +76,7 @@ def codestream_size(file: bytes) -> int:
         elif size == 0:  # to the end
             size = len(file) - at
         if size < begin or at + size > len(file):
-            raise JpegXlError(f"byte {at} of a JPEG XL file begins no whole box")
+            raise JpegXlError(f"byte {at} of a JPEG XL file does not begin a complete box")
         if kind in (b"jxlc", b"jxlp"):
             total += size - begin - (4 if kind == b"jxlp" else 0)  # a part begins with its number
         at += size

@@ -1,4 +1,4 @@
-"""Do two numbers of the same classes go together? Correlations, and what chance makes of them."""
+"""Pearson and Spearman correlations with permutation tests, for `evals.longtail`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEAST = 4  # classes: three have six orders, and no order of six is rare
+MIN_PAIRS = 4  # three pairs have only six permutations, too few for a small p-value
 
 
 class Correlation(NamedTuple):
     """A coefficient and its permutation test.
 
     Attributes:
-      value: -1 to 1; NaN where one of the numbers is the same for all.
-      p_value: part of the orders of one of the numbers that give a coefficient as far from zero,
-        the order that was found among them; of all orders where there are few, else of 9,999 at
-        random.
+      value: -1 to 1; NaN if one of the variables is constant.
+      p_value: two-sided: the share of permutations whose coefficient is at least as far from
+        zero, the observed one included; of all permutations if there are few, else of 9,999
+        sampled ones.
     """
 
     value: float
@@ -25,10 +25,12 @@ class Correlation(NamedTuple):
 
 
 def pearson(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation:
-    """Whether they lie on a straight line. Raises ValueError for fewer than LEAST pairs."""
+    """Linear correlation of x and y, [n] each. Raises ValueError for fewer than MIN_PAIRS pairs."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < LEAST:
-        raise ValueError(f"found {x.shape} and {y.shape} numbers, expected at least {LEAST} pairs")
+    if x.shape != y.shape or x.ndim != 1 or len(x) < MIN_PAIRS:
+        raise ValueError(
+            f"found {x.shape} and {y.shape} numbers, expected at least {MIN_PAIRS} pairs"
+        )
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(float("nan"), float("nan"))
     unit = _unit(y)
@@ -47,7 +49,7 @@ def pearson(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation:
         alternative="greater",
     )
     value = float(test.statistic)
-    # Two-sided: the distribution over permutations need not be symmetric.
+    # Two-sided by absolute value: the distribution over permutations need not be symmetric.
     extreme = np.abs(test.null_distribution) >= abs(value) - 1e-12
     exact = len(test.null_distribution) < 9999
     found = extreme.mean() if exact else (extreme.sum() + 1) / (len(extreme) + 1)
@@ -55,7 +57,7 @@ def pearson(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation:
 
 
 def spearman(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation:
-    """Whether they have the same order: `pearson` of the ranks, equal ones sharing theirs."""
+    """Rank correlation of x and y, [n] each: `pearson` of the ranks, ties with their mean rank."""
     return pearson(stats.rankdata(x), stats.rankdata(y), seed)
 
 

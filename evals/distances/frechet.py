@@ -1,11 +1,12 @@
-"""Distances between two sets of images, given their features.
+"""The Fréchet distance (FID), its standard error and extrapolation, and the Inception score.
 
 Everything is computed on the host in float64 and in blocks: 50,000 vectors of 2,048 dimensions
-need one block of rows and a few covariances beside the features themselves. Which set is which
-(generated first, references second) matters only where it is said.
+need one block of rows and a few covariances in addition to the features themselves. Functions take
+the generated set first and the reference set second; the order matters only where stated.
+`evals.metrics` collects the results.
 
-The trace term of the Fréchet distance is found without a matrix square root. With a root R of one
-covariance (R.T @ R = S1), S1 @ S2 has the eigenvalues of the symmetric R @ S2 @ R.T, and if S2
+The trace term of the Fréchet distance is computed without a matrix square root. With a root R of
+one covariance (R.T @ R = S1), S1 @ S2 has the eigenvalues of the symmetric R @ S2 @ R.T, and if S2
 has a root Q, their square roots are the singular values of R @ Q.T.
 """
 
@@ -17,18 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evals.distances.statistics import FeatureError, Statistics, checked, disjoint, jackknife_error
+from evals.distances.statistics import Statistics, check_features, disjoint, jackknife_error
+from evals.features.base import FeatureError
 
 JACKKNIFE_BLOCKS = 10
 
 
 class Estimate(NamedTuple):
-    """A number and how far off it may be.
+    """A number with its standard error.
 
     Attributes:
       value: the estimate.
-      standard_error: of `value`; NaN where there were too few images to tell.
-      n: images it was computed from, of the smaller set.
+      standard_error: of `value`; NaN if there were too few images to estimate it.
+      n: number of images, of the smaller set.
     """
 
     value: float
@@ -39,7 +41,7 @@ class Estimate(NamedTuple):
 def frechet(a: Statistics, b: Statistics) -> float:
     """Squared Fréchet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    Of Inception's 2,048 features this is FID (Heusel et al., arXiv 1706.08500). It is symmetric.
+    With Inception's 2,048 features this is FID (Heusel et al., arXiv 1706.08500). It is symmetric.
     Raises FeatureError for different numbers of dimensions.
     """
     if a.mean.shape != b.mean.shape:
@@ -73,27 +75,27 @@ def frechet_of_features(
 ) -> Estimate:
     """Fréchet distance with its standard error over the images of the first set.
 
-    The standard error is the block jackknife's: each of `blocks` disjoint parts is left out once.
-    (A bootstrap, which repeats images, is biased upwards.) It tells how the distance would vary
-    with other images of the same kind in their place, the references staying what they are.
+    The standard error is the block jackknife's: each of `blocks` disjoint parts is omitted once.
+    (A bootstrap, which repeats images, is biased upwards.) It estimates how the distance varies
+    over other samples of generated images; the references are fixed.
 
     Args:
       features: [n, d], float.
       references: of the same features.
-      blocks: parts; with fewer than two images in each there is no standard error.
+      blocks: number of parts; with fewer than two images in each there is no standard error.
     """
-    features = checked(features)
+    features = check_features(features)
     n = len(features)
     if n < 2 * blocks:
         return Estimate(frechet(Statistics.of(features), references), float("nan"), n)
     parts = [Statistics.of(features[part]) for part in disjoint(n, blocks)]
     whole = functools.reduce(Statistics.merged, parts)
     if whole.root is None:
-        left_out = [whole.without(part) for part in parts]
-    else:  # few images: their covariance is never made
-        others = [parts[:place] + parts[place + 1 :] for place in range(blocks)]
-        left_out = [functools.reduce(Statistics.merged, remaining) for remaining in others]
-    distances = [frechet(remaining, references) for remaining in left_out]
+        remainders = [whole.without(part) for part in parts]
+    else:  # few images: the covariance is never formed
+        others = [parts[:index] + parts[index + 1 :] for index in range(blocks)]
+        remainders = [functools.reduce(Statistics.merged, rest) for rest in others]
+    distances = [frechet(remainder, references) for remainder in remainders]
     return Estimate(frechet(whole, references), jackknife_error(np.array(distances)), n)
 
 
@@ -102,24 +104,24 @@ def frechet_at_infinity(
 ) -> Estimate:
     """Fréchet distance extrapolated to infinitely many images of the first set.
 
-    The distance is too large by about a constant over n, which depends on the model. A straight
-    line through the distances of random subsets, against 1 / n, meets 1 / n = 0 without it (Chong,
-    Forsyth, "Effectively unbiased FID", arXiv 1911.07023). The bias from the references stays.
+    The distance is biased upwards by about c / n, and c depends on the model. A line fitted to the
+    distances of random subsets against 1 / n estimates the unbiased value at 1 / n = 0 (Chong,
+    Forsyth, "Effectively unbiased FID", arXiv 1911.07023). The bias from the references remains.
 
     Args:
-      features: [n, d], n at least 2 d: with fewer the distance is no straight line in 1 / n.
+      features: [n, d], n at least 2 d: with fewer the distance is not linear in 1 / n.
       references: of the same features.
-      points: sizes of subsets, from n / 5 or d, whichever is larger, to n.
-      seed: chooses the subsets.
+      points: number of subset sizes, from max(n / 5, d) to n.
+      seed: of the random subsets.
 
     Returns:
-      The intercept, with its standard error in the regression. The subsets share images, so that
-      this is how straight the line is rather than how far off it may be.
+      The intercept, with its standard error in the regression. The subsets share images, so the
+      error measures the linearity of the fit rather than the accuracy of the value.
 
     Raises:
       FeatureError: too few images.
     """
-    features = checked(features)
+    features = check_features(features)
     n, dimensions = features.shape
     if n < 2 * dimensions or n < 2 * points:
         raise FeatureError(
@@ -146,14 +148,14 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> E
 
     Args:
       logits: [n, classes], float.
-      splits: parts whose scores are averaged; n must be at least that.
+      splits: number of parts whose scores are averaged; at most n.
       seed: of the shuffle.
 
     Returns:
-      The mean over the parts and its standard error (the deviation that is usually printed,
-      divided by the square root of `splits`).
+      The mean over the parts and its standard error (the usually reported deviation divided by
+      the square root of `splits`).
     """
-    logits = checked(logits, least=splits)
+    logits = check_features(logits, min_count=splits)
     order = np.random.RandomState(seed).permutation(len(logits))
     shuffled = np.asarray(logits, np.float64)[order]
     shuffled -= shuffled.max(axis=1, keepdims=True)

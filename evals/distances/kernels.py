@@ -1,4 +1,4 @@
-"""Distances by kernels: KID, and the Gaussian one of CMMD. They need no fit of a Gaussian."""
+"""Kernel distances (MMD): KID, and the Gaussian kernel of CMMD. `evals.metrics` collects them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from evals.distances.frechet import JACKKNIFE_BLOCKS, Estimate
-from evals.distances.statistics import FeatureError, checked, disjoint, jackknife_error
+from evals.distances.statistics import check_features, disjoint, jackknife_error
+from evals.features.base import FeatureError
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# Images whose kernel is taken with each other: time grows with n x this.
-_GROUP = 5000
+# Images of a group, within which all pairs are evaluated: time is proportional to n x this.
+GROUP_SIZE = 5000
 
 
 def polynomial(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -33,19 +34,19 @@ def gaussian(sigma: float) -> Kernel:
 def kid(features: np.ndarray, references: np.ndarray) -> Estimate:
     """Kernel Inception distance: the unbiased squared MMD with the polynomial kernel.
 
-    Bińkowski et al., arXiv 1801.01401. It may be a little below zero. Others average it over 100
-    random subsets of 1,000 images: the same expectation, but not the same digits; and what they
-    print beside it is the deviation of the subsets, not a standard error.
+    Bińkowski et al., arXiv 1801.01401. It may be slightly negative. Other tools average it over
+    100 random subsets of 1,000 images, which has the same expectation but not the same value, and
+    report the deviation over the subsets, which is not a standard error.
 
     Args:
       features: [n, d], n >= 2.
       references: [m, d], m >= 2.
 
     Returns:
-      All images' U-statistic (over 5,000 images: the mean of such over disjoint groups), with the
+      The U-statistic of all images (above 5,000 images: the mean over disjoint groups), with the
       block jackknife's standard error over both sets.
     """
-    return _unbiased_mmd(checked(features), checked(references), polynomial)
+    return _unbiased_mmd(check_features(features), check_features(references), polynomial)
 
 
 def mmd_gaussian(
@@ -64,7 +65,7 @@ def _unbiased_mmd(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> Estimate:
     if x.shape[1] != y.shape[1]:
         raise FeatureError(f"found features of {x.shape[1]} and of {y.shape[1]} dimensions")
     fewer, more = sorted((len(x), len(y)))
-    count = min(-(-more // _GROUP), fewer // 2)
+    count = min(-(-more // GROUP_SIZE), fewer // 2)
     groups = [
         _mmd_of_group(x[ours], y[theirs], kernel)
         for ours, theirs in zip(disjoint(len(x), count), disjoint(len(y), count), strict=True)
@@ -76,7 +77,7 @@ def _unbiased_mmd(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> Estimate:
 def _mmd_of_group(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[float, float]:
     """(unbiased squared MMD, its jackknife standard error).
 
-    Both come from the sums of the kernel over pairs of blocks: with these, leaving a block out
+    Both are computed from the sums of the kernel over pairs of blocks, so that omitting a block
     costs nothing.
     """
     blocks = min(JACKKNIFE_BLOCKS, len(x) // 2, len(y) // 2)
@@ -92,11 +93,11 @@ def _mmd_of_group(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[float, 
         own = within_x[pairs].sum() / (a * (a - 1)) + within_y[pairs].sum() / (b * (b - 1))
         return float(own - 2 * across[pairs].sum() / (a * b))
 
-    everything = np.arange(blocks)
+    all_blocks = np.arange(blocks)
     if blocks < 3:
-        return mmd(everything), float("nan")
-    left_out = np.array([mmd(np.delete(everything, block)) for block in range(blocks)])
-    return mmd(everything), jackknife_error(left_out)
+        return mmd(all_blocks), float("nan")
+    without_block = np.array([mmd(np.delete(all_blocks, block)) for block in range(blocks)])
+    return mmd(all_blocks), jackknife_error(without_block)
 
 
 def _sums(x: list[np.ndarray], y: list[np.ndarray], kernel: Kernel) -> np.ndarray:
@@ -110,5 +111,5 @@ def _diagonal(block: np.ndarray, kernel: Kernel) -> float:
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    rows = np.asarray(checked(features), np.float64)
+    rows = np.asarray(check_features(features), np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

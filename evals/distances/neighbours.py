@@ -1,13 +1,15 @@
-"""How two sets of images cover each other: precision and recall, density and coverage.
+"""Precision and recall, density and coverage of a generated set against a reference set.
 
-Each image of a set stands for a ball that reaches to its k-th nearest neighbour in the same set.
+Each image of a set is the centre of a ball whose radius is the distance to its k-th nearest
+neighbour in the same set.
 
-  precision   share of generated images inside some ball of a reference: are they realistic?
-  recall      share of references inside some ball of a generated image: is all of it there?
-  density     how many balls of references a generated image lies in, over k
-  coverage    share of references whose ball holds a generated image
+  precision   share of generated images inside the ball of any reference: fidelity
+  recall      share of references inside the ball of any generated image: diversity
+  density     number of reference balls that contain a generated image, divided by k
+  coverage    share of references whose ball contains a generated image
 
-A model that repeats one good image has precision 1 and recall near 0.
+A model that repeats one good image has precision 1 and recall near 0. `evals.metrics` collects
+the results.
 
 Kynkäänniemi et al., arXiv 1904.06991 (k = 3); Naeem et al., arXiv 2002.09797 (k = 5).
 """
@@ -19,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evals.distances.statistics import FeatureError, checked
+from evals.distances.statistics import check_features
+from evals.features.base import FeatureError
 
-_BLOCK = 1024  # rows of a matrix of distances that are in memory at once
+_BLOCK = 1024  # rows of the distance matrix in memory at once
 
 
 class PrecisionRecall(NamedTuple):
@@ -67,23 +70,23 @@ def _inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each vector to its k-th nearest other one, [n]."""
-    features = checked(features, least=1)
+    features = check_features(features, min_count=1)
     if len(features) <= k:
         raise FeatureError(
-            f"found {len(features)} images, expected more than {k} for balls that reach to the "
+            f"found {len(features)} images, expected more than {k} for the distance to the "
             f"{k}-th nearest neighbour"
         )
-    # The nearest of all is the vector itself, at distance zero.
+    # The nearest vector is the vector itself, at distance zero.
     blocks = _squared_distances(features, features)
     return np.concatenate([np.partition(squares, k, axis=1)[:, k] for squares in blocks])
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
     """Blocks of rows of the matrix of squared distances, float64."""
-    x, y = checked(x, least=1), checked(y, least=1)
+    x, y = check_features(x, min_count=1), check_features(y, min_count=1)
     if x.shape[1] != y.shape[1]:
         raise FeatureError(f"found features of {x.shape[1]} and of {y.shape[1]} dimensions")
-    # Moving the origin among the vectors keeps the differences of large squares exact enough.
+    # Centring keeps the differences of large squares accurate.
     origin = y.mean(0, dtype=np.float64)
     centred = y - origin
     squares = np.square(centred).sum(1)

@@ -1,4 +1,4 @@
-"""How near one picture is to another: PSNR and SSIM."""
+"""PSNR and SSIM of two images, for the continuations of `evals.video`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of the luma of two pictures (Wang et al. 2004).
+    """Structural similarity of the luma of two images (Wang et al. 2004).
 
-    Gaussian windows of sigma 1.5, population statistics, without the border that windows leave.
+    Gaussian windows of sigma 1.5, population statistics, without the border of incomplete
+    windows.
 
     Args:
       a, b: uint8 [height, width, 3], at least 11 x 11 pixels.

@@ -1,7 +1,8 @@
-"""Mean and covariance of features, in float64: what a Fréchet distance needs of a set of images.
+"""Mean and covariance of features in float64, the statistics of a Fréchet distance.
 
-Covariances accumulated in float32 are wrong by more than the distances they are to measure, so
-everything here is float64, and features are centred before they are multiplied.
+Covariances accumulated in float32 have errors larger than the distances to measure. Everything
+here is float64, and features are centred before they are multiplied. `evals.evaluation` caches the
+statistics of a set of images in stats.npz.
 """
 
 from __future__ import annotations
@@ -14,23 +15,20 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.utils import npz
+from evals.features.base import FeatureError
 
-_BLOCK = 8192  # rows that are in memory as float64 at once
-
-
-class FeatureError(ValueError):
-    """Features or statistics that no distance can be computed from."""
+_BLOCK = 8192  # rows in memory as float64 at once
 
 
 class Statistics:
     """The first two moments of n feature vectors of d dimensions.
 
-    Of fewer vectors than dimensions the covariance is singular. It is then kept as a `root`, which
-    is smaller and from which the trace term of a distance comes out to the last digits.
+    With fewer vectors than dimensions the covariance is singular. It is then stored as a `root`,
+    which is smaller and gives the trace term of a distance without loss of accuracy.
 
     Attributes:
       mean: float64 [d].
-      n: how many vectors; None if whoever wrote the statistics did not say.
+      n: number of vectors; None if the file of statistics does not state it.
       root: float64 [r, d] with root.T @ root = covariance and r <= d; or None.
     """
 
@@ -42,9 +40,9 @@ class Statistics:
         root: np.ndarray | None = None,
         n: int | None = None,
     ):
-        """Takes moments as they are: a covariance [d, d], or a root of it.
+        """Takes given moments: a covariance [d, d], or a root of it.
 
-        Raises FeatureError for shapes that do not fit and values that are not finite.
+        Raises FeatureError for shapes that do not match and values that are not finite.
         """
         self.mean = np.asarray(mean, np.float64)
         self.n = n
@@ -62,14 +60,14 @@ class Statistics:
                 "expected [d] and [d, d]"
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(given).all()):
-            raise FeatureError("the statistics hold values that are not finite; compute them anew")
+            raise FeatureError("the statistics hold values that are not finite; compute them again")
         if self.root is None:
             self.covariance = given
 
     @classmethod
     def of(cls, features: np.ndarray) -> Statistics:
-        """Of features [n, d], n >= 2. Raises FeatureError for fewer, and for NaN or infinity."""
-        features = checked(features)
+        """Of features [n, d], n >= 2. Raises FeatureError for fewer, NaN or infinity."""
+        features = check_features(features)
         n, d = features.shape
         mean = features.mean(axis=0, dtype=np.float64)
         if n <= d:
@@ -78,7 +76,7 @@ class Statistics:
         for start in range(0, n, _BLOCK):
             part = features[start : start + _BLOCK]
             centred = np.subtract(part, mean, out=block[: len(part)])
-            scatter += centred.T @ centred  # which NumPy knows to be symmetric: half the work
+            scatter += centred.T @ centred  # NumPy uses the symmetry: half the work
         return cls(mean, scatter / (n - 1), n=n)
 
     @functools.cached_property
@@ -89,7 +87,7 @@ class Statistics:
 
     @functools.cached_property
     def any_root(self) -> np.ndarray:
-        """`root`, or else some [d, d] matrix with any_root.T @ any_root = covariance."""
+        """`root`, or else a [d, d] matrix with any_root.T @ any_root = covariance."""
         if self.root is not None:
             return self.root
         try:
@@ -99,13 +97,13 @@ class Statistics:
             return (vectors * np.sqrt(np.clip(values, 0, None))).T
 
     def merged(self, other: Statistics) -> Statistics:
-        """Of the vectors of both, as if they had been given at once.
+        """The statistics of the vectors of both.
 
         Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-        variances", 1979. Raises FeatureError where either does not say of how many vectors it is.
+        variances", 1979. Raises FeatureError if the number of vectors of either is unknown.
         """
         if self.n is None or other.n is None:
-            raise FeatureError("statistics that do not say of how many vectors cannot be merged")
+            raise FeatureError("statistics of an unknown number of vectors cannot be merged")
         n = self.n + other.n
         step = other.mean - self.mean
         mean = self.mean + step * (other.n / n)
@@ -121,9 +119,9 @@ class Statistics:
         return Statistics(mean, covariance, n=n)
 
     def without(self, part: Statistics) -> Statistics:
-        """Of the vectors that are not in `part`, whose own must be among these. See `merged`."""
+        """The statistics without the vectors of `part`, which must be a subset. See `merged`."""
         if self.n is None or part.n is None or self.n - part.n < 2:
-            raise FeatureError(f"found {part.n} vectors to leave out of {self.n}; 2 must remain")
+            raise FeatureError(f"found {part.n} vectors to remove from {self.n}; 2 must remain")
         n = self.n - part.n
         mean = self.mean + (self.mean - part.mean) * (part.n / n)
         between = (mean - part.mean) * np.sqrt(n * part.n / self.n / (n - 1))
@@ -132,12 +130,16 @@ class Statistics:
         covariance -= np.outer(between, between)
         return Statistics(mean, covariance, n=n)
 
-    def save(self, path: epath.PathLike, about: dict[str, Any]) -> None:
-        """Writes an .npz file that pytorch-fid and clean-fid read too (`mu`, `sigma`).
+    def save(self, path: epath.PathLike, metadata: dict[str, Any]) -> None:
+        """Writes an .npz file that pytorch-fid and clean-fid can read (`mu`, `sigma`).
 
-        Beside these, `n`, `root` where there is one, and `about` as JSON.
+        It also holds `n`, `root` if there is one, and `metadata` as JSON.
         """
-        arrays = {"mu": self.mean, "sigma": self.covariance, "about": np.array(json.dumps(about))}
+        arrays = {
+            "mu": self.mean,
+            "sigma": self.covariance,
+            "metadata": np.array(json.dumps(metadata)),
+        }
         if self.n is not None:
             arrays["n"] = np.array(self.n)
         if self.root is not None:
@@ -146,9 +148,9 @@ class Statistics:
 
     @classmethod
     def load(cls, path: epath.PathLike) -> tuple[Statistics, dict[str, Any]]:
-        """(statistics, what is known about them) of an .npz file: of `save`, or of another tool.
+        """Reads (statistics, metadata) of an .npz file that `save` or another tool wrote.
 
-        Of pytorch-fid's and clean-fid's files nothing is known: {}. Raises FeatureError.
+        Files of pytorch-fid and clean-fid have no metadata: {}. Raises FeatureError.
         """
         arrays = npz.load(path)
         if not {"mu", "sigma"} <= arrays.keys():
@@ -156,21 +158,21 @@ class Statistics:
                 f"{path} holds {sorted(arrays)}, expected the arrays mu and sigma of statistics"
             )
         n = int(arrays["n"]) if "n" in arrays else None
-        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+        metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}
         try:
             if "root" in arrays:
-                return cls(arrays["mu"], root=arrays["root"], n=n), about
-            return cls(arrays["mu"], arrays["sigma"], n=n), about
+                return cls(arrays["mu"], root=arrays["root"], n=n), metadata
+            return cls(arrays["mu"], arrays["sigma"], n=n), metadata
         except FeatureError as error:
             raise FeatureError(f"{path}: {error}") from None
 
 
-def checked(features: np.ndarray, least: int = 2) -> np.ndarray:
-    """Features [n, d] as they came. Raises FeatureError unless n >= `least` and all are finite."""
+def check_features(features: np.ndarray, min_count: int = 2) -> np.ndarray:
+    """Returns features [n, d]; raises FeatureError unless n >= `min_count` and all are finite."""
     features = np.asarray(features)
-    if features.ndim != 2 or len(features) < least:
+    if features.ndim != 2 or len(features) < min_count:
         raise FeatureError(
-            f"found features of shape {features.shape}, expected [n, d] with n at least {least}"
+            f"found features of shape {features.shape}, expected [n, d] with n at least {min_count}"
         )
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
@@ -183,15 +185,15 @@ def checked(features: np.ndarray, least: int = 2) -> np.ndarray:
 
 
 def disjoint(n: int, parts: int, seed: int = 0) -> list[np.ndarray]:
-    """Indices 0..n-1 dealt at random to parts of nearly equal size, ascending in each.
+    """Splits the indices 0..n-1 at random into parts of nearly equal size, ascending in each.
 
-    At random, because files come in the order of their classes, and generated ones class by turn.
+    At random, because images are ordered by class.
     """
     order = np.random.default_rng(seed).permutation(n)
     return [np.sort(part) for part in np.array_split(order, parts)]
 
 
-def jackknife_error(left_out: np.ndarray) -> float:
-    """Standard error from the values without each of the disjoint parts (Efron, Stein 1981)."""
-    count = len(left_out)
-    return float(np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum()))
+def jackknife_error(values: np.ndarray) -> float:
+    """Standard error from the values with each disjoint part omitted once (Efron, Stein 1981)."""
+    count = len(values)
+    return float(np.sqrt((count - 1) / count * np.square(values - values.mean()).sum()))

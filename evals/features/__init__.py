@@ -1,1 +1,1 @@
-"""Networks that turn images and clips into features."""
+"""Feature extractors for images and clips, their weights, and the extraction of features."""

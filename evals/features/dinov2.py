@@ -1,8 +1,8 @@
-"""DINOv2 vision transformers, for a second representation beside Inception.
+"""DINOv2 vision transformers, an alternative to Inception as feature extractor.
 
 Weights are a Hugging Face checkpoint's model.safetensors (facebook/dinov2-small, -base, -large:
-Oquab et al., arXiv 2304.07193), by its names. The feature is the class token after the last norm,
-as in FD-DINOv2 (Stein et al., arXiv 2306.04675); images are resized to 224 x 224 with Pillow's
+Oquab et al., arXiv 2304.07193). The feature is the class token after the last norm, as in
+FD-DINOv2 (Stein et al., arXiv 2306.04675). Images are resized to 224 x 224 with Pillow's
 antialiased bicubic filter.
 """
 
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals.features import resize
-from evals.features.features import Extractor, on_devices
-from evals.features.weights import Weights, WeightsError
+from evals.features.base import Extractor, WeightsError
+from evals.features.features import on_devices
+from evals.features.weights import Weights
 
 SIZE = 224
 _HEAD = 64  # all published sizes
@@ -29,20 +30,20 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 def extractor(weights: Weights) -> Extractor:
-    """DINOv2 with the given weights. Raises WeightsError if they are of something else."""
+    """DINOv2 with the given weights. Raises WeightsError for those of another network."""
     params = load(weights.tensors)
 
     def prepare(image: np.ndarray) -> np.ndarray:
         pixels = resize.resized(image, (SIZE, SIZE), "clean")
         return (pixels / np.float32(255) - _MEAN) / _DEVIATION
 
-    about = {"weights": weights.name, "weights_sha256": weights.sha256, "size": SIZE}
+    settings = {"weights": weights.name, "weights_sha256": weights.sha256, "size": SIZE}
     apply = on_devices(lambda params, x: {"class_token": class_token(params, x)}, params)
-    return Extractor("dinov2", "class_token", about, prepare, apply)
+    return Extractor("dinov2", "class_token", settings, prepare, apply)
 
 
 def load(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters from the checkpoint's tensors: layers stacked, positions as for 224 x 224.
+    """Parameters from the checkpoint's tensors: layers stacked, position embeddings of 224 x 224.
 
     Raises WeightsError for tensors that are missing.
     """
@@ -98,7 +99,7 @@ def _load(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _positions(stored: jax.Array, patch: int) -> jax.Array:
-    """Position embeddings [1, 1 + places, width] for 224 x 224, from those of the pretraining size.
+    """Position embeddings [1, 1 + patches, width] for 224 x 224, from those of pretraining.
 
     Resized as PyTorch's bicubic interpolation does it: a = -0.75, not antialiased.
     """

@@ -1,4 +1,4 @@
-"""The networks that can be asked for by name, as extractors."""
+"""Makes extractors of images by name and by flags, for all jobs that compare images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from absl import flags
 
 from evals.features import inception, resize
-from evals.features.features import Extractor, on_devices
-from evals.features.weights import Weights, WeightsError, read
+from evals.features.base import Extractor, WeightsError
+from evals.features.features import on_devices
+from evals.features.weights import Weights, read
 
 NAMES = ("inception", "dinov2", "digits")
 
@@ -19,14 +20,14 @@ NAMES = ("inception", "dinov2", "digits")
 def make(
     name: str, *, weights: str | None = None, dims: int = 2048, preset: str = "clean"
 ) -> Extractor:
-    """The extractor of a name.
+    """Makes the extractor of a name.
 
     Args:
       name: one of `NAMES`, or "MODULE:FUNCTION": a function without arguments that returns an
         `Extractor`.
       weights: path or URL of weights, for "inception" and "dinov2".
       dims: of the FID network's features: 64, 192, 768 or 2048.
-      preset: how images are resized for the FID network, see `evals.resize`.
+      preset: how images are resized for the FID network, see `evals.features.resize`.
 
     Raises:
       WeightsError: no weights, or unusable ones.
@@ -43,7 +44,7 @@ def make(
     if not weights:
         raise WeightsError(
             f"--features={name} needs --weights=FILE or URL; the FID network's are pytorch-fid's "
-            "pt_inception-2015-12-05-6726825d.pth. Nothing is fetched unasked"
+            "pt_inception-2015-12-05-6726825d.pth. No weights are downloaded by default"
         )
     if name == "dinov2":
         from evals.features import dinov2
@@ -53,26 +54,31 @@ def make(
 
 
 def define_flags() -> None:
-    """The flags of jobs that look at images with a network."""
+    """Defines the flags of jobs that extract features of images."""
     flags.DEFINE_string(
         "features",
         "auto",
-        f"{', '.join(NAMES)} or MODULE:FUNCTION. auto: inception where there are weights, else "
-        "digits where these are the references.",
+        f"{', '.join(NAMES)} or MODULE:FUNCTION. auto: inception if --weights are given, else "
+        "digits if the references are digits.",
     )
     flags.DEFINE_string("weights", None, "File or URL of the network's weights.")
-    flags.DEFINE_enum("dims", "2048", ["64", "192", "768", "2048"], "Of the FID network.")
     flags.DEFINE_enum(
-        "resize", "clean", resize.PRESETS, "As clean-fid, torch-fidelity or pytorch-fid."
+        "dims", "2048", ["64", "192", "768", "2048"], "Dimensions of the FID network's features."
+    )
+    flags.DEFINE_enum(
+        "resize",
+        "clean",
+        resize.PRESETS,
+        "Resize of clean-fid, torch-fidelity (tf1) or pytorch-fid.",
     )
 
 
 def from_flags(values: Any, references: str | None) -> Extractor | None:
-    """The extractor that the flags of `define_flags` name; None if nothing does.
+    """The extractor named by the flags of `define_flags`; None for auto without a default.
 
     Args:
-      values: of the flags.
-      references: what images are compared with, or where those come from.
+      values: parsed flags.
+      references: the reference set, or the source of the training data.
     """
     name = values.features
     if name == "auto":
@@ -83,13 +89,13 @@ def from_flags(values: Any, references: str | None) -> Extractor | None:
 
 
 def fid_inception(weights: Weights, dims: int = 2048, preset: str = "clean") -> Extractor:
-    """The FID network. Besides features of `dims` it gives those for sFID and the Inception score
-    where the weights reach so far and the main features need their layers anyway.
+    """The FID network. It also gives the features of sFID and of the Inception score, if their
+    layers are in the weights and are needed for the main features anyway.
 
-    Raises WeightsError if the weights do not reach features of `dims`.
+    Raises WeightsError if the weights lack layers of the features of `dims`.
     """
-    wanted = _features_beside(str(dims), weights.tensors)
-    resize.matrix(preset, 1, 1)  # type: ignore[arg-type]  # refuses an unknown one at once
+    wanted = _wanted_features(str(dims), weights.tensors)
+    resize.matrix(preset, 1, 1)  # type: ignore[arg-type]  # raises for an unknown preset
     model = inception.load(weights.tensors, wanted)
     centre, scale = resize.NORMALISATION[preset]
 
@@ -97,7 +103,7 @@ def fid_inception(weights: Weights, dims: int = 2048, preset: str = "clean") -> 
         size = (inception.SIZE, inception.SIZE)
         return (resize.resized(image, size, preset) - centre) / scale  # type: ignore[arg-type]
 
-    about = {
+    settings = {
         "dims": dims,
         "resize": preset,
         "weights": weights.name,
@@ -105,24 +111,24 @@ def fid_inception(weights: Weights, dims: int = 2048, preset: str = "clean") -> 
         "weights_known_as": inception.KNOWN_WEIGHTS.get(weights.sha256),
     }
     apply = on_devices(lambda model, x: model(x), model)
-    return Extractor("inception", str(dims), about, prepare, apply)
+    return Extractor("inception", str(dims), settings, prepare, apply)
 
 
-def _features_beside(main: str, tensors: Any) -> Sequence[str]:
-    beside = {"768": ["spatial"], "2048": ["spatial", "logits"]}.get(main, [])
-    reached = inception.reached(tensors)
-    return [main, *(name for name in beside if name in reached)]
+def _wanted_features(main: str, tensors: Any) -> Sequence[str]:
+    extra = {"768": ["spatial"], "2048": ["spatial", "logits"]}.get(main, [])
+    available = inception.available(tensors)
+    return [main, *(name for name in extra if name in available)]
 
 
-def _from_module(where: str) -> Extractor:
-    module, _, function = where.partition(":")
+def _from_module(name: str) -> Extractor:
+    module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        extractor = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--features={where} cannot be imported: {error}") from error
-    if not isinstance(made, Extractor):
+        raise ValueError(f"--features={name} cannot be imported: {error}") from error
+    if not isinstance(extractor, Extractor):
         raise ValueError(
-            f"--features={where} returned a {type(made).__name__}, expected an "
-            "evals.features.features.Extractor"
+            f"--features={name} returned a {type(extractor).__name__}, expected an "
+            "evals.features.base.Extractor"
         )
-    return made
+    return extractor

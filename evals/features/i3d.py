@@ -1,8 +1,8 @@
 """I3D, the network of the Fréchet video distance (Unterthiner et al., arXiv 1812.01717).
 
 Carreira and Zisserman's inflated Inception (arXiv 1705.07750), trained on Kinetics-400. Weights are
-a state dict of its best-known PyTorch port, `rgb_imagenet.pt` of pytorch-i3d, by its names
-(`Conv3d_1a_7x7.conv3d.weight`, `Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`, ...), as it is
+the state dict of its best-known PyTorch port, `rgb_imagenet.pt` of pytorch-i3d, with its names
+(`Conv3d_1a_7x7.conv3d.weight`, `Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`, ...), as .pt
 or as safetensors. The features are the 400 logits, averaged over time. The FVD that is usually
 reported takes clips of 16 frames or more, resized to 224 x 224.
 """
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals.features import resize
-from evals.features.video_features import ClipExtractor
-from evals.features.weights import Weights, WeightsError
+from evals.features.base import ClipExtractor, WeightsError
+from evals.features.weights import Weights
 
 SIZE = 224
-LEAST_FRAMES = 9  # with fewer, nothing is left to average over
+MIN_FRAMES = 9  # with fewer, no time step remains to average over
 _EPSILON = 1e-3
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -37,14 +37,14 @@ _BRANCHES = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
 
 
 def extractor(weights: Weights) -> ClipExtractor:
-    """I3D with the given weights. Raises WeightsError if they are of something else."""
+    """I3D with the given weights. Raises WeightsError for those of another network."""
     params = load(weights.tensors)
     run = jax.jit(logits)
 
     def apply(clips: np.ndarray) -> np.ndarray:
-        if clips.shape[1] < LEAST_FRAMES:
+        if clips.shape[1] < MIN_FRAMES:
             raise WeightsError(
-                f"I3D needs clips of at least {LEAST_FRAMES} frames, found {clips.shape[1]}"
+                f"I3D needs clips of at least {MIN_FRAMES} frames, found {clips.shape[1]}"
             )
         frames = [
             [resize.resized(frame, (SIZE, SIZE), "torch") for frame in clip] for clip in clips
@@ -52,8 +52,8 @@ def extractor(weights: Weights) -> ClipExtractor:
         scaled = np.asarray(frames, np.float32) / np.float32(127.5) - 1
         return np.concatenate([np.asarray(run(params, clip[None])) for clip in scaled])
 
-    about = {"weights": weights.name, "weights_sha256": weights.sha256, "size": SIZE}
-    return ClipExtractor("i3d", about, apply)
+    settings = {"weights": weights.name, "weights_sha256": weights.sha256, "size": SIZE}
+    return ClipExtractor("i3d", settings, apply)
 
 
 def load(tensors: Mapping[str, np.ndarray]) -> Params:
@@ -89,7 +89,7 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str) -> tuple[jax.Array, ja
 
 
 def logits(params: Params, clips_BxTxHxWxC: jax.Array) -> jax.Array:
-    """Clips of samples from -1 to 1, float32 [B, T, 224, 224, 3] -> float32 [B, 400]."""
+    """Clips of values from -1 to 1, float32 [B, T, 224, 224, 3] -> float32 [B, 400]."""
     x = _unit(params, "Conv3d_1a_7x7", clips_BxTxHxWxC)
     x = _max_pool(x, (1, 3, 3), (1, 2, 2))
     x = _unit(params, "Conv3d_2c_3x3", _unit(params, "Conv3d_2b_1x1", x))
@@ -133,5 +133,5 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _max_pool(x: jax.Array, window: tuple[int, ...], stride: tuple[int, ...]) -> jax.Array:
-    # Outside counts as 0 there; after a ReLU that is no larger than anything.
+    # The original pads with 0, which after a ReLU never exceeds the maximum.
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), "SAME")

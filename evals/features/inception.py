@@ -1,15 +1,16 @@
-"""The network of FID: TensorFlow's inception-2015-12-05, in Flax NNX.
+"""The FID network, TensorFlow's inception-2015-12-05, in Flax NNX.
 
-It is not torchvision's Inception v3: batch norm has epsilon 1e-3, there are 1,008 classes, average
-pools leave out the padding, Mixed_7c pools by maximum, and the inner width of Mixed_6b-6e grows
+It differs from torchvision's Inception v3: batch norm has epsilon 1e-3, there are 1,008 classes,
+average pools exclude the padding, Mixed_7c has a max pool, and the inner width of Mixed_6b-6e grows
 from 128 to 192. Names of layers are those of the public PyTorch port, whose weights are read
 directly (pt_inception-2015-12-05-6726825d.pth); batch norm is folded into the convolutions.
+`extractors.fid_inception` makes an `Extractor` of it.
 
 Features by name, all float32 [B, d]:
 
     64, 192, 768, 2048   means over the image after the two first pools, Mixed_6e and Mixed_7c
     logits               1,008 class scores without the final bias, for the Inception score
-    spatial              2,023: 7 channels of Mixed_6d's 1x1 branch at 17 x 17 places, for sFID
+    spatial              2,023: 7 channels of Mixed_6d's 1x1 branch at 17 x 17 positions, for sFID
                          (Nash et al., arXiv 2103.03841; as in ADM's evaluator)
 """
 
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from evals.features.weights import WeightsError
+from evals.features.base import WeightsError
 
 SIZE = 299
 BATCH_NORM_EPSILON = 1e-3
@@ -33,14 +34,14 @@ Pool = Callable[[jax.Array], jax.Array]
 _SPATIAL_CHANNELS = 7
 _NORM = ("bias", "running_mean", "running_var", "weight")
 
-# Files known to hold the original's weights, by SHA-256.
+# Files known to hold the original weights, by SHA-256.
 KNOWN_WEIGHTS = {
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": (
         "pt_inception-2015-12-05-6726825d.pth (pytorch-fid, torch-fidelity)"
     ),
 }
 
-# Of float32: on accelerators the default multiplies in fewer bits, which moves FID.
+# float32: the default on accelerators multiplies in fewer bits, which changes FID.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -58,7 +59,7 @@ def _max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
 
 
 def _mean_pool(x: jax.Array) -> jax.Array:
-    """3x3, of the places that lie inside the image."""
+    """3x3 average, of the positions inside the image."""
     return nnx.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
@@ -160,7 +161,7 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
-    """8 x 8: 1x1, 3x3 and two 3x3 that end in 1x3 beside 3x1, pooled."""
+    """8 x 8: 1x1, 3x3 and two 3x3 that end in parallel 1x3 and 3x1, pooled."""
 
     def __init__(self, inputs: int, pool: Pool, *, rngs: nnx.Rngs):
         conv = functools.partial(Conv, rngs=rngs)
@@ -188,7 +189,7 @@ class InceptionE(nnx.Module):
         )
 
 
-# The layers in their order.
+# The layers, in order.
 _LAYERS: dict[str, Callable[..., nnx.Module]] = {
     "Conv2d_1a_3x3": functools.partial(Conv, 3, 32, (3, 3), stride=2, padding="VALID"),
     "Conv2d_2a_3x3": functools.partial(Conv, 32, 32, (3, 3), padding="VALID"),
@@ -208,8 +209,8 @@ _LAYERS: dict[str, Callable[..., nnx.Module]] = {
     "Mixed_7c": functools.partial(InceptionE, 2048, functools.partial(_max_pool, stride=1)),
     "fc": functools.partial(nnx.Linear, 2048, 1008, use_bias=False, precision=_PRECISION),
 }
-# Where in them each of the features is found.
-_PLACES = {
+# The layer after which each feature is read.
+_FEATURE_LAYERS = {
     "64": "Conv2d_2b_3x3",
     "192": "Conv2d_4a_3x3",
     "768": "Mixed_6e",
@@ -220,13 +221,13 @@ _PLACES = {
 
 
 class Inception(nnx.Module):
-    """The network as far as the wanted features need it.
+    """The layers that the wanted features need.
 
     Args:
-      wanted: names of features, see the module.
-      rngs: for weights that are not going to be loaded.
+      wanted: names of features, see the module docstring.
+      rngs: for random weights, where none are loaded.
 
-    Raises ValueError for names that are no features.
+    Raises ValueError for unknown names.
     """
 
     def __init__(self, wanted: Sequence[str], rngs: nnx.Rngs):
@@ -242,7 +243,7 @@ class Inception(nnx.Module):
             if name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
                 x = _max_pool(x)
             after[name] = x
-        return {name: _feature(name, after[_PLACES[name]]) for name in self.wanted}
+        return {name: _feature(name, after[_FEATURE_LAYERS[name]]) for name in self.wanted}
 
 
 def _feature(name: str, x: jax.Array) -> jax.Array:
@@ -255,17 +256,17 @@ def _feature(name: str, x: jax.Array) -> jax.Array:
 
 def _layers_for(wanted: Sequence[str]) -> list[str]:
     """All layers up to the last that the wanted features need."""
-    unknown = [name for name in wanted if name not in _PLACES]
+    unknown = [name for name in wanted if name not in _FEATURE_LAYERS]
     if unknown or not wanted:
         known = ", ".join(DIMENSIONS)
         raise ValueError(f"found features {unknown or wanted}, expected some of {known}")
     names = list(_LAYERS)
-    return names[: 1 + max(names.index(_PLACES[name]) for name in wanted)]
+    return names[: 1 + max(names.index(_FEATURE_LAYERS[name]) for name in wanted)]
 
 
 @functools.cache
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the PyTorch port's tensors that are read."""
+    """Names and shapes of all tensors of the PyTorch port that are read."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(_abstract(["logits"])[1]):
         name = ".".join(key.key for key in path[:-1])
@@ -287,9 +288,9 @@ def required(wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def load(tensors: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Inception:
-    """The network with the weights of the PyTorch port, by its names.
+    """The network with the weights of the PyTorch port, by their names there.
 
-    A file that holds only the beginning of the network serves the features that it reaches.
+    A file with the first layers only is enough for the features of these layers.
 
     Raises:
       WeightsError: tensors are missing, or have other shapes.
@@ -304,9 +305,9 @@ def load(tensors: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Inception:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(
-            f"the weights do not serve the features {', '.join(wanted)}: {'; '.join(wrong[:3])}"
-            f"{more}. They reach {', '.join(reached(tensors)) or 'none'}; expected those of the "
-            "FID network, such as pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
+            f"the weights lack tensors of the features {', '.join(wanted)}: {'; '.join(wrong[:3])}"
+            f"{more}. They cover {', '.join(available(tensors)) or 'none'}; expected those of "
+            "the FID network, such as pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
         )
     graph, shapes = _abstract(wanted)
     return nnx.merge(
@@ -314,8 +315,8 @@ def load(tensors: Mapping[str, np.ndarray], wanted: Sequence[str]) -> Inception:
     )
 
 
-def reached(tensors: Container[str]) -> list[str]:
-    """Names of the features that a file, which may be partial, has the weights for."""
+def available(tensors: Container[str]) -> list[str]:
+    """Names of the features whose tensors are all in a file, which may be partial."""
     return [name for name in DIMENSIONS if all(needed in tensors for needed in required([name]))]
 
 
@@ -326,9 +327,9 @@ def _abstract(wanted: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _folded(tensors: Mapping[str, np.ndarray], path: Any) -> jax.Array:
-    """A parameter, with the batch norm that follows a convolution taken into it; float32.
+    """A parameter, float32, with the batch norm after a convolution folded in.
 
-    In float64: y = (w * x - mean) / sqrt(variance + epsilon) * scale + shift.
+    Computed in float64: y = (w * x - mean) / sqrt(variance + epsilon) * scale + shift.
     """
     name = ".".join(key.key for key in path[:-1])
     if name == "fc":

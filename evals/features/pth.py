@@ -1,8 +1,8 @@
-"""Tensors of PyTorch's .pth files, without executing anything.
+"""Reads the tensors of PyTorch's .pth files without executing any pickle; `weights.read` calls it.
 
-Such a file is a pickle: a program, which normally runs when it is read. Here its instructions are
-parsed and followed on a stack of plain values. Nothing is imported, and nothing is called but the
-few functions in a table below, which put tensors together. Anything else is refused.
+A pickle is a program that normally runs when it is loaded. Here its instructions are parsed and
+interpreted on a stack of plain values. Nothing is imported, and only the few functions of a table
+below, which assemble tensors, are called. Everything else raises PthError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-# What `zipfile` raises for damage, and for members that are encrypted or packed in unknown ways.
+# Raised by `zipfile` for damage, and for members with encryption or unknown compression.
 _ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(ValueError, IndexError, OverflowError, RuntimeError),
@@ -39,19 +39,19 @@ _STORAGE_TYPES: Mapping[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What a .pth file written before PyTorch 1.6 begins with: a pickled long of this value.
+# A .pth file written before PyTorch 1.6 begins with a pickled long of this value.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class PthError(ValueError):
-    """A file that does not hold tensors as PyTorch saves them, or asks for more than that."""
+    """A file that does not hold tensors as PyTorch saves them, or whose pickle does more."""
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
     """The tensors of a state dict, by name, from the bytes of a file that `torch.save` has written.
 
-    Shapes and types are as stored; the arrays cannot be written to. Raises PthError: see the
-    module.
+    Shapes and dtypes are as stored; the arrays are read-only. Raises PthError, see the module
+    docstring.
     """
     value, stored = _read_zip(data) if data[:4] == b"PK\x03\x04" else _read_legacy(data)
     storages: dict[_Storage, np.ndarray] = {}
@@ -61,7 +61,7 @@ def read(data: bytes) -> dict[str, np.ndarray]:
             storages[tensor.storage] = stored(tensor.storage)
         numbers = storages[tensor.storage][tensor.offset :]
         strides = [step * numbers.itemsize for step in tensor.strides]
-        # Not copied: a small file could name the same numbers a million times.
+        # Not copied: a small file could refer to the same numbers a million times.
         tensors[str(name)] = np.lib.stride_tricks.as_strided(
             numbers, tensor.shape, strides, writeable=False
         )
@@ -78,7 +78,7 @@ class _Global(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """A flat run of numbers, found later by its key."""
+    """A flat array of numbers, read later by its key."""
 
     dtype: np.dtype
     key: str
@@ -101,7 +101,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         raise PthError("a tensor's offset, shape and strides are not all natural numbers")
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
         raise PthError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
-    # Without this a view could repeat one number for ever, or reach outside its storage.
+    # Otherwise a view could repeat one number without end, or read outside its storage.
     size = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if size > storage.size or (size and last >= storage.size):
@@ -112,13 +112,13 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 def _storage(kind: Any, storage_type: Any, key: Any, _: Any, size: Any, *view: Any) -> _Storage:
     name = storage_type.name if isinstance(storage_type, _Global) else ""
     if kind != "storage" or name not in _STORAGE_TYPES or any(part is not None for part in view):
-        raise PthError("a storage is not described as PyTorch describes them")
+        raise PthError("a storage is not described in PyTorch's form")
     if type(key) is not str or type(size) is not int or not 0 <= size < _MAX_NUMBERS:
-        raise PthError("a storage has no key, or no possible size")
+        raise PthError("a storage has no key or an invalid size")
     return _Storage(np.dtype(_STORAGE_TYPES[name]), key, size)
 
 
-# All that a file may ask for.
+# The only functions that a file may call.
 _CALLABLE: Mapping[_Global, Callable[..., Any]] = {
     _Global("collections", "OrderedDict"): lambda *items: dict(*items),
     _Global("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -132,8 +132,8 @@ _MARK = object()
 def read_pickle(file: IO[bytes]) -> Any:
     """The value of the pickle at the file's position, of plain values and tensors alone.
 
-    Leaves the file right behind it. Raises PthError for anything else, before anything of
-    it has had an effect.
+    Leaves the file position at the end of the pickle. Raises PthError for anything else, without
+    side effects.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -141,7 +141,7 @@ def read_pickle(file: IO[bytes]) -> Any:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "STOP":
                 return stack.pop()
-            _follow(opcode.name, argument, stack, memo)
+            _interpret(opcode.name, argument, stack, memo)
     except (IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise PthError(f"the pickle in it is damaged: {error!r}") from error
     except ValueError as error:
@@ -151,8 +151,8 @@ def read_pickle(file: IO[bytes]) -> Any:
     raise PthError("the pickle in it has no end")
 
 
-def _follow(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-    """One instruction of a pickle; see `pickletools` for what each does."""
+def _interpret(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
+    """Interprets one instruction of a pickle; `pickletools` documents them."""
     if name in ("PROTO", "FRAME"):
         return
     if name in _CONSTANTS:
@@ -179,7 +179,7 @@ def _follow(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) ->
         _of_type(stack[-1], list).extend(items)
     elif name in ("SETITEM", "SETITEMS"):
         items = _since_mark(stack) if name == "SETITEMS" else [stack.pop() for _ in "kv"][::-1]
-        # Other keys, nested deep enough, would overflow the stack when they are hashed.
+        # Hashing other keys, if nested deeply, would overflow the stack.
         if not all(isinstance(key, str | int) for key in items[::2]):
             raise PthError("its pickle has a key that is neither text nor a number")
         _of_type(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
@@ -218,13 +218,13 @@ _LITERALS = frozenset((
 # fmt: on
 
 
-def _known(asked: Any) -> _Global:
-    if _of_type(asked, _Global) not in _KNOWN:
+def _known(name: Any) -> _Global:
+    if _of_type(name, _Global) not in _KNOWN:
         raise PthError(
-            f"it asks to run {asked.module}.{asked.name}, which weights do not need; it may be "
-            "harmful: do not load it with anything else either"
+            f"its pickle would run {name.module}.{name.name}, which weights do not need; it may be "
+            "harmful: do not load it with other tools either"
         )
-    return asked
+    return name
 
 
 def _of_type(value: Any, kind: type) -> Any:
@@ -275,7 +275,7 @@ def _read_zip(data: bytes) -> tuple[Any, Stored]:
 
 
 def _read_legacy(data: bytes) -> tuple[Any, Stored]:
-    """Files before PyTorch 1.6: five pickles, then each storage with its size before it."""
+    """Files before PyTorch 1.6: five pickles, then each storage after its size."""
     file = io.BytesIO(data)
     if read_pickle(file) != _LEGACY_MAGIC:
         raise PthError("found a pickle, expected a file that PyTorch has saved")
@@ -284,16 +284,16 @@ def _read_legacy(data: bytes) -> tuple[Any, Stored]:
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise PthError("its numbers are big-endian, expected little-endian ones")
     value = read_pickle(file)
-    stated = {tensor.storage.key: tensor.storage for tensor in _tensors(value).values()}
+    described = {tensor.storage.key: tensor.storage for tensor in _tensors(value).values()}
     found: dict[_Storage, np.ndarray] = {}
     for key in _of_type(read_pickle(file), list):
-        storage = stated.get(_of_type(key, str))
+        storage = described.get(_of_type(key, str))
         if storage is None:
-            raise PthError(f"it holds storage {key!r}, which no tensor is in")
+            raise PthError(f"it holds storage {key!r}, which no tensor uses")
         size = storage.size * storage.dtype.itemsize
         count, content = file.read(8), file.read(size)
         if len(content) != size or count != struct.pack("<q", storage.size):
-            raise PthError(f"storage {key!r} is cut short or has another size than stated")
+            raise PthError(f"storage {key!r} is truncated or has another size than described")
         found[storage] = np.frombuffer(content, storage.dtype)
 
     def stored(storage: _Storage) -> np.ndarray:
@@ -305,7 +305,7 @@ def _read_legacy(data: bytes) -> tuple[Any, Stored]:
 
 
 def _tensors(value: Any) -> dict[str, _Tensor]:
-    """The tensors of a state dict, which some checkpoints keep in a dict of their own."""
+    """The tensors of a state dict; some checkpoints hold it under the key `state_dict`."""
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     if not isinstance(value, dict):

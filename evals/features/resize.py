@@ -1,7 +1,7 @@
-"""Resizing to a network's input, as each of the field's tools does it.
+"""Resizes images to a network's input size, with the rules of the published FID tools.
 
-Resizing is the main reason why two implementations of FID disagree. It is linear and separable, so
-that each rule is a pair of dense matrices, built here in float64:
+Resizing is the main reason why two implementations of FID disagree. It is linear and separable:
+each rule is a pair of dense matrices, built here in float64:
 
     preset   rule                                                           as in
     tf1      bilinear, source = target * in / out: no half pixel, no        TensorFlow 1, ADM, EDM,
@@ -9,9 +9,8 @@ that each rule is a pair of dense matrices, built here in float64:
     torch    bilinear, half pixel centres, no antialiasing                  pytorch-fid
     clean    Pillow's bicubic, antialiased; clipped to 0-255, not rounded   clean-fid
 
-pytorch-fid differs in one more way, which belongs to its preset: see `NORMALISATION`.
-
-The same matrices serve other networks: see `resized`.
+pytorch-fid also normalises differently: see `NORMALISATION`. The extractors of this package call
+`resized`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ import numpy as np
 Preset = Literal["tf1", "torch", "clean"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
-_STRIP = 2**22  # numbers of an image that are in memory as float64 at once
+STRIP_SIZE = 2**22  # values of an image in memory as float64 at once
 
-# (centre, scale): the FID network sees (pixel - centre) / scale. The original's is 128; pytorch-fid
-# maps 0-255 to -1..1 exactly.
+# (centre, scale): the input of the FID network is (pixel - centre) / scale. The original uses 128;
+# pytorch-fid maps 0-255 to -1..1 exactly.
 NORMALISATION: dict[str, tuple[float, float]] = {
     "tf1": (128.0, 128.0),
     "torch": (127.5, 127.5),
@@ -37,10 +36,10 @@ NORMALISATION: dict[str, tuple[float, float]] = {
 
 
 def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndarray:
-    """An image scaled to a size, its proportions given up.
+    """Scales an image to a size; the aspect ratio is not kept.
 
     Args:
-      image: [height, width, channels], numbers 0-255.
+      image: [height, width, channels], values 0-255.
       size: (height, width) of the result.
       preset: one of `PRESETS`.
 
@@ -50,10 +49,10 @@ def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndar
     rows = matrix(preset, image.shape[0], size[0])
     columns = matrix(preset, image.shape[1], size[1])
     height, width, channels = image.shape
-    # In float64: in float32 the sums would differ from one BLAS to the next by more than 1e-5. In
-    # strips: the whole of a large photo would take gigabytes.
+    # In float64, because float32 sums differ between BLAS libraries by more than 1e-5. In strips,
+    # because a large photo would take gigabytes.
     tall = np.zeros((size[0], width * channels))
-    step = max(_STRIP // (width * channels), 1)
+    step = max(STRIP_SIZE // (width * channels), 1)
     for top in range(0, height, step):
         strip = image[top : top + step].reshape(-1, width * channels)
         tall += rows[:, top : top + step] @ strip.astype(np.float64)
@@ -76,12 +75,12 @@ def matrix(preset: Preset, inputs: int, outputs: int) -> np.ndarray:
     if inputs < 1 or outputs < 1:
         raise ValueError(f"found {inputs} pixels to resize to {outputs}; expected 1 or more")
     result = _RULES[preset](inputs, outputs)
-    result.flags.writeable = False  # it is shared by all who ask
+    result.flags.writeable = False  # the cache shares it between callers
     return result
 
 
 def _bilinear(source: np.ndarray, inputs: int) -> np.ndarray:
-    """Each output between the two inputs next to its place; beyond the edge, the edge."""
+    """Interpolates between the two inputs around each source position; clamps at the edge."""
     low = np.minimum(source.astype(np.int64), inputs - 1)
     high = np.minimum(low + 1, inputs - 1)
     part = source.astype(np.float64) - low
@@ -92,16 +91,16 @@ def _bilinear(source: np.ndarray, inputs: int) -> np.ndarray:
 
 
 def _tf1(inputs: int, outputs: int) -> np.ndarray:
-    # Places are float32 in the original; in float64 they would be up to 3e-5 of a pixel elsewhere.
+    # The original computes positions in float32; float64 would differ by up to 3e-5 of a pixel.
     scale = np.float32(inputs / outputs)
     return _bilinear(np.arange(outputs, dtype=np.float32) * scale, inputs)
 
 
 def _torch(inputs: int, outputs: int) -> np.ndarray:
-    # A float32 scale, and one rounding at the end, as of a fused multiply and add.
+    # A float32 scale and one rounding at the end, like a fused multiply-add.
     scale = np.float64(np.float32(inputs / outputs))
-    places = ((np.arange(outputs) + 0.5) * scale - 0.5).astype(np.float32)
-    return _bilinear(np.maximum(places, 0), inputs)
+    positions = ((np.arange(outputs) + 0.5) * scale - 0.5).astype(np.float32)
+    return _bilinear(np.maximum(positions, 0), inputs)
 
 
 def _clean(inputs: int, outputs: int) -> np.ndarray:

@@ -1,34 +1,16 @@
-"""What whole clips are looked at with: a plug-in interface, and what can be asked for by name."""
+"""Makes extractors of whole clips by name, for `evals.video`."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import numpy as np
-
-from evals.features.weights import WeightsError, read
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipExtractor:
-    """Any function from clips to features.
-
-    Attributes:
-      name: what the features are called; of "i3d" the distance is called FVD.
-      about: what decides the numbers, as JSON values: hash of the weights, resize, ...
-      apply: uint8 [N, T, height, width, 3] -> float [N, d].
-    """
-
-    name: str
-    about: Mapping[str, Any]
-    apply: Callable[[np.ndarray], np.ndarray]
+from evals.features import i3d
+from evals.features.base import ClipExtractor, WeightsError
+from evals.features.weights import read
 
 
 def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
-    """The extractor of a name; None for none.
+    """Makes the extractor of a name; None without a name.
 
     Args:
       name: "i3d", or "MODULE:FUNCTION": a function without arguments that returns a
@@ -42,12 +24,10 @@ def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
     if not name:
         return None
     if name == "i3d":
-        from evals.features import i3d
-
         if not weights:
             raise WeightsError(
                 "--video_features=i3d needs --video_weights=FILE or URL: rgb_imagenet.pt of "
-                "pytorch-i3d. Nothing is fetched unasked"
+                "pytorch-i3d. No weights are downloaded by default"
             )
         return i3d.extractor(read(weights))
     module, colon, function = name.partition(":")
@@ -55,5 +35,8 @@ def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
         raise ValueError(f"found video_features {name!r}, expected i3d or MODULE:FUNCTION")
     found = getattr(importlib.import_module(module), function)()
     if not isinstance(found, ClipExtractor):
-        raise ValueError(f"{name} gives a {type(found).__name__}, expected a ClipExtractor")
+        raise ValueError(
+            f"{name} returned a {type(found).__name__}, expected an "
+            "evals.features.base.ClipExtractor"
+        )
     return found

@@ -1,1 +1,1 @@
-"""What is evaluated: images, documents, generated files, clips."""
+"""Inputs of evaluations: real images, documents, generated files, clips."""

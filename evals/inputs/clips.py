@@ -1,4 +1,4 @@
-"""Clips that are to be judged: a model's output, real videos before and after the codec."""
+"""Sets of clips for `evals.video`: generated ones, and real ones before and after the codec."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.preparation.process import clip_key
-from data_pipelines.representations.avc.representation import AvcRepresentation
+from data_pipelines.representations.base import Representation
 from data_pipelines.sources import Source
 from evals.inputs.codec import GeneratedError, Outcome
 from jpeglm_jax.generation.manifest import MANIFEST
+from jpeglm_jax.generation.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,22 +24,22 @@ class Clip:
     """One clip.
 
     Attributes:
-      key: its name; of a real one as `jpeglm_jax.prompts` spells it.
+      key: its name; of a real clip the name that manifests give as `source`.
       frames: uint8 [T, height, width, 3].
-      about: its line of the manifest, if a model wrote it.
+      record: the manifest line of a generated clip.
     """
 
     key: str
     frames: np.ndarray
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Clips(abc.ABC):
     """Clips in order.
 
     Attributes:
-      name: where they come from, as a user would say it.
-      rejected: (key, reason) of those that could not be read so far.
+      name: path or spec of the clips.
+      rejected: (key, reason) of unreadable videos, of the latest iteration.
     """
 
     def __init__(self, name: str):
@@ -50,21 +51,21 @@ class Clips(abc.ABC):
 
 
 class RealClips(Clips):
-    """Videos of a source, cut and fitted as in training.
+    """Videos of a source, cut into clips and fitted as in training.
 
     Args:
-      source: where they are.
+      source: of the videos.
       representation: of the model.
-      coded: after the codec, which is what a perfect model of it would write.
-      most: clips to take; 0: all.
+      coded: encode and decode them, as a perfect model would reproduce them.
+      max_clips: max number of clips; 0: all.
     """
 
     def __init__(
-        self, source: Source, representation: AvcRepresentation, *, coded: bool, most: int = 0
+        self, source: Source, representation: Representation, *, coded: bool, max_clips: int = 0
     ):
         super().__init__(source.spec)
         self._source, self._representation = source, representation
-        self._coded, self._most = coded, most
+        self._coded, self._max_clips = coded, max_clips
 
     def __iter__(self) -> Iterator[Clip]:
         self.rejected = []
@@ -72,11 +73,11 @@ class RealClips(Clips):
         for item in self._source.items():
             try:
                 opened = self._representation.open(self._source.read(item.locator))
-                for place, medium in enumerate(opened):
-                    if self._most and count == self._most:
+                for index, medium in enumerate(opened):
+                    if self._max_clips and count == self._max_clips:
                         return
                     count += 1
-                    yield Clip(clip_key(item.key, place), self._frames(medium))
+                    yield Clip(clip_key(item.key, index), self._frames(medium))
             except (ValueError, OSError) as error:
                 self.rejected.append((item.key, str(error)))
         self.rejected += [(reject.key, reject.reason) for reject in self._source.rejects]
@@ -84,22 +85,21 @@ class RealClips(Clips):
     def _frames(self, medium: Any) -> np.ndarray:
         if self._coded:
             return self._representation.decode(self._representation.encode(medium))
-        fitted = self._representation.fit(medium)
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in fitted])
+        return self._representation.fit(medium)
 
 
 class GeneratedClips(Clips):
-    """The documents in a folder's manifest.jsonl; grey where not one frame can be shown.
+    """The documents in a folder's manifest.jsonl; grey if no frame decodes.
 
     Args:
-      folder: what `jpeglm_jax.generate` wrote.
+      folder: written by `jpeglm_jax.generate`.
       representation: of the model.
 
     Raises:
-      GeneratedError: there is no manifest.
+      GeneratedError: there is no manifest, or no tokens that match it.
     """
 
-    def __init__(self, folder: epath.PathLike, representation: AvcRepresentation):
+    def __init__(self, folder: epath.PathLike, representation: Representation):
         super().__init__(str(folder))
         self._folder, self._representation = epath.Path(folder), representation
         path = self._folder / MANIFEST
@@ -108,14 +108,18 @@ class GeneratedClips(Clips):
                 f"{folder} has no {MANIFEST}; expected the output of a generate job"
             )
         self.lines = [json.loads(text) for text in path.read_text().splitlines()]
+        try:
+            self._tokens = Tokens(self._folder, self.lines)
+        except ValueError as error:
+            raise GeneratedError(str(error)) from error
         self.outcome = Outcome(len(self.lines), 0, 0, 0)
         self.frames_missing = self.frames_damaged = 0
 
     def __iter__(self) -> Iterator[Clip]:
         valid = salvaged = 0
         self.frames_missing = self.frames_damaged = 0
-        for line in self.lines:
-            frames = self._shown(line)
+        for line, tokens in zip(self.lines, self._tokens, strict=True):
+            frames = self._decoded(tokens)
             valid += line["valid"]
             salvaged += not line["valid"] and frames is not None
             if frames is None:
@@ -124,21 +128,17 @@ class GeneratedClips(Clips):
         failed = len(self.lines) - valid - salvaged
         self.outcome = Outcome(len(self.lines), valid, salvaged, failed)
 
-    def _shown(self, line: Mapping[str, Any]) -> np.ndarray | None:
-        """The frames, missing ones made up for and counted; None if there is not one."""
-        if not line["file"]:
-            self.frames_missing += self._representation.frames
-            return None
+    def _decoded(self, tokens: np.ndarray) -> np.ndarray | None:
+        """The frames, missing ones concealed and counted; None if no frame decodes."""
         try:
-            tokens = self._representation.from_bytes((self._folder / line["file"]).read_bytes())
-            decoded = self._representation.salvage(tokens)
+            decoded = self._representation.decode_with_damage(tokens)
         except ValueError:
             self.frames_missing += self._representation.frames
             return None
-        self.frames_missing += len(decoded.missing)
-        self.frames_damaged += len(decoded.corrupt)
-        return decoded.frames
+        self.frames_missing += decoded.missing_frames
+        self.frames_damaged += decoded.damaged_frames
+        return decoded.media
 
     def _grey(self) -> np.ndarray:
-        width, height = self._representation.size
+        width, height = self._representation.fixed_size or (16, 16)
         return np.full((self._representation.frames, height, width, 3), 128, np.uint8)

@@ -1,7 +1,8 @@
-"""What a codec model wrote: how much of it is valid, and what can be shown of the rest.
+"""Generated images: the output of a generate job, with counts of valid and salvaged documents.
 
-Output that does not decode is never dropped, which would flatter the model that fails most on
-what is hard: it stays in the count, and where nothing can be shown a grey image takes its place.
+Output that does not decode is never dropped, which would favour models that fail on difficult
+images: it is decoded as far as possible and counted, as a grey image if nothing can be decoded.
+`evals.evaluation` and `evals.longtail` read generate jobs through this module.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +21,29 @@ from PIL import Image
 from data_pipelines.media.images import ImageError, normalise, open_image
 from data_pipelines.representations.base import Representation, Validity
 from evals.inputs.images import Images
+from jpeglm_jax.generation.manifest import MANIFEST
+from jpeglm_jax.generation.tokens import TOKENS, Tokens
 
-MANIFEST = "manifest.jsonl"
 _GREY = Image.new("RGB", (16, 16), (128, 128, 128))
-_BATCH = 64  # documents judged together
+_BATCH = 64  # documents validated together
 
 
 class GeneratedError(ValueError):
-    """A folder of generated files that is not as `jpeglm_jax.generate` writes it."""
+    """A folder that does not hold the complete output of a generate job."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Counts of the documents that were asked for.
+    """Counts of the requested documents.
 
     Attributes:
-      requested: all of them; the sum of the next three.
-      strictly_valid: an encoder could have written them.
-      salvaged: not so, but there is something to show.
-      failed: nothing can be shown.
-      units: complete units (JPEG: MCUs) before the first damage, of all together; None if the
-        representation is not known.
-      expected_units: units that as many whole documents have.
+      requested: all documents; the sum of the next three.
+      strictly_valid: documents that an encoder could have written.
+      salvaged: invalid documents that decode in part.
+      failed: documents of which nothing decodes.
+      units: complete units (JPEG: MCUs) before the first damage, over all documents; None if the
+        representation is unknown.
+      expected_units: units of as many complete documents.
     """
 
     requested: int
@@ -56,24 +58,36 @@ class Outcome:
 
 
 class GeneratedImages(Images):
-    """The documents in a folder's manifest.jsonl, in its order; grey where nothing can be shown.
+    """The documents in a folder's manifest.jsonl, in its order; grey if nothing decodes.
+
+    With a representation, the tokens that the job recorded are decoded and validated here; a folder
+    without them is read from its files.
 
     Args:
-      folder: what `jpeglm_jax.generate` wrote.
-      representation: that of the model; without it damage is shown as Pillow shows it, and units
-        are not counted.
+      folder: written by `jpeglm_jax.generate`.
+      representation: of the model; without it Pillow decodes the files, validity is that of the
+        manifest, and units are not counted.
 
     Raises:
-      GeneratedError: no manifest, a line of it is damaged, or it names files outside the folder.
+      GeneratedError: no manifest, a line of it is damaged, it names files outside the folder, or
+        files or tokens are missing.
     """
 
     def __init__(self, folder: epath.PathLike, representation: Representation | None = None):
         super().__init__(str(folder))
         if representation is not None:
-            self.about = {"shown_by": representation.fingerprint}
+            self.metadata = {"decoded_by": representation.fingerprint}
         self._folder = epath.Path(folder)
         self._representation = representation
         self._lines = _read_manifest(self._folder)
+        self._tokens: Tokens | None = None
+        if representation is not None and (self._folder / TOKENS).is_file():
+            try:
+                self._tokens = Tokens(self._folder, self._lines)
+            except ValueError as error:
+                raise GeneratedError(str(error)) from error
+        else:
+            _require_files(self._folder, self._lines)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -85,64 +99,80 @@ class GeneratedImages(Images):
         return int(self._lines[number].get("label", -1))
 
     def read(self, number: int) -> bytes:
+        if self._tokens is not None:
+            return self._tokens[number].astype("<u4").tobytes()
         name = self._lines[number]["file"]
         return (self._folder / name).read_bytes() if name else b""
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        return self._shown(data) or _GREY
+        return self._decoded(data) or _GREY
 
     @property
     def paths(self) -> tuple[str, ...]:
         return (os.path.realpath(self._folder),)
 
-    def _shown(self, data: bytes) -> Image.Image | None:
-        """The image as far as it can be shown."""
-        if not data:
-            return None
-        if self._representation is not None:
+    def _documents(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Tokens of documents; none for a file that the representation cannot read."""
+        assert self._representation is not None
+        if self._tokens is not None:
+            return [self._tokens[number] for number in numbers]
+        documents = []
+        for number in numbers:
             try:
-                tokens = self._representation.from_bytes(data)
-                return normalise(self._representation.decode(tokens), "RGB")
-            except ValueError:  # not its header, or nothing to salvage
-                pass
+                documents.append(self._representation.from_bytes(self.read(number)))
+            except ValueError:  # another header
+                documents.append(np.zeros(0, np.int32))
+        return documents
+
+    def _decoded(self, data: bytes) -> Image.Image | None:
+        """The image as far as it decodes; None if nothing does."""
+        representation = self._representation
+        if representation is not None:
+            try:
+                tokens = (
+                    np.frombuffer(data, "<u4")
+                    if self._tokens is not None
+                    else representation.from_bytes(data)
+                )
+                return normalise(representation.decode(tokens), "RGB")
+            except ValueError:  # another header, or nothing to salvage
+                if self._tokens is not None:
+                    return None
         try:
-            return normalise(open_image(data), "RGB")
+            return normalise(open_image(data), "RGB") if data else None
         except ImageError:
             return None
 
     @functools.cached_property
     def outcome(self) -> Outcome:
-        """Judges every document. Reads all files."""
-        valid = salvaged = 0
-        for number, line in enumerate(self._lines):
-            if line["valid"]:
-                valid += 1
-            elif self._shown(self.read(number)) is not None:
-                salvaged += 1
-        failed = len(self) - valid - salvaged
-        return Outcome(len(self), valid, salvaged, failed, *self._units())
-
-    def _units(self) -> tuple[int | None, int | None]:
+        """Counts of valid, salvaged and failed documents, validated here. Reads all of them."""
         if self._representation is None:
-            return None, None
-        units = expected = 0
+            valid = [bool(line["valid"]) for line in self._lines]
+            units = None
+        else:
+            validities = list(self._validate(self._representation))
+            valid = [validity.valid for validity in validities]
+            units = (sum(v.units for v in validities), sum(v.expected for v in validities))
+        salvaged = sum(
+            self._decoded(self.read(number)) is not None
+            for number, is_valid in enumerate(valid)
+            if not is_valid
+        )
+        failed = len(self) - sum(valid) - salvaged
+        return Outcome(len(self), sum(valid), salvaged, failed, *(units or (None, None)))
+
+    def _validate(self, representation: Representation) -> Iterator[Validity]:
         for start in range(0, len(self), _BATCH):
             numbers = range(start, min(start + _BATCH, len(self)))
-            judged = judge([self.read(number) for number in numbers], self._representation)
-            units += sum(validity.units for validity in judged)
-            expected += sum(validity.expected for validity in judged)
-        return units, expected
+            yield from representation.validate_batch(self._documents(numbers))
 
 
-def judge(files: Sequence[bytes], representation: Representation) -> list[Validity]:
-    """Strict judgement on whole files; one whose header is damaged has no unit."""
-    documents = []
-    for data in files:
-        try:
-            documents.append(representation.from_bytes(data))  # type: ignore[attr-defined]
-        except ValueError:
-            documents.append(np.zeros(0, np.uint16))
-    return representation.validate_batch(documents)  # type: ignore[attr-defined]
+def _require_files(folder: epath.Path, lines: Sequence[dict[str, Any]]) -> None:
+    for line in lines:
+        if line["file"] and not (folder / line["file"]).is_file():
+            raise GeneratedError(
+                f"{folder} has no {line['file']}, which {MANIFEST} names; generate again"
+            )
 
 
 def _read_manifest(folder: epath.Path) -> list[dict[str, Any]]:
@@ -158,10 +188,6 @@ def _read_manifest(folder: epath.Path) -> list[dict[str, Any]]:
             raise GeneratedError(f"{path}, line {number} is damaged: {error!r}") from error
         if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or name in (".", ".."):
             raise GeneratedError(f"{path}, line {number} names {name!r}, no file of the folder")
-        if name and not (folder / name).is_file():
-            raise GeneratedError(
-                f"{folder} has no {name}, which line {number} of {MANIFEST} names; generate again"
-            )
         lines.append(line)
     if not lines:
         raise GeneratedError(f"{path} is empty; expected a line for each document")

@@ -1,4 +1,7 @@
-"""Real images as the documents a model is asked about: from prepared shards, or encoded here."""
+"""Real images as documents of a model: read from prepared shards, or encoded here.
+
+`evals.codelength` computes their likelihoods, `evals.prompting` cuts prompts from them.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,43 @@ _READ = 256  # documents read from shards at once
 
 
 class Document(NamedTuple):
-    """One image in the model's own terms.
+    """One image as tokens of the model.
 
     Attributes:
       key: its name.
       label: its class; -1 for none.
       tokens: integer [n], without start and end.
-      pixels: width times height of what was encoded; 0 if it is not known.
-      squared_error: mean of what encoding lost, over pixels of 0 to 255; NaN if not known, as for
-        what comes from shards, where the images are no longer there.
+      codec_bytes: bytes that the codec writes for it; 0 if there is no codec.
+      pixels: width times height of the encoded image; 0 if unknown.
+      squared_error: mean squared error of the codec over samples of 0 to 255; NaN if unknown, as
+        for shards, which do not hold the original images.
     """
 
     key: str
     label: int
     tokens: np.ndarray
+    codec_bytes: int = 0
     pixels: int = 0
     squared_error: float = float("nan")
 
 
 class Documents:
-    """The documents of a set of images, or so many of them at random.
+    """The documents of a set of images, or of a random subset.
 
     Args:
-      where: see `images.open_images`. Shards must be of this representation. Files that are as the
-        representation would write them are taken as they are, others are decoded and encoded.
-      representation: the model's.
-      num: how many; 0 for all.
-      seed: chooses which.
+      where: a path or spec, see `images.open_images`. Shards must be of this representation. Files
+        that the representation could have written are used unchanged, others are decoded and
+        encoded.
+      representation: of the model.
+      num: number of documents; 0 for all.
+      seed: of the random subset.
 
     Attributes:
-      name: where they are from.
-      rejected: (name, reason) of what could not be read, as far as they have been gone through.
+      name: path or spec of the images.
+      rejected: (name, reason) of unreadable images, of the latest iteration.
 
     Raises:
-      ValueError (MismatchError): nothing to read, or shards of another representation.
+      ValueError (MismatchError): no images, or shards of another representation.
     """
 
     def __init__(self, where: str, representation: Representation, num: int = 0, seed: int = 0):
@@ -59,8 +65,8 @@ class Documents:
         self.rejected: list[tuple[str, str]] = []
         if isinstance(self._images, ShardImages):
             self._images.shards.require(representation)
-        elif not hasattr(representation, "fit"):
-            raise ValueError(f"representation {representation.name!r} is not one of images")
+        elif representation.frames > 1:
+            raise ValueError(f"representation {representation.name!r} is not of images")
         if num < 0:
             raise ValueError(f"num is {num}; expected 1 or more, or 0 for all")
         total = len(self._images)
@@ -73,18 +79,18 @@ class Documents:
         return len(self._numbers)
 
     @property
-    def labelled_as(self) -> int:
-        """Number of classes that labels are out of; 0 if there are none."""
+    def num_classes(self) -> int:
+        """Number of classes of the labels; 0 if there are none."""
         return len(self._images.label_names)
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What they are, for a report."""
-        return {"from": self.name, **self._images.about}
+    def metadata(self) -> dict[str, Any]:
+        """Identifies the images in a report, as JSON values."""
+        return {"from": self.name, **self._images.metadata}
 
     def __iter__(self) -> Iterator[Document]:
-        """Goes through them, each time from the start."""
-        self.rejected = list(self._images.set_aside)
+        """Iterates over the documents, each time from the start."""
+        self.rejected = list(self._images.rejected)
         if isinstance(self._images, ShardImages):
             return self._stored(self._images.shards)
         return self._encoded()
@@ -93,35 +99,38 @@ class Documents:
         for start in range(0, len(self), _READ):
             numbers = self._numbers[start : start + _READ]
             for number, tokens in zip(numbers, shards.read(numbers), strict=True):
-                size = getattr(self._representation, "fixed_size", None) or (0, 0)
+                size = self._representation.fixed_size or (0, 0)
                 key, label = self._images.key(number), self._images.label(number)
-                yield Document(key, label, tokens, size[0] * size[1])
+                codec_bytes = int(shards.codec_bytes[number])
+                yield Document(key, label, tokens, codec_bytes, size[0] * size[1])
 
     def _encoded(self) -> Iterator[Document]:
         for number in self._numbers:
             key, label = self._images.key(number), self._images.label(number)
             try:
                 data = self._images.read(number)
-                yield self._taken(key, label, data) or self._made(key, label, number, data)
-            except (ValueError, OSError) as error:  # missing, damaged, no image
+                yield self._unchanged(key, label, data) or self._encode(key, label, number, data)
+            except (ValueError, OSError) as error:  # missing, damaged, or not an image
                 self.rejected.append((key, str(error) or type(error).__name__))
 
-    def _taken(self, key: str, label: int, file: bytes) -> Document | None:
-        """A file that is strictly what the representation writes, as it is."""
+    def _unchanged(self, key: str, label: int, file: bytes) -> Document | None:
+        """The tokens of a file that the representation could have written; None for others."""
         try:
             tokens = self._representation.from_bytes(file)
-        except (ValueError, AttributeError):  # another header, or media without files of its own
+        except ValueError:  # another header, or a representation without files
             return None
         if not self._representation.validate(tokens).valid:
             return None
         image = self._representation.decode(tokens)
-        return Document(key, label, tokens, image.width * image.height, 0.0)
+        codec_bytes = self._representation.codec_bytes(tokens)
+        return Document(key, label, tokens, codec_bytes, image.width * image.height, 0.0)
 
-    def _made(self, key: str, label: int, number: int, file: bytes) -> Document:
+    def _encode(self, key: str, label: int, number: int, file: bytes) -> Document:
         image = self._images.decode(number, file)
         tokens = self._representation.encode(image)
-        fitted = self._representation.fit(image)  # type: ignore[attr-defined]
-        shown = normalise(self._representation.decode(tokens), fitted.mode)
-        difference = np.asarray(fitted, np.float64) - np.asarray(shown, np.float64)
-        lost = float(np.square(difference).mean())
-        return Document(key, label, tokens, fitted.width * fitted.height, lost)
+        fitted = self._representation.fit(image)
+        decoded = normalise(self._representation.decode(tokens), fitted.mode)
+        difference = np.asarray(fitted, np.float64) - np.asarray(decoded, np.float64)
+        error = float(np.square(difference).mean())
+        codec_bytes = self._representation.codec_bytes(tokens)
+        return Document(key, label, tokens, codec_bytes, fitted.width * fitted.height, error)

@@ -1,6 +1,7 @@
-"""Sets of images that are to be judged, by number: from files, archives, shards, a model's output.
+"""Sets of images by number: files of a folder or an archive, records, shards, fitted images.
 
-Reading an image and decoding it are apart, so that a set can be recognised by its bytes alone.
+`evals.features` extracts features of them, `documents` encodes them. Reading and decoding are
+separate, so that a set can be identified by its bytes alone.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from PIL import Image
 
 from data_pipelines.media.images import normalise, open_image
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.files import open_records
 from data_pipelines.shards.reader import MANIFEST, Shards
+from data_pipelines.shards.storage import open_records
 from data_pipelines.sources import Item, Source, open_source
 
 _KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records")
@@ -29,15 +30,15 @@ class Images(abc.ABC):
     """Images by number, 0 to len - 1.
 
     Attributes:
-      name: where they come from, as a user would say it.
-      about: what besides the bytes decides the pixels, as JSON values.
-      set_aside: (name, reason) of what should have been an image and could not be listed.
+      name: path or spec of the images.
+      metadata: everything besides the bytes that determines the pixels, as JSON values.
+      rejected: (name, reason) of files that could not be listed as images.
     """
 
-    def __init__(self, name: str, about: dict[str, Any] | None = None):
+    def __init__(self, name: str, metadata: dict[str, Any] | None = None):
         self.name = name
-        self.about = about or {}
-        self.set_aside: list[tuple[str, str]] = []
+        self.metadata = metadata or {}
+        self.rejected: list[tuple[str, str]] = []
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -52,7 +53,7 @@ class Images(abc.ABC):
 
     @property
     def label_names(self) -> Sequence[str]:
-        """Names of the classes; empty where there are none, or none that are named."""
+        """Names of the classes; empty if there are none or they have no names."""
         return ()
 
     @abc.abstractmethod
@@ -76,7 +77,7 @@ class SourceImages(Images):
         super().__init__(source.spec)
         self._source = source
         self._items: Sequence[Item] = list(source.items())
-        self.set_aside = [(reject.key, reject.reason) for reject in source.rejects]
+        self.rejected = [(reject.key, reject.reason) for reject in source.rejects]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -118,14 +119,14 @@ class RecordImages(Images):
         return int(self._starts[-1])
 
     def key(self, number: int) -> str:
-        file, record = self._place(number)
+        file, record = self._locate(number)
         return f"{os.path.basename(self._files[file])}#{record}"
 
     def read(self, number: int) -> bytes:
-        file, record = self._place(number)
+        file, record = self._locate(number)
         return self._readers[file].read([record])[0]
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _locate(self, number: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._starts, number, side="right")) - 1
         return file, number - int(self._starts[file])
 
@@ -135,12 +136,12 @@ class RecordImages(Images):
 
 
 class ShardImages(Images):
-    """The documents of prepared shards, decoded: images that have been through the codec."""
+    """The documents of prepared shards, decoded: images after the codec."""
 
     def __init__(self, folder: str, split: str = "eval"):
         super().__init__(f"shards:{folder}:{split}")
         self.shards = Shards(folder, split)
-        self.about = {"decoded_from": self.shards.fingerprint}
+        self.metadata = {"decoded_from": self.shards.fingerprint}
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -157,10 +158,10 @@ class ShardImages(Images):
         return self.shards.label_names
 
     def read(self, number: int) -> bytes:
-        return np.asarray(self.shards.read([number])[0], "<u2").tobytes()
+        return self.shards.read([number])[0].astype("<u4").tobytes()
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        image = self.shards.representation.decode(np.frombuffer(data, "<u2"))
+        image = self.shards.representation.decode(np.frombuffer(data, "<u4"))
         return normalise(image, "RGB")
 
     @property
@@ -169,24 +170,24 @@ class ShardImages(Images):
 
 
 class FittedImages(Images):
-    """Images as a representation sees them: cut, resized, in its mode; coded or not.
+    """Images cropped, resized and converted by a representation; optionally through its codec.
 
     Args:
-      images: real ones.
-      representation: one of images, with a `fit`.
-      coded: also encoded and decoded, which is what a perfect model would give back.
+      images: real images.
+      representation: of images.
+      coded: also encode and decode them, as a perfect model would reproduce them.
     """
 
     def __init__(self, images: Images, representation: Representation, *, coded: bool):
-        if not hasattr(representation, "fit"):
-            raise ValueError(f"representation {representation.name!r} is not one of images")
+        if representation.frames > 1:
+            raise ValueError(f"representation {representation.name!r} is not of images")
         super().__init__(f"{images.name}{', through the codec' if coded else ''}")
-        self.about = {
-            **images.about,
+        self.metadata = {
+            **images.metadata,
             "fitted_to": representation.fingerprint,
             "coded": coded,
         }
-        self.set_aside = images.set_aside
+        self.rejected = images.rejected
         self._images, self._representation, self._coded = images, representation, coded
 
     def __len__(self) -> int:
@@ -210,7 +211,7 @@ class FittedImages(Images):
         if self._coded:
             image = self._representation.decode(self._representation.encode(image))
         else:
-            image = self._representation.fit(image)  # type: ignore[attr-defined]
+            image = self._representation.fit(image)
         return normalise(image, "RGB")
 
     @property
@@ -219,16 +220,16 @@ class FittedImages(Images):
 
 
 def open_images(where: str) -> Images:
-    """The images at a path, or of a spec.
+    """Opens the images at a path or of a spec.
 
     Args:
       where: a folder (of image files, of prepared shards, of .array_record files), a tar, an
         .array_record or .parquet file, or one of these by kind: `digits`, `folder:PATH`,
         `tar:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `parquet:GLOB`, `records:GLOB` (image files in
-        ArrayRecord), `shards:PATH[:SPLIT]` (prepared shards, by default the split heldout).
+        ArrayRecord), `shards:PATH[:SPLIT]` (prepared shards, by default the split eval).
 
     Raises:
-      ValueError, FileNotFoundError: there is nothing, or nothing to read.
+      ValueError, FileNotFoundError: there are no images.
     """
     kind, _, argument = where.partition(":")
     if kind not in _KINDS:
@@ -248,7 +249,7 @@ def _names_split(argument: str) -> bool:
 
 
 def _kind_of(where: str) -> str:
-    """What lies at a path. Raises ValueError if nothing does."""
+    """The kind of the images at a path. Raises ValueError if there are none."""
     path = epath.Path(os.path.expanduser(where) if "://" not in where else where)
     if path.is_dir():
         if (path / MANIFEST).is_file():

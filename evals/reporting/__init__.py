@@ -1,1 +1,1 @@
-"""The page of an evaluation."""
+"""Result files of runs and jobs, and the building blocks of the HTML report."""

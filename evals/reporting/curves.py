@@ -1,4 +1,4 @@
-"""Curves and scatter plots as SVG that goes into a page: text stays text, and it scales."""
+"""Curves and scatter plots as inline SVG for the report page; text stays text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from data_pipelines.utils.files import write_atomically
 from evals.reporting.page import Html, element
 
-# Colours that differ for the colour-blind too (Okabe and Ito), each with its own dash.
+# Colours that are distinct for colour-blind readers (Okabe and Ito), each with its own dash.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 
@@ -26,7 +26,7 @@ def lines(series: Series, title: str, x_label: str, y_label: str, *, log_x: bool
 
     Args:
       series: name -> (x, y), equally long.
-      title: of the figure; a screen reader is told it with each curve's last value.
+      title: of the figure; also its text for screen readers, with each curve's last value.
     """
     figure, axes = _axes(title, x_label, y_label)
     for number, (name, (x, y)) in enumerate(series.items()):
@@ -50,7 +50,7 @@ def lines(series: Series, title: str, x_label: str, y_label: str, *, log_x: bool
 def scatter(
     points: Series, title: str, x_label: str, y_label: str, text: str, *, log_x: bool = False
 ) -> Html:
-    """Points in one plot; `text` says what one is to see in them."""
+    """Points in one plot; `text` describes it for screen readers."""
     figure, axes = _axes(title, x_label, y_label)
     for number, (name, (x, y)) in enumerate(points.items()):
         axes.scatter(x, y, s=14, label=name, color=_COLOURS[number % len(_COLOURS)], alpha=0.8)
@@ -63,7 +63,7 @@ def scatter(
 
 
 def save(figure: Html, path: epath.PathLike) -> None:
-    """Writes a plot of `lines` or `scatter` as an .svg file of its own."""
+    """Writes a plot of `lines` or `scatter` to an .svg file."""
     svg = figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")]
     write_atomically(epath.Path(path), svg.encode())
 
@@ -81,7 +81,7 @@ def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 def _figure(figure: Figure, text: str, salt: str) -> Html:
     buffer = io.StringIO()
-    # Names inside an SVG are shared by the whole page: the salt keeps those of two plots apart.
+    # Ids inside an SVG are shared by the whole page: the salt keeps those of two plots distinct.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()

@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing else: tables, curves, pictures and videos in the file itself.
+"""Building blocks of one self-contained HTML page: tables, curves, pictures and videos inline.
 
-Building blocks for `evals.report`. Whatever is not `Html` is escaped where it is put in. The page
-is made for small screens and for screen readers: one heading a section, captions and scopes in
-tables, a text for every picture.
+`evals.sections` and `evals.report` use them. Every value that is not `Html` is escaped. The page
+is designed for small screens and for screen readers: one heading per section, captions and scopes
+in tables, a text alternative for every picture.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from PIL import Image
 
 from data_pipelines.media.images import open_image
 
-# What a browser plays, by suffix.
+# Media types of videos that browsers play, by suffix.
 _VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
-# Larger pictures are reduced: the page is to be sent by mail and opened on a phone.
+# Larger pictures are reduced, to keep the page small enough for mail and phones.
 _LARGEST_SIDE = 1600
 
 _STYLE = """
@@ -53,7 +53,7 @@ figure svg { background: #fff; border-radius: .3rem }
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is already markup."""
 
 
 def escape(value: Any) -> Html:
@@ -61,7 +61,7 @@ def escape(value: Any) -> Html:
     if isinstance(value, Html):
         return value
     if value is None:
-        return Html("–")  # noqa: RUF001  an en dash is what is meant
+        return Html("–")  # noqa: RUF001  an en dash
     if isinstance(value, float):
         return Html(html.escape(f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -123,7 +123,7 @@ def document(title: str, sections: Mapping[str, Html]) -> str:
 
 
 def table(caption: str, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table whose first column names its rows; it scrolls by itself on a narrow screen."""
+    """A table whose first column names its rows; it scrolls horizontally on a narrow screen."""
     head = element("tr", *(element("th", name, scope="col") for name in header))
     lines = [
         element(
@@ -138,20 +138,20 @@ def table(caption: str, header: Sequence[Any], rows: Iterable[Sequence[Any]]) ->
 
 
 def value_and_error(value: float | None, error: float | None) -> Html:
-    """A number with its standard error, where there is one."""
+    """A number with its standard error, if there is one."""
     return escape(value) if error is None else Html(f"{escape(value)} ± {escape(error)}")
 
 
 def notes(warnings: Iterable[str]) -> Html:
-    """What a reader must know of the numbers above."""
+    """A list of warnings on the numbers above."""
     items = [element("li", text) for text in warnings]
     return element("ul", *items, class_="note") if items else Html("")
 
 
 def picture(source: epath.PathLike | Image.Image, text: str, caption: str = "") -> Html:
-    """An image with what it shows as text; reduced if it is very large.
+    """An image with a text alternative; reduced if it is very large.
 
-    Raises ImageError for a file that is no image.
+    Raises ImageError for a file that is not an image.
     """
     if not isinstance(source, Image.Image):
         source = open_image(epath.Path(source).read_bytes())
@@ -160,7 +160,7 @@ def picture(source: epath.PathLike | Image.Image, text: str, caption: str = "") 
     image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    shown = _void(
+    tag = _void(
         "img",
         src=_data("image/png", buffer.getvalue()),
         alt=text,
@@ -169,7 +169,7 @@ def picture(source: epath.PathLike | Image.Image, text: str, caption: str = "") 
         class_="pixels" if small else "photo",
         loading="lazy",
     )
-    return element("figure", shown, element("figcaption", caption) if caption else "")
+    return element("figure", tag, element("figcaption", caption) if caption else "")
 
 
 def video(path: epath.PathLike, text: str, caption: str = "") -> Html:
@@ -177,17 +177,17 @@ def video(path: epath.PathLike, text: str, caption: str = "") -> Html:
     path = epath.Path(path)
     kind = _VIDEOS.get(path.suffix)
     if kind is None:
-        raise ValueError(f"{path} is no video that browsers play; expected {', '.join(_VIDEOS)}")
+        raise ValueError(f"{path} is not a video that browsers play; expected {', '.join(_VIDEOS)}")
     content = _data(kind, path.read_bytes())
-    shown = Html(
+    tag = Html(
         f'<video src="{content}" aria-label="{html.escape(text)}" controls muted loop autoplay '
         "playsinline></video>"
     )
-    return element("figure", shown, element("figcaption", caption) if caption else "")
+    return element("figure", tag, element("figcaption", caption) if caption else "")
 
 
 def link(path: PurePath | epath.Path, page: epath.PathLike, text: str = "") -> Html:
-    """A link to a file, relative to the folder of the page where both are local."""
+    """A link to a file, relative to the folder of the page if both are local."""
     href = str(path)
     if "://" not in href and "://" not in str(page):
         href = os.path.relpath(href, epath.Path(page).parent)
@@ -195,7 +195,7 @@ def link(path: PurePath | epath.Path, page: epath.PathLike, text: str = "") -> H
 
 
 def side_by_side(parts: Iterable[Html]) -> Html:
-    """Figures next to each other where the screen is wide enough."""
+    """Figures in columns if the screen is wide enough."""
     return element("div", *parts, class_="side")
 
 

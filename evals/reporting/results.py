@@ -1,19 +1,51 @@
-"""What training runs and evaluation jobs leave in their folders, read for a report."""
+"""Result files: written by evaluation jobs, and read for the report with those of training runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from etils import epath
 
+from data_pipelines.utils.compare import differences
+from data_pipelines.utils.files import write_atomically
+
 _METRICS = "metrics.jsonl"
+_SETTINGS = "settings.json"
 
 
 class ReportError(ValueError):
-    """A folder that holds nothing to report, or holds it damaged."""
+    """A folder without results, or with damaged ones."""
+
+
+class SettingsError(ValueError):
+    """A folder that holds the results of a job with other settings."""
+
+
+def write_json(path: epath.PathLike, result: Any) -> None:
+    """Writes a result atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(epath.Path(path), text.encode() + b"\n")
+
+
+def claim_folder(folder: epath.Path, settings: Mapping[str, Any]) -> None:
+    """Writes a job's settings to settings.json of its folder, so that the job can be resumed.
+
+    Raises SettingsError if the folder holds the results of a job with other settings.
+    """
+    path = folder / _SETTINGS
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    if different := differences(settings, json.loads(path.read_text())):
+        raise SettingsError(
+            f"{folder} holds results of other settings: {'; '.join(different)}; use the same "
+            "settings or another folder"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +55,7 @@ class Run:
     Attributes:
       name: of its folder.
       folder: its workdir.
-      lines: of metrics.jsonl, in order: `step` and named values.
+      lines: of metrics.jsonl, in order: `step` and metrics by name.
     """
 
     name: str
@@ -32,7 +64,7 @@ class Run:
 
     @classmethod
     def read(cls, workdir: epath.PathLike) -> Run:
-        """Raises ReportError for a folder that is no run's."""
+        """Reads a run. Raises ReportError for a folder that is not the workdir of a run."""
         folder = epath.Path(workdir)
         path = folder / _METRICS
         if not path.is_file():
@@ -47,11 +79,11 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The last step that has metrics; 0 if there is none yet."""
+        """The last step with metrics; 0 if there is none yet."""
         return max((line["step"] for line in self.lines), default=0)
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric; empty if it was never written."""
+        """(steps, values) of a metric; empty if there are none."""
         points = [(line["step"], line[name]) for line in self.lines if name in line]
         return [step for step, _ in points], [value for _, value in points]
 
@@ -68,7 +100,7 @@ class Run:
 
     @property
     def files(self) -> list[epath.Path]:
-        """What can be looked at besides."""
+        """Other files of the run, for links."""
         names = (_METRICS, "config.json", "representation.json")
         return [path for path in (self.folder / name for name in names) if path.is_file()]
 
@@ -79,8 +111,8 @@ class Evaluation:
 
     Attributes:
       name: of the folder.
-      folder: where it lies.
-      results: kind -> what the job wrote to KIND.json.
+      folder: its path.
+      results: kind -> the contents of KIND.json.
     """
 
     name: str
@@ -89,7 +121,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, folder: epath.PathLike, kinds: tuple[str, ...]) -> Evaluation:
-        """Raises ReportError for a folder without any result, or with a damaged one."""
+        """Reads results. Raises ReportError for a folder without any, or with a damaged one."""
         folder = epath.Path(folder)
         paths = {kind: folder / f"{kind}.json" for kind in kinds}
         results = {
@@ -99,7 +131,7 @@ class Evaluation:
         }
         if not results:
             raise ReportError(
-                f"{folder} has no result of an evaluation; expected one of "
+                f"{folder} has no results of an evaluation job; expected one of "
                 + ", ".join(path.name for path in paths.values())
             )
         return cls(folder.name, folder, results)
@@ -108,14 +140,16 @@ class Evaluation:
         """The file of a result."""
         return self.folder / f"{kind}.json"
 
-    def beside(self, name: str) -> epath.Path:
-        """A file that a result names; only one inside the folder.
+    def file(self, name: str) -> epath.Path:
+        """The path of a file named in a result, which must be inside the folder.
 
-        Raises ReportError for a name that leads out of it.
+        Raises ReportError for a path outside the folder.
         """
         path = PurePath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise ReportError(f"a result in {self.folder} names {name!r}, which is not in there")
+            raise ReportError(
+                f"a result in {self.folder} names {name!r}, which is outside the folder"
+            )
         return self.folder / name
 
 
@@ -123,7 +157,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ReportError(f"{where} is no JSON: {error}") from error
+        raise ReportError(f"{where} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ReportError(f"{where} holds a {type(value).__name__}, expected an object")
     return value

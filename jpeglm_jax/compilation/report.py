@@ -44,22 +44,22 @@ def make_train_step(config: ConfigDict, platform: str, vocab_size: int = 0) -> T
       ValueError: a representation or tokenizer that cannot be made.
     """
     if vocab_size:
-        eos, byte_lengths = 1, np.ones(vocab_size, np.int32)
+        eos = 1
     else:
         from data_pipelines import representations  # needs the codecs, which a GPU machine may lack
 
         # Labels are known when data is prepared: without data, a thousand of them.
         labels = 1000 if config.data.conditional else 0
         made = representations.make(**config.representation.to_dict(), num_labels=labels)
-        vocab_size, eos, byte_lengths = made.vocab_size, made.eos, made.byte_lengths
+        vocab_size, eos = made.vocab_size, made.eos
     model = model_config(config.model, vocab_size, platform)
-    return TrainStep(ModelSpec(model), config.optimizer, config.steps, eos, byte_lengths)
+    return TrainStep(ModelSpec(model), config.optimizer, config.steps, eos)
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch, [rows, sequence length]."""
     shape = (config.batch_size, config.seq_len)
-    types = {"weights": np.float32}
+    types = dict.fromkeys(("weights", "codec_bytes"), np.float32)
     return {key: jax.ShapeDtypeStruct(shape, types.get(key, np.int32)) for key in BATCH_KEYS}
 
 

@@ -1,1 +1,1 @@
-"""Prompts in, documents out: decoding, sampling, constraints."""
+"""Sampling documents from a trained model: engine, constraint, prompts and jobs."""

@@ -1,7 +1,9 @@
-"""The model one token at a time: weights laid out for it, a key-value cache, prompts read at once.
+"""Autoregressive decoding with a key-value cache: `prefill` of prompts and one `step` per token.
 
-Training scans over stacked layers. Here a step is so short that taking a layer out of the stack
-would cost as much as using it: layers lie apart, each with a cache of its own, updated in place.
+The engine and the model as a compressor (evals) call these functions. Training scans over stacked
+layers. A decoding step is so short that slicing a layer out of the stack would cost as much as
+using it. So the weights of each layer are arrays of their own here, and each layer has a cache of
+its own, updated in place.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from jpeglm_jax.parallel import sharding
 # Keys and values of all layers.
 Cache = tuple[LayerCache, ...]
 
-# Weights of at most this many bytes are held whole by every device along the axis that splits them
-# in training: gathering them anew at every token would take longer than the token.
+# Weights of at most this many bytes are not split along the fsdp axis as in training: gathering
+# them again for every token would take longer than the token.
 GATHERED_BYTES = 2 << 30
 
 
@@ -46,13 +48,13 @@ def weights(spec: ModelSpec, params: Any) -> dict[str, Any]:
 
 
 def weight_shardings(spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
-    """Where `weights` lie: as in training, but whole along fsdp if they are small."""
+    """Shardings of `weights`: those of training, but not split over fsdp if they are small."""
     shapes = spec.abstract_params
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
     size = count * jnp.dtype(spec.config.dtype).itemsize // mesh.shape["tensor"]
     gathered = size <= GATHERED_BYTES
 
-    def place(axes: tuple[str, ...]) -> NamedSharding:
+    def sharding_of(axes: tuple[str, ...]) -> NamedSharding:
         spec = sharding.spec(*axes)
         if gathered:
             spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
@@ -64,27 +66,27 @@ def weight_shardings(spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     outer = {name: part for name, part in spec.axes.items() if name != "blocks"}
     layer = jax.tree.map(lambda axes: axes[1:], spec.axes["blocks"], is_leaf=is_axes)
     tree = {"outer": outer, "layers": [layer] * spec.config.layers}
-    return jax.tree.map(place, tree, is_leaf=is_axes)
+    return jax.tree.map(sharding_of, tree, is_leaf=is_axes)
 
 
-def empty_cache(spec: ModelSpec, batch: int, length: int) -> Cache:
-    """A cache for `batch` sequences of at most `length` tokens, in the compute type."""
+def empty_cache(spec: ModelSpec, batch: int, seq_len: int) -> Cache:
+    """A cache for `batch` sequences of at most `seq_len` tokens, in the compute type."""
     c = spec.config
 
     def zeros() -> jax.Array:
-        return jnp.zeros((batch, c.kv_heads, length, c.head_dim), c.dtype)
+        return jnp.zeros((batch, c.kv_heads, seq_len, c.head_dim), c.dtype)
 
     return tuple((zeros(), zeros()) for _ in range(c.layers))
 
 
 def cache_shardings(spec: ModelSpec, mesh: Mesh) -> Any:
-    """Where a cache lies: rows over the axes of the batch, heads over tensor."""
+    """Shardings of a cache: rows over the axes of the batch, heads over tensor."""
     where = sharding.named(mesh, "batch", "kv_heads", None, None)
     return ((where, where),) * spec.config.layers
 
 
 def step(
-    spec: ModelSpec, weights: Any, tokens_B: jax.Array, places_B: jax.Array, cache: Cache
+    spec: ModelSpec, weights: Any, tokens_B: jax.Array, positions_B: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """Logits of the next token, given one more token of each sequence.
 
@@ -92,19 +94,19 @@ def step(
       spec: which model.
       weights: see `weights`.
       tokens_B: int32 [batch].
-      places_B: int32 [batch], the place of each token in its sequence, 0 for the first; what the
-        cache holds from there on is never read.
-      cache: keys and values of the places before.
+      positions_B: int32 [batch], the position of each token in its sequence, 0 for the first; the
+        cache is never read from there on.
+      cache: keys and values of the positions before.
 
     Returns:
-      float32 [batch, vocabulary], and the cache with these places filled in.
+      float32 [batch, vocabulary], and the cache with these positions filled in.
     """
     model, graph = _modules(spec, weights)
-    tables = rope_tables(places_B[:, None], spec.config.head_dim, spec.config.rope_theta)
+    tables = rope_tables(positions_B[:, None], spec.config.head_dim, spec.config.rope_theta)
     x_Bx1xD = model.embed_tokens(tokens_B[:, None])
     filled = []
     for layer, kv in zip(weights["layers"], cache, strict=True):
-        x_Bx1xD, kv = nnx.merge(graph, layer).step(x_Bx1xD, places_B, kv, tables)
+        x_Bx1xD, kv = nnx.merge(graph, layer).step(x_Bx1xD, positions_B, kv, tables)
         filled.append(kv)
     return model.logits(x_Bx1xD)[:, 0], tuple(filled)
 
@@ -112,18 +114,18 @@ def step(
 def prefill(
     spec: ModelSpec, weights: Any, tokens_RxP: jax.Array, rows_R: jax.Array, cache: Cache
 ) -> Cache:
-    """Reads the beginnings of some sequences at once.
+    """Reads the first tokens of some sequences at once.
 
     Args:
       spec: which model.
       weights: see `weights`.
-      tokens_RxP: int32, the first tokens; shorter beginnings are filled up with anything, which the
-        steps that follow overwrite before they read it.
-      rows_R: int32, the row of the cache each goes to; one past the last is dropped.
+      tokens_RxP: int32, the first tokens; shorter sequences are padded with any token: the steps
+        that follow overwrite its cache entry before they read it.
+      rows_R: int32, the row of the cache of each sequence; rows out of range are dropped.
       cache: keys and values.
 
     Returns:
-      The cache with places 0 to P - 1 of these rows filled in.
+      The cache with positions 0 to P - 1 of these rows filled in.
     """
     model, graph = _modules(spec, weights)
     rows, length = tokens_RxP.shape
@@ -143,7 +145,7 @@ def prefill(
 
 
 def _modules(spec: ModelSpec, weights: Any) -> tuple[Llama, Any]:
-    """The model but for its layers, and the graph of a layer."""
-    # Any layer's weights complete the tree; what is used of this model never touches them.
+    """The model without its layers, and the graph of a layer."""
+    # Any layer's weights complete the tree; embedding, norm and head do not use them.
     model = nnx.merge(spec.graph, weights["outer"] | {"blocks": weights["layers"][0]})
     return model, nnx.split(model.blocks)[0]

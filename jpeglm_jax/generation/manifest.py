@@ -1,8 +1,8 @@
-"""manifest.jsonl: a line about every document a generation job was asked for.
+"""manifest.jsonl: a line about every document of a generation job.
 
-Lines are written as documents finish, to a part of each task's own; a job that was stopped reads
-its part and draws what is missing. When no document is missing any more the parts become
-manifest.jsonl, in the order of the numbers: it is there only when the job is complete.
+Each task writes the lines of finished documents to a file of its own; a job that resumes reads that
+file and samples the missing documents. When no document is missing, the files of all tasks become
+manifest.jsonl, ordered by number: it exists only if the job is complete.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.utils.files import is_remote, write_atomically
+from jpeglm_jax.generation.tokens import TokenRecord
 
 MANIFEST = "manifest.jsonl"
 _JOB = "job.json"
@@ -28,12 +29,12 @@ class Manifest:
 
     Args:
       folder: of the job; made if missing.
-      job: what decides its output, as JSON values; a folder of another job is refused.
+      job: settings that decide its output, as JSON values; a folder of another job is refused.
       num: documents of the whole job.
-      task, num_tasks: task i of n draws the documents whose number leaves i when divided by n.
+      task, num_tasks: task i of n samples the documents whose number leaves i when divided by n.
 
     Raises:
-      JobError: the folder holds the output of another job; says what differs.
+      JobError: the folder holds the output of another job; names the settings that differ.
       WriteError: the disk is full.
     """
 
@@ -73,7 +74,7 @@ class Manifest:
         return self._folder / f"manifest-{task:05d}-of-{self._num_tasks:05d}.jsonl"
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Of this task; a line that was cut short by a kill is dropped."""
+        """Lines of this task; a line that a kill cut short is dropped."""
         whole = self._folder / MANIFEST
         if whole.exists():
             lines = [json.loads(text) for text in whole.read_text().splitlines()]
@@ -91,13 +92,13 @@ class Manifest:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the documents that this task has still to draw."""
+        """Numbers of the documents that this task has not sampled yet."""
         done = {line["number"] for line in self._lines}
         return [n for n in range(self._task, self._num, self._num_tasks) if n not in done]
 
     @property
     def lines(self) -> Sequence[dict[str, Any]]:
-        """Of this task, in the order in which the documents finished."""
+        """Lines of this task, in the order in which the documents finished."""
         return self._lines
 
     def add(self, line: dict[str, Any]) -> None:
@@ -111,14 +112,20 @@ class Manifest:
                 file.write(json.dumps(line) + "\n")
         except OSError:
             self._lines.pop()
-            self._rewrite(self._lines)  # says what is wrong, and leaves no half line
+            self._rewrite(self._lines)  # raises the WriteError, and leaves no half line
             raise
 
     def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
         write_atomically(self._path, _text(lines).encode())
 
-    def finish(self) -> list[dict[str, Any]] | None:
-        """All lines of the job in order, put into manifest.jsonl; None while tasks are missing."""
+    def finish(self, record: TokenRecord) -> list[dict[str, Any]] | None:
+        """All lines of the job in order, written to manifest.jsonl; None while tasks are missing.
+
+        The tokens of all documents are joined first, so that a finished job has both.
+
+        Args:
+          record: of the job.
+        """
         whole = self._folder / MANIFEST
         if whole.exists():
             return [json.loads(text) for text in whole.read_text().splitlines()]
@@ -133,10 +140,22 @@ class Manifest:
         if len({line["number"] for line in lines}) < self._num:
             return None
         lines.sort(key=lambda line: line["number"])
+        try:
+            record.join([line["number"] for line in lines])
+        except FileNotFoundError:
+            if whole.exists():  # another task has finished the job meanwhile
+                return lines
+            raise
         write_atomically(whole, _text(lines).encode())
+        record.remove_parts()
         for part in parts:
             part.unlink(missing_ok=True)
         return lines
+
+
+def read_manifest(folder: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a finished job. Raises FileNotFoundError if it is not finished."""
+    return [json.loads(text) for text in (epath.Path(folder) / MANIFEST).read_text().splitlines()]
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:

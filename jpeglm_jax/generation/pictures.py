@@ -1,4 +1,4 @@
-"""What one looks at after a generation job: grids, originals beside completions, clips."""
+"""Pictures of a finished generation job: a grid, completions next to their originals, MP4 clips."""
 
 from __future__ import annotations
 
@@ -7,108 +7,82 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from data_pipelines.media import movies
 from data_pipelines.representations import contact_sheet
-from data_pipelines.representations.avc.mp4 import to_mp4
-from data_pipelines.representations.avc.representation import AvcRepresentation
 from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg.representation import JpegRepresentation
 from jpeglm_jax.generation.prompts import Request
 
 GRID = "grid.png"
 SIDE_BY_SIDE = "side_by_side"
-_IN_GRID = {"image": 256, "clip": 16}  # documents, at most
+_MAX_IMAGES, _MAX_CLIPS = 256, 16  # documents in the grid
 
 
-def draw(
+def write_pictures(
     representation: Representation,
     out: epath.Path,
     lines: Sequence[Mapping[str, Any]],
+    documents: Sequence[np.ndarray],
     requests: Sequence[Request],
     originals: Mapping[str, np.ndarray],
 ) -> None:
     """Writes the pictures of a finished job.
 
-    grid.png shows the first documents; each clip gets an MP4 beside its stream. For completions
-    side_by_side/NUMBER.png shows an original, what was given of it and what was made of that, and
-    for clips NUMBER.mp4 and NUMBER.gif play the same.
+    grid.png shows the first documents; a document whose file ordinary players do not open also
+    becomes one that they do. For completions side_by_side/NUMBER.png shows an original, its prompt
+    and the completions, and for clips NUMBER.mp4 and NUMBER.gif play the same.
 
     Args:
       representation: of the model.
       out: the job's folder.
       lines: of its manifest.
-      requests: by number.
+      documents: tokens of the document of each line, integer [n].
+      requests: in the order of their numbers.
       originals: tokens of the media that were completed, by key; empty if there are none.
     """
-    most = _IN_GRID[representation.medium]
-    shown = [_document(representation, out, line) for line in lines[:most]]
+    max_shown = _MAX_IMAGES if representation.frames == 1 else _MAX_CLIPS
+    shown = [contact_sheet.pictures(representation, tokens) for tokens in documents[:max_shown]]
     contact_sheet.save(contact_sheet.sheet_of(shown), out / GRID)
-    if isinstance(representation, AvcRepresentation):
-        _write_clips(representation, out, lines)
+    for line, tokens in zip(lines, documents, strict=True):
+        _write_playable(representation, out, line["number"], tokens)
     if originals:
-        _write_side_by_side(representation, out, lines, requests, originals)
+        _write_side_by_side(representation, out, lines, documents, requests, originals)
 
 
-def _write_clips(
-    representation: AvcRepresentation, out: epath.Path, lines: Sequence[Mapping[str, Any]]
+def _write_playable(
+    representation: Representation, out: epath.Path, number: int, tokens: np.ndarray
 ) -> None:
-    for line in lines:
-        if not line["file"]:
-            continue
-        path = out / line["file"]
-        try:
-            playable = to_mp4(path.read_bytes(), representation.rate)
-        except ValueError:  # not one picture in it; the manifest says what is wrong
-            continue
-        path.with_suffix(".mp4").write_bytes(playable)
+    try:
+        playable = representation.playable(tokens)
+    except ValueError:  # nothing can be shown; the manifest has the reason
+        return
+    if playable is not None:
+        suffix, data = playable
+        (out / f"{number:06d}{suffix}").write_bytes(data)
 
 
 def _write_side_by_side(
     representation: Representation,
     out: epath.Path,
     lines: Sequence[Mapping[str, Any]],
+    documents: Sequence[np.ndarray],
     requests: Sequence[Request],
     originals: Mapping[str, np.ndarray],
 ) -> None:
     folder = out / SIDE_BY_SIDE
     folder.mkdir(exist_ok=True)
-    by_source: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        by_source.setdefault(line["source"], []).append(line)
+    by_source: dict[str, list[int]] = {}
+    for index, line in enumerate(lines):
+        by_source.setdefault(line["source"], []).append(index)
     for number, (key, own) in enumerate(by_source.items()):
-        given = requests[own[0]["number"]].prompt[1:]
+        prefix = requests[lines[own[0]]["number"]].prompt[1:]
         shown = [
             contact_sheet.pictures(representation, originals[key]),
-            _beginning(representation, given),
-            *(_document(representation, out, line) for line in own),
+            contact_sheet.pictures_of_prefix(representation, prefix),
+            *(contact_sheet.pictures(representation, documents[index]) for index in own),
         ]
         contact_sheet.save(contact_sheet.sheet_of(shown, len(shown)), folder / f"{number:06d}.png")
-        if isinstance(representation, AvcRepresentation):
+        if representation.frames > 1:
             frames = movies.side_by_side(shown)
             (folder / f"{number:06d}.mp4").write_bytes(movies.mp4(frames, representation.rate))
             (folder / f"{number:06d}.gif").write_bytes(movies.gif(frames, representation.rate))
-
-
-def _beginning(representation: Representation, given: np.ndarray) -> list[Image.Image]:
-    """What was given, and nothing that a decoder makes of the end of the stream."""
-    if isinstance(representation, JpegRepresentation):
-        try:
-            return [representation.salvage(given).image]
-        except ValueError:  # not one MCU
-            return []
-    return contact_sheet.pictures(representation, given)[: representation.validate(given).units]
-
-
-def _document(
-    representation: Representation, out: epath.Path, line: Mapping[str, Any]
-) -> list[Image.Image]:
-    """The document of a line of the manifest, as far as it can be shown."""
-    if not line["file"]:
-        return []
-    try:
-        tokens = representation.from_bytes((out / line["file"]).read_bytes())
-    except ValueError:  # a header that is not the representation's
-        return []
-    return contact_sheet.pictures(representation, tokens)

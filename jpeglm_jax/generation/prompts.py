@@ -1,4 +1,8 @@
-"""What a generation job is asked for: documents of a label, or given beginnings of real media."""
+"""Requests of a generation job: documents with a label, or completions of real media.
+
+The command `generate`, the samples of a training run and the evaluations make requests here; the
+engine continues the prompt of each.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,17 @@ from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import Source, SourceError
 from jpeglm_jax.generation.constraint import Constraint
 
-_WINDOW = 64  # documents that are read from shards together
+_READ_BATCH = 64  # documents read from shards together
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One document to draw.
+    """One document to sample.
 
     Attributes:
-      prompt: int32 [n], a start token and the tokens that are given.
-      label: of the start token; -1 for none.
-      source: key of the medium whose beginning is given; empty for none.
+      prompt: int32 [n], a start token and the tokens that follow it in the prompt.
+      label: the label of the start token; -1 for none.
+      source: key of the medium that is completed; empty for none.
     """
 
     prompt: np.ndarray
@@ -36,7 +40,7 @@ class Request:
 
 
 class Medium(NamedTuple):
-    """A real medium: its tokens, or why there are none."""
+    """A real medium: its tokens, or the reason why it was rejected."""
 
     key: str
     tokens: np.ndarray | None
@@ -44,45 +48,45 @@ class Medium(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Originals:
-    """Real media and their beginnings.
+class PromptSet:
+    """Requests that complete real media.
 
     Attributes:
       requests: `num` of each medium, one medium after the other.
-      tokens: of each whole medium, by its key.
-      set_aside: (key, reason) of those that cannot be used.
+      originals: tokens of each whole medium, by its key.
+      rejected: (key, reason) of each medium that cannot be used.
     """
 
     requests: list[Request]
-    tokens: dict[str, np.ndarray]
-    set_aside: list[tuple[str, str]]
+    originals: dict[str, np.ndarray]
+    rejected: list[tuple[str, str]]
 
 
 def start_token(representation: Representation, label: int) -> int:
-    """Of documents with this label, -1 for none. Raises ValueError for one without a token."""
+    """The start token of a label, BOS for -1. Raises ValueError for a label without a token."""
     return representation.bos if label < 0 else representation.label_token(label)
 
 
-def of_labels(representation: Representation, labels: Sequence[int]) -> list[Request]:
+def label_requests(representation: Representation, labels: Sequence[int]) -> list[Request]:
     """A whole document for each label; -1 is none. Raises ValueError for one without a token."""
     return [
         Request(np.array([start_token(representation, label)], np.int32), label) for label in labels
     ]
 
 
-def every_label(representation: Representation, num: int) -> list[int]:
-    """`num` labels, each in turn; -1 (none) throughout if there are no labels."""
+def cycle_labels(representation: Representation, num: int) -> list[int]:
+    """`num` labels: 0, 1, ... and from 0 again; all -1 if the representation has no labels."""
     count = representation.num_labels
     return [n % count if count else -1 for n in range(num)]
 
 
-def encoded(representation: Representation, source: Source) -> Iterator[Medium]:
+def encode_source(representation: Representation, source: Source) -> Iterator[Medium]:
     """The media of a source, of any size and mode, fitted to the representation as in training."""
     for item in source.items():
         key = item.key
         try:
-            for place, medium in enumerate(representation.open(source.read(item.locator))):
-                key = item.key if representation.kind == "image" else clip_key(item.key, place)
+            for index, medium in enumerate(representation.open(source.read(item.locator))):
+                key = item.key if representation.kind == "image" else clip_key(item.key, index)
                 yield Medium(key, representation.encode(medium))
         except (ValueError, OSError) as error:
             yield Medium(key, None, str(error))
@@ -90,109 +94,116 @@ def encoded(representation: Representation, source: Source) -> Iterator[Medium]:
         yield Medium(reject.key, None, reject.reason)
 
 
-def stored(shards: Shards) -> Iterator[Medium]:
+def read_shards(shards: Shards) -> Iterator[Medium]:
     """The media of prepared shards, without their augmented copies."""
     originals = [n for n in range(len(shards)) if not shards.copy(n)]
-    for begin in range(0, len(originals), _WINDOW):
-        numbers = originals[begin : begin + _WINDOW]
+    for begin in range(0, len(originals), _READ_BATCH):
+        numbers = originals[begin : begin + _READ_BATCH]
         for number, tokens in zip(numbers, shards.read(numbers), strict=True):
             yield Medium(shards.key(number), tokens)
 
 
-def of_beginnings(
+def completion_requests(
     representation: Representation,
     media: Iterable[Medium],
     ratio: float,
     *,
     num: int = 1,
     label: int = -1,
-    most: int = 0,
-    length: int,
-) -> Originals:
-    """Beginnings of real media, to be completed: the protocol of JPEG-LM (arXiv 2408.08459).
+    max_media: int = 0,
+    seq_len: int,
+) -> PromptSet:
+    """Requests that complete real media: the protocol of JPEG-LM (arXiv 2408.08459).
 
     Args:
       representation: of the model.
-      media: see `encoded` and `stored`.
-      ratio: the part of each that is given, see `Representation.prompt`.
-      num: documents to draw of each.
+      media: see `encode_source` and `read_shards`.
+      ratio: the part of each medium that becomes the prompt, see `Representation.prompt`.
+      num: documents to sample for each medium.
       label: of all of them.
-      most: media to use; 0: all.
-      length: places of a document; a medium whose beginning leaves no room is set aside.
+      max_media: how many media to use; 0: all.
+      seq_len: sequence length, the limit of a document; a medium whose prompt fills it is rejected.
 
     Raises:
-      ValueError: a ratio or a label out of range; not one medium can be used.
+      ValueError: a ratio or a label out of range, or all media were rejected.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"prefix_ratio is {ratio}; expected 0 to 1")
     start = start_token(representation, label)
-    result = Originals([], {}, [])
+    result = PromptSet([], {}, [])
     for medium in media:
-        if most and len(result.tokens) == most:
+        if max_media and len(result.originals) == max_media:
             break
-        given, reason = _beginning(representation, medium, ratio, length)
+        prefix, reason = _prefix(representation, medium, ratio, seq_len)
         if reason or medium.tokens is None:
-            result.set_aside.append((medium.key, reason))
+            result.rejected.append((medium.key, reason))
             continue
-        prompt = np.concatenate([[start], given]).astype(np.int32)
-        result.tokens[medium.key] = medium.tokens
+        prompt = np.concatenate([[start], prefix]).astype(np.int32)
+        result.originals[medium.key] = medium.tokens
         result.requests.extend([Request(prompt, label, medium.key)] * num)
     if not result.requests:
-        key, reason = result.set_aside[0] if result.set_aside else ("", "there is nothing")
-        raise SourceError(f"nothing can be completed: {key} {reason}".strip())
+        key, reason = result.rejected[0] if result.rejected else ("", "there is no medium")
+        raise SourceError(f"no medium can be completed: {key} {reason}".strip())
     return result
 
 
-def ending_in_time(found: Originals, constraint: Constraint, length: int) -> Originals:
-    """The same, less the media after whose beginning no valid document ends in `length` places.
+def reject_unfinishable(prompts: PromptSet, constraint: Constraint, seq_len: int) -> PromptSet:
+    """The same without the media whose prompt no valid document within `seq_len` begins with.
 
-    Raises ValueError: a beginning that no valid document has; not one medium is left.
+    Raises ValueError: no valid document of any length begins with a prompt, or no medium is left.
     """
-    prompts = [request.prompt for request in found.requests]
-    needed = np.asarray(constraint.needed(constraint.start(prompts)))
-    places = np.array([len(prompt) for prompt in prompts]) + needed
-    late = {
-        request.source: f"the shortest valid document after its beginning takes {taken} of "
-        f"{length} places"
-        for request, taken in zip(found.requests, places.tolist(), strict=True)
-        if taken > length
+    requests = prompts.requests
+    state = constraint.start([request.prompt for request in requests])
+    lengths = np.array([len(request.prompt) for request in requests])
+    min_lengths = lengths + np.asarray(constraint.min_tokens_to_end(state))
+    rejected = {
+        request.source: f"the shortest valid document that begins with its prompt takes {length} "
+        f"of {seq_len} positions"
+        for request, length in zip(requests, min_lengths.tolist(), strict=True)
+        if length > seq_len
     }
-    if len(late) == len(found.tokens):
-        key, reason = next(iter(late.items()))
-        raise ValueError(f"nothing can be completed: {key}: {reason}; sample without --constrain")
-    return Originals(
-        [request for request in found.requests if request.source not in late],
-        {key: tokens for key, tokens in found.tokens.items() if key not in late},
-        [*found.set_aside, *late.items()],
+    if len(rejected) == len(prompts.originals):
+        key, reason = next(iter(rejected.items()))
+        raise ValueError(f"no medium can be completed: {key}: {reason}; omit --constrain")
+    return PromptSet(
+        [request for request in requests if request.source not in rejected],
+        {key: tokens for key, tokens in prompts.originals.items() if key not in rejected},
+        [*prompts.rejected, *rejected.items()],
     )
 
 
-def of_run(sample: ConfigDict, heldout: JoinedShards, length: int) -> list[Request]:
-    """What a run shows of itself: `sample.num` documents, a label each, or `sample.prefix_ratio`
-    of as many held-out ones given.
+def sample_requests(config: ConfigDict, documents: JoinedShards, seq_len: int) -> list[Request]:
+    """The requests of a training run's samples, `config.num` documents.
 
-    Raises ValueError: see `of_beginnings`.
+    Args:
+      config: `config.sample`. Without `prefix_ratio` documents get the labels in turn; with it,
+        documents of the eval split are completed.
+      documents: of the eval split.
+      seq_len: sequence length, the limit of a document.
+
+    Raises:
+      ValueError: see `completion_requests`.
     """
-    representation = heldout.representation
-    if not sample.prefix_ratio:
-        return of_labels(representation, every_label(representation, sample.num))
-    media = itertools.chain.from_iterable(map(stored, heldout.parts))
-    return of_beginnings(
-        representation, media, sample.prefix_ratio, most=sample.num, length=length
+    representation = documents.representation
+    if not config.prefix_ratio:
+        return label_requests(representation, cycle_labels(representation, config.num))
+    media = itertools.chain.from_iterable(map(read_shards, documents.parts))
+    return completion_requests(
+        representation, media, config.prefix_ratio, max_media=config.num, seq_len=seq_len
     ).requests
 
 
-def _beginning(
-    representation: Representation, medium: Medium, ratio: float, length: int
+def _prefix(
+    representation: Representation, medium: Medium, ratio: float, seq_len: int
 ) -> tuple[np.ndarray, str]:
-    """(what is given of a medium, why it cannot be used)."""
-    nothing = np.zeros(0, np.uint16)
+    """(the tokens of a medium that become the prompt, why it is rejected)."""
+    nothing = np.zeros(0, np.int32)
     if medium.tokens is None:
         return nothing, medium.reason
     try:
-        given = representation.prompt(medium.tokens, ratio)
+        prefix = representation.prompt(medium.tokens, ratio)
     except ValueError as error:
         return nothing, str(error)
-    if len(given) + 1 >= length:
-        return nothing, f"its beginning takes {len(given) + 1} of {length} places"
-    return given, ""
+    if len(prefix) + 1 >= seq_len:
+        return nothing, f"its prompt takes {len(prefix) + 1} of {seq_len} positions"
+    return prefix, ""

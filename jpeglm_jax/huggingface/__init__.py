@@ -1,8 +1,8 @@
-"""Llama checkpoints as `transformers` keeps them: files, names, configuration, tokenizer, card.
+"""Hugging Face Llama checkpoints: weights, configuration, tokenizer and model card.
 
-`jpeglm_jax.convert` puts these parts together. Nothing here needs `transformers` or torch.
+The command `jpeglm_jax.convert` combines these modules. They need neither `transformers` nor torch.
 """
 
 
 class ConversionError(ValueError):
-    """A checkpoint that is damaged, or that the other side cannot hold."""
+    """A checkpoint that is damaged, or that the other format cannot represent."""

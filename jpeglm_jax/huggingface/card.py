@@ -1,4 +1,7 @@
-"""The model card: what the weights are, what tokens mean, how tokens become a file."""
+"""The model card of an exported checkpoint: its weights, its tokens, and from tokens to a file.
+
+`convert to_hf` writes it as README.md.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ tags: [jpeg-lm, codec]
 
 A Llama of {parameters:,} parameters: {layers} layers, width {width}, weights in {dtype}. It was
 trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459).
-It continues such a document and knows no language. Its context is {seq_len:,} tokens.
+It continues such documents and was trained on no text. Its sequence length is {seq_len:,} tokens.
 
 ## What a token is
 
@@ -48,12 +51,12 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER)
 start = torch.tensor([[{start}]])
 row = model.generate(start, max_length={seq_len})[0, 1:].tolist()
 tokens = row[: row.index({eos})] if {eos} in row else row
-print(representation.validate(tokens))  # could an encoder have written exactly this?
-open("drawn{suffix}", "wb").write(representation.to_bytes(tokens))
+print(representation.validate(tokens))  # strictly valid, or the first error
+open("sample{suffix}", "wb").write(representation.to_bytes(tokens))
 ```
 
-`to_bytes` puts back what is the same in every file and is not among the tokens. vLLM takes the
-start as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
+`to_bytes` adds the constant parts of a file, which are not among the tokens. vLLM takes the start
+token as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
 `SamplingParams(detokenize=False)`.
 
 ## Tokens as text
@@ -63,7 +66,7 @@ start as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
 
 _BYTES_TEXT = """\
 The weights were trained on ids 0 to 255, the bytes themselves, without a tokenizer.
-`tokenizer.json` was made for what insists on one. It writes byte b as the character
+`tokenizer.json` is for programs that require one. It writes byte b as the character
 `chr(10240 + b)` and puts id {bos} before a text:
 
 ```python
@@ -89,7 +92,7 @@ text = tokenizer.decode(ids, skip_special_tokens=True).strip()
 assert data == bytes(ord(character) - 10240 for character in text)
 ```"""
 
-_NO_TEXT = "There is no form of these tokens as text, and so no tokenizer: give and take ids."
+_NO_TEXT = "These tokens have no form as text, so there is no tokenizer: pass ids to the model."
 
 
 def write(
@@ -104,12 +107,12 @@ def write(
     """Writes README.md.
 
     Args:
-      folder: where.
+      folder: of the exported checkpoint.
       model: its shape.
       representation: what its tokens mean.
       parameters: number of its weights.
-      seq_len: its context.
-      dtype: what the weights are stored as.
+      seq_len: its sequence length.
+      dtype: stored type of the weights.
     """
     tokens, text = _tokens(representation)
     card = _CARD.format(
@@ -132,7 +135,7 @@ def write(
 
 
 def _tokens(representation: Representation) -> tuple[str, str]:
-    """(what ids mean, how they are written as text)."""
+    """(the meaning of ids, their form as text)."""
     tokenizer = getattr(representation, "tokenizer", None)
     if isinstance(tokenizer, BpeTokenizer):
         pieces = f"Ids are those of the {tokenizer.first_label} pieces of `tokenizer.model`."

@@ -1,6 +1,6 @@
-"""config.json of `transformers`' Llama <-> the shape of our model.
+"""config.json of `transformers`' Llama <-> `ModelConfig`; `convert` reads and writes it.
 
-Both namings of the rotary base are read: `rope_theta` beside `rope_scaling` (versions up to 4) and
+Both names of the rotary base are read: `rope_theta` with `rope_scaling` (versions up to 4) and
 `rope_parameters` (from 5 on). Both are written.
 """
 
@@ -17,17 +17,17 @@ from jpeglm_jax.model.config import ModelConfig
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 
-# What LlamaConfig takes where config.json is silent.
+# LlamaConfig's defaults for missing values.
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 _THETA = 10000.0
 
 
 class Described(NamedTuple):
-    """What a config.json tells.
+    """The content of a config.json.
 
     Attributes:
       model: the shape; `model.vocab_size` is the number of rows of the embedding.
-      seq_len: places that the model was made for.
+      seq_len: sequence length of the model, max_position_embeddings.
     """
 
     model: ModelConfig
@@ -38,8 +38,8 @@ def read(folder: epath.Path) -> Described:
     """Reads a checkpoint's config.json.
 
     Raises:
-      ConversionError: it is missing or damaged, or states what our model does not have; all of it
-        is named.
+      ConversionError: it is missing or damaged, or has features that our model has not; all of
+        them are named.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -47,12 +47,12 @@ def read(folder: epath.Path) -> Described:
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
-        raise ConversionError(f"{path} is no JSON ({error}); fetch it anew") from error
+        raise ConversionError(f"{path} is no JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
         raise ConversionError(f"{path} holds {type(values).__name__}, expected an object")
     wrong = _refused(values)
     if wrong:
-        raise ConversionError(f"{path} describes another model than ours: " + "; ".join(wrong))
+        raise ConversionError(f"{path} describes an unsupported model: " + "; ".join(wrong))
     try:
         return _described(values)
     except (KeyError, TypeError, ValueError) as error:
@@ -64,7 +64,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _refused(values: dict[str, Any]) -> list[str]:
-    """What the model has that ours has not, one phrase each."""
+    """The features of the model that ours has not, one phrase each."""
     wrong = []
     if values.get("model_type") != "llama":
         wrong.append(f"model_type is {values.get('model_type')!r}, expected 'llama'")
@@ -121,9 +121,9 @@ def to_json(model: ModelConfig, *, seq_len: int, bos: int, eos: int, dtype: str)
 
     Args:
       model: a plain Llama.
-      seq_len: places that the model was trained with.
-      bos, eos: ids of the start of an unlabelled document and of the end.
-      dtype: what the weights are stored as.
+      seq_len: sequence length that the model was trained with.
+      bos, eos: ids of the start token of an unlabelled document and of the end token.
+      dtype: stored type of the weights.
 
     Raises:
       ConversionError: `transformers` has no Llama of this shape.
@@ -169,11 +169,11 @@ def write_generation(
     top_k: int,
     top_p: float,
 ) -> None:
-    """Writes generation_config.json: how `generate` and vLLM draw unless told otherwise."""
+    """Writes generation_config.json: the default sampling parameters of `generate` and vLLM."""
     values = {
         "bos_token_id": bos,
         "eos_token_id": eos,
-        "pad_token_id": eos,  # after the end of a document nothing is looked at
+        "pad_token_id": eos,  # tokens after the end of a document are not read
         "do_sample": True,
         "temperature": temperature,
         "top_k": top_k,

@@ -1,10 +1,10 @@
-"""The safetensors format: tensors of a folder read one at a time, shards written one at a time.
+"""The safetensors format: reads tensors one at a time, writes files one at a time.
 
 A file is the length of its header (8 bytes, little-endian), the header as JSON (name -> dtype,
 shape, data_offsets), and the tensors one after the other without gaps
 (https://github.com/huggingface/safetensors, "Format"). Several files are joined by an index of
-which tensor lies in which. Tensors are read by seeking rather than by mapping the file, so that
-memory holds one tensor, not what of the file has been touched.
+the tensors in each. Tensors are read by seeking, not by mapping the file, so that memory holds one
+tensor and not all touched pages of the file. `convert` and the evaluations read weights with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jpeglm_jax.huggingface import ConversionError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# What weights may be stored as: our name -> (the format's, NumPy's).
+# Stored types of weights: our name -> (the format's, NumPy's).
 DTYPES = {
     "float32": ("F32", np.dtype("<f4")),
     "float16": ("F16", np.dtype("<f2")),
@@ -35,10 +35,10 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies.
+    """The location of a tensor.
 
     Attributes:
-      file: that holds it.
+      file: the file with the tensor.
       dtype: a key of DTYPES, or the format's own name of another one.
       shape: of the tensor.
       start: first byte in the file.
@@ -87,7 +87,7 @@ def open_folder(folder: epath.PathLike) -> dict[str, Tensor]:
         wrong = sorted(found.keys() ^ {tensor for tensor, file in where.items() if file == name})
         if wrong:
             raise ConversionError(
-                f"{folder}: {INDEX_FILE} and {name} do not agree on {_some(wrong)}; fetch both anew"
+                f"{folder}: {INDEX_FILE} and {name} disagree on {_some(wrong)}; fetch both again"
             )
         tensors |= found
     return tensors
@@ -127,12 +127,12 @@ def _nothing_to_read(folder: epath.Path) -> str:
         "read and are not read here. If you trust their origin, write them as safetensors in an "
         "environment with transformers and torch: from transformers import AutoModelForCausalLM; "
         f'AutoModelForCausalLM.from_pretrained("{folder}", torch_dtype="auto")'
-        '.save_pretrained("NEW_FOLDER"); then copy tokenizer.model beside them'
+        '.save_pretrained("NEW_FOLDER"); then copy tokenizer.model into that folder'
     )
 
 
 def read_header(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of one file. Raises ConversionError if it is damaged or no such file."""
+    """The tensors of one file. Raises ConversionError for a damaged file or another format."""
     length = path.stat().length
     with path.open("rb") as file:
         first = file.read(8)
@@ -150,18 +150,18 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         tensors = {name: _entry(path, 8 + size, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(
-            f"the header of {path} is damaged ({type(error).__name__}: {error}); fetch it anew"
+            f"the header of {path} is damaged ({type(error).__name__}: {error}); fetch it again"
         ) from error
     at = 8 + size
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
         if tensor.start != at:
             raise ConversionError(
-                f"{path}: {name} begins at byte {tensor.start:,}, expected {at:,}; fetch it anew"
+                f"{path}: {name} begins at byte {tensor.start:,}, expected {at:,}; fetch it again"
             )
         at = tensor.end
     if at != length:
         raise ConversionError(
-            f"{path} has {length:,} bytes, expected {at:,} by its header; fetch it anew"
+            f"{path} has {length:,} bytes, expected {at:,} by its header; fetch it again"
         )
     return tensors
 
@@ -178,14 +178,14 @@ def _entry(path: epath.Path, data: int, entry: dict[str, Any]) -> Tensor:
 
 
 class Shard(NamedTuple):
-    """A file to be written: its name, and the names and shapes of its tensors in their order."""
+    """A file to write: its name, and the names and shapes of its tensors in order."""
 
     file: str
     tensors: list[tuple[str, tuple[int, ...]]]
 
 
 def plan(tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str, max_bytes: int) -> list[Shard]:
-    """Puts tensors, in their order, into files of at most `max_bytes` (one tensor at least)."""
+    """Assigns tensors, in order, to files of at most `max_bytes`, but at least one tensor each."""
     groups: list[list[tuple[str, tuple[int, ...]]]] = []
     room = 0
     for name, shape in tensors:
@@ -208,9 +208,9 @@ def write(folder: epath.Path, shards: Sequence[Shard], dtype: str, arrays: Itera
 
     Args:
       folder: an existing folder.
-      shards: what goes where, from `plan`.
+      shards: the tensors of each file, from `plan`.
       dtype: a key of DTYPES; arrays are rounded to it.
-      arrays: the tensors in the order of the plan, one taken after the other.
+      arrays: the tensors in the order of the plan, consumed one after the other.
 
     Raises:
       ConversionError: an array has another shape than planned, or a finite value that the type
@@ -257,7 +257,7 @@ def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     return stored.reshape(-1).view(np.uint8)
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _some(names: Sequence[str], max_names: int = 6) -> str:
+    """The first names, and the number of the others."""
+    rest = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,8 +1,9 @@
-"""The tokenizer's files for `transformers`: text of one character a byte <-> token ids.
+"""Tokenizer files for `transformers`: text of one character per byte <-> token ids.
 
-Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459). A SentencePiece model goes
-out as it is, for LlamaTokenizer. One token a byte becomes a tokenizer.json that splits a text into
-its characters. Label tokens follow as added tokens, written `<label_K>`.
+Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459). A SentencePiece model is
+exported unchanged, for LlamaTokenizer. A tokenizer of bytes becomes a tokenizer.json that splits a
+text into its characters. Label tokens are added tokens, written `<label_K>`. `convert to_hf` writes
+them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ FAST_FILE = "tokenizer.json"
 
 
 def label_name(label: int) -> str:
-    """How the token of a label is written in a text."""
+    """The text form of the token of a label."""
     return f"<label_{label}>"
 
 
 def write(folder: epath.Path, tokenizer: Tokenizer, seq_len: int) -> None:
-    """Writes what `AutoTokenizer.from_pretrained` needs, next to a SentencePiece model.
+    """Writes the files that `AutoTokenizer.from_pretrained` needs, next to a SentencePiece model.
 
-    A text is given its BOS there, and no EOS: what is written so can be continued.
+    The tokenizer puts BOS before a text, and no EOS after it, so that the model can continue it.
     """
     if isinstance(tokenizer, BpeTokenizer):
         config = _sentencepiece_config(tokenizer)
@@ -53,7 +54,7 @@ def _sentencepiece_config(tokenizer: BpeTokenizer) -> dict[str, Any]:
         "unk_token": pieces.id_to_piece(pieces.unk_id()),
         "add_bos_token": True,
         "add_eos_token": False,
-        # What the model does with the beginning of a text, and nothing besides.
+        # A text is split exactly as by the SentencePiece model, without added spaces.
         "legacy": True,
         "spaces_between_special_tokens": False,
         "added_tokens_decoder": labels,
@@ -61,7 +62,7 @@ def _sentencepiece_config(tokenizer: BpeTokenizer) -> dict[str, Any]:
 
 
 def _byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer.json: BPE of 256 characters without merges, BOS put before every text."""
+    """A tokenizer.json: BPE of 256 characters without merges, with BOS before every text."""
     specials = {"<s>": tokenizer.bos, "</s>": tokenizer.eos}
     specials |= {label_name(k): tokenizer.label_token(k) for k in range(tokenizer.num_labels)}
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}

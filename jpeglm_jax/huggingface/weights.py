@@ -1,7 +1,7 @@
-"""Which tensor of `transformers`' Llama is which of our parameters.
+"""The table from tensors of `transformers`' Llama to our parameters; `convert` uses it.
 
-There a linear layer keeps [outputs, inputs] for each layer of the model; here it keeps
-[inputs, outputs], heads as an axis of their own, and all layers stacked. The rotary pairing
+`transformers` stores a linear layer as [outputs, inputs], one tensor per layer of the model. Ours
+is [inputs, outputs] with heads as an axis of their own, and all layers stacked. The rotary pairing
 (i, i + K/2) is the same, so no head is permuted.
 """
 
@@ -24,12 +24,12 @@ Reader = Callable[[str, tuple[int, ...]], np.ndarray]
 EMBED = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
-# Tables that older versions stored though they follow from the configuration.
+# Tables that older versions stored; they follow from the configuration.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 class Part(NamedTuple):
-    """A piece of a parameter: its place on the leading axis (`...` for all of it), and values."""
+    """A part of a parameter: its index on the leading axis (`...`: the whole), and its values."""
 
     index: Any
     array: np.ndarray
@@ -37,15 +37,15 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of ours and what it is made of.
+    """One of our parameters and the tensors of `transformers` that it consists of.
 
     Attributes:
       path: in our tree of parameters.
-      shape: there; [layers, ...] if `stacked`.
+      shape: of our parameter; [layers, ...] if `stacked`.
       name: in `transformers`, with {} for the number of the layer if `stacked`.
       tensor_shape: of each such tensor.
-      stacked: one tensor a layer, or one in all.
-      linear: a linear layer, kept the other way round.
+      stacked: whether there is one tensor per layer.
+      linear: whether it is a linear layer, which is transposed.
     """
 
     path: tuple[str, ...]
@@ -61,7 +61,7 @@ class Weight:
         return [self.name.format(n) for n in range(self.shape[0])] if self.stacked else [self.name]
 
     def parts(self, read: Reader) -> Iterator[Part]:
-        """Reads the tensors one by one and gives them in our layout."""
+        """Reads the tensors one by one and yields them in our layout."""
         shape = self.shape[1:] if self.stacked else self.shape
         for number, name in enumerate(self.names):
             tensor = read(name, self.tensor_shape)
@@ -69,32 +69,32 @@ class Weight:
             yield Part(number if self.stacked else ..., ours)
 
     def tensor(self, ours: np.ndarray) -> np.ndarray:
-        """One layer of the parameter (all of it if not stacked) as `transformers` keeps it."""
+        """One layer of the parameter (all of it if not stacked) as `transformers` stores it."""
         return ours.reshape(self.tensor_shape[::-1]).T if self.linear else ours
 
 
 def table(config: ModelConfig) -> tuple[Weight, ...]:
     """All parameters of a model.
 
-    Raises ConversionError for a model that is no plain Llama.
+    Raises ConversionError for a model that `transformers`' Llama has not.
     """
     if config.qk_norm:
         raise ConversionError(
             "model.qk_norm is on: transformers' Llama has no norm of queries and keys "
-            "(q_norm, k_norm), so it cannot hold these weights"
+            "(q_norm, k_norm), so it cannot represent these weights"
         )
     c = config
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
 
     def linear(path: str, name: str, tensor_shape: tuple[int, int], *shape: int) -> Weight:
         name = f"model.layers.{{}}.{name}.weight"
-        places = ("blocks", *path.split("."))
-        return Weight(places, (c.layers, *shape), name, tensor_shape, stacked=True, linear=True)
+        keys = ("blocks", *path.split("."))
+        return Weight(keys, (c.layers, *shape), name, tensor_shape, stacked=True, linear=True)
 
     def norm(path: str, name: str) -> Weight:
         name, shape = f"model.layers.{{}}.{name}.weight", (c.layers, c.width)
-        places = ("blocks", path, "scale")
-        return Weight(places, shape, name, (c.width,), stacked=True, linear=False)
+        keys = ("blocks", path, "scale")
+        return Weight(keys, shape, name, (c.width,), stacked=True, linear=False)
 
     def single(path: str, name: str, *shape: int, linear: bool = False) -> Weight:
         tensor_shape = shape[::-1] if linear else shape
@@ -122,17 +122,17 @@ def tree(config: ModelConfig, leaf: Callable[[Weight], Any]) -> dict[str, Any]:
     params: dict[str, Any] = {}
     for weight in table(config):
         *outer, last = weight.path
-        place = params
+        node = params
         for key in outer:
-            place = place.setdefault(key, {})
-        place[last] = leaf(weight)
+            node = node.setdefault(key, {})
+        node[last] = leaf(weight)
     return params
 
 
 def check(config: ModelConfig, found: Mapping[str, Tensor]) -> None:
     """Refuses a checkpoint whose tensors are not exactly those of the model, naming them.
 
-    A stored head of a model that ties it to the embedding must be equal to that.
+    If the model ties the head to the embedding, a stored head must equal the embedding.
     """
     expected = {name: weight.tensor_shape for weight in table(config) for name in weight.names}
     copied_head = config.tied and HEAD in found
@@ -140,15 +140,15 @@ def check(config: ModelConfig, found: Mapping[str, Tensor]) -> None:
     extra = [name for name in found if name not in expected and not _DERIVED.fullmatch(name)]
     if copied_head:
         extra.remove(HEAD)
-    there = {name: (found[name], shape) for name, shape in expected.items() if name in found}
+    present = {name: (found[name], shape) for name, shape in expected.items() if name in found}
     misshapen = [
         f"{name} is {list(tensor.shape)}, expected {list(shape)}"
-        for name, (tensor, shape) in there.items()
+        for name, (tensor, shape) in present.items()
         if tensor.shape != shape
     ]
     untyped = [
         f"{name} is {tensor.dtype}, expected {', '.join(DTYPES)}"
-        for name, (tensor, _) in there.items()
+        for name, (tensor, _) in present.items()
         if tensor.dtype not in DTYPES
     ]
     groups = {"missing": missing, "unknown": extra, "misshapen": misshapen, "not usable": untyped}
@@ -164,6 +164,6 @@ def check(config: ModelConfig, found: Mapping[str, Tensor]) -> None:
         )
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    rest = len(names) - most
-    return "; ".join(names[:most]) + (f"; and {rest} more" if rest > 0 else "")
+def _some(names: list[str], max_names: int = 8) -> str:
+    rest = len(names) - max_names
+    return "; ".join(names[:max_names]) + (f"; and {rest} more" if rest > 0 else "")

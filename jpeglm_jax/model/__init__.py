@@ -1,1 +1,1 @@
-"""The Llama and its kernels."""
+"""The model: Llama in Flax NNX, its operations, attention kernels and FLOPs."""

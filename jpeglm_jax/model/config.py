@@ -1,4 +1,4 @@
-"""The shape of a model, and what its backward pass keeps of the forward pass."""
+"""The shape of a model and its remat policies, from `config.model`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QKV, GATE, UP, OUTPUT = "qkv", "gate", "up", "output"
 
 
 def _offload(*names: str) -> Callable[..., Any]:
-    """Keeps what is named in the host's memory, and nothing else."""
+    """Saves the named activations in the host's memory, and no others."""
     return _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=list(names),
@@ -25,8 +25,8 @@ def _offload(*names: str) -> Callable[..., Any]:
     )
 
 
-# What the backward pass keeps of a layer; everything else is computed again. From most memory and
-# fewest operations to the other end.
+# Activations of a layer that are saved for the backward pass; all others are computed again. From
+# max memory and min operations to min memory and max operations.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,  # all
     "minimal_with_attention": _POLICIES.save_only_these_names(QKV, ATTENTION, GATE, UP, OUTPUT),
@@ -38,7 +38,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "offload_qkv_attention": _offload(QKV, ATTENTION),
     "full": _POLICIES.nothing_saveable,  # the layer's input alone
 }
-# Those under which attention runs only once: its output, and its normaliser, are kept.
+# Policies under which attention runs only once: its output and its normaliser are saved.
 KEEP_ATTENTION = {
     "none",
     "minimal_with_attention",
@@ -79,11 +79,13 @@ class ModelConfig:
                 f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim is {self.head_dim}; rotary positions need it even")
+            raise ValueError(
+                f"model.head_dim is {self.head_dim}; rotary positions need an even number"
+            )
 
     @property
     def recomputes_attention(self) -> bool:
-        """Does the backward pass run the attention's forward pass again?"""
+        """Whether the backward pass runs the attention's forward pass again."""
         return self.remat not in KEEP_ATTENTION
 
 

@@ -1,4 +1,4 @@
-"""Operations of a training step, and the peak rates they are held against."""
+"""FLOPs of a training step and peak rates of devices; training computes the MFU from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from jpeglm_jax.hardware import chips
 from jpeglm_jax.model.config import ModelConfig
 
 FORMULA = (
-    "6 x matrix parameters a token + 6 x layers x heads x head_dim x sequence length (causal: half)"
+    "6 x matrix parameters per token + "
+    "6 x layers x heads x head_dim x sequence length (causal: half)"
 )
 
 
@@ -20,10 +21,10 @@ def matrix_parameters(config: ModelConfig) -> int:
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Operations of forward and backward pass for one place of a row; see FORMULA.
+    """FLOPs of forward and backward pass per token; see FORMULA.
 
-    Attention counts the causal half of a full row, whatever documents are in it. What remat
-    computes again is not counted: this is the model's work, not the hardware's.
+    Attention counts the causal half of a full sequence, whatever documents are in it. Recomputation
+    by remat is not counted: these are model FLOPs, not hardware FLOPs.
     """
     c = config
     return 6 * matrix_parameters(c) + 6 * c.layers * c.heads * c.head_dim * seq_len

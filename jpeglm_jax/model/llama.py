@@ -1,8 +1,11 @@
 """Llama in Flax NNX: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-Nothing in here knows what the tokens stand for. Layers are stacked: the parameters of a `Block`
-carry a leading axis of layers, and the forward pass scans over it, so that a deep model compiles
-as fast as a shallow one. Weights are kept in float32 and cast to the compute type where used.
+`ModelSpec` builds it; training calls it on whole sequences, decoding one token at a time (`step`).
+The model does not depend on the meaning of the tokens.
+
+Layers are stacked: the parameters of a `Block` have a leading axis of layers, and the forward pass
+scans over it, so that a deep model compiles as fast as a shallow one. Weights are kept in float32
+and cast to the compute type where used.
 
 Dimensions in names: B batch, S length, D width, H heads, G key-value heads, K head size,
 F feed-forward width, V vocabulary, L layers.
@@ -30,14 +33,14 @@ from jpeglm_jax.model.ops import (
 )
 from jpeglm_jax.parallel.sharding import constrain
 
-# Keys and values of one layer, [B, G, T, K] each: T is the longest sequence.
+# Keys and values of one layer, [B, G, T, K] each: T is the max sequence length.
 LayerCache = tuple[jax.Array, jax.Array]
 
 
 def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float
 ) -> nnx.Param:
-    """A float32 parameter of normal draws that knows the logical axis of each dimension."""
+    """A normally distributed float32 parameter with the logical axis of each dimension."""
     return nnx.Param(stddev * normal(rngs.params(), shape), axes=axes)
 
 
@@ -96,23 +99,23 @@ class Attention(nnx.Module):
         return jnp.einsum("bshk,hkd->bsd", heads_BxSxHxK, self.o[...].astype(heads_BxSxHxK.dtype))
 
     def step(
-        self, x_Bx1xD: jax.Array, places_B: jax.Array, cache: LayerCache, tables
+        self, x_Bx1xD: jax.Array, positions_B: jax.Array, cache: LayerCache, tables
     ) -> tuple[jax.Array, LayerCache]:
-        """One token of each sequence, at its own place; writes its key and value to the cache."""
+        """One token per sequence, at its own position; writes its key and value to the cache."""
         q, k, v = self.project(x_Bx1xD, tables)
         keys, values = (
-            _write(c, new[:, 0].astype(c.dtype), places_B)
+            _write(c, new[:, 0].astype(c.dtype), positions_B)
             for c, new in zip(cache, (k, v), strict=True)
         )
-        out_BxHxK = cached_attention(q[:, 0], keys, values, places_B + 1)
+        out_BxHxK = cached_attention(q[:, 0], keys, values, positions_B + 1)
         return self.output(out_BxHxK[:, None]), (keys, values)
 
     def __call__(
         self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables
     ) -> tuple[jax.Array, LayerCache]:
-        """What attention adds to the stream; and keys and values, [B, G, S, K]."""
+        """What attention adds to the residual stream; and keys and values, [B, G, S, K]."""
         q, k, v = self.project(x_BxSxD, tables)
-        # Said twice, before and after: else the whole row is gathered ahead of the projections.
+        # Constrained twice, or the whole sequence is gathered before the projections.
         parts = (constrain(a, "batch", "length", "heads", None) for a in (q, k, v))
         whole = (constrain(a, "batch", None, "act_heads", None) for a in parts)
         q, k, v = (checkpoint_name(a, QKV) for a in whole)
@@ -125,14 +128,14 @@ class Attention(nnx.Module):
         return self.output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
-def _write(cache_BxGxTxK: jax.Array, new_BxGxK: jax.Array, places_B: jax.Array) -> jax.Array:
-    """The cache with each row's new entry at its place."""
+def _write(cache_BxGxTxK: jax.Array, new_BxGxK: jax.Array, positions_B: jax.Array) -> jax.Array:
+    """The cache with each row's new entry at its position."""
     entries_BxGx1xK = new_BxGxK[:, :, None]
 
-    def row(cache: jax.Array, entry: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(cache, entry, (0, place, 0))
+    def row(cache: jax.Array, entry: jax.Array, position: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(cache, entry, (0, position, 0))
 
-    return jax.vmap(row)(cache_BxGxTxK, entries_BxGx1xK, places_B)
+    return jax.vmap(row)(cache_BxGxTxK, entries_BxGx1xK, positions_B)
 
 
 class FeedForward(nnx.Module):
@@ -156,7 +159,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention, then feed-forward, each behind a norm and added to the stream."""
+    """One layer: attention, then feed-forward, each after a norm, with residual connections."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         stacked = (config.layers, config.width), ("layers", "norm")
@@ -168,18 +171,18 @@ class Block(nnx.Module):
     def __call__(
         self, x_BxSxD: jax.Array, segments_BxS: jax.Array, tables
     ) -> tuple[jax.Array, LayerCache]:
-        """The stream after this layer; and its keys and values, [B, G, S, K]."""
+        """The residual stream after this layer; and its keys and values, [B, G, S, K]."""
         attended, kv = self.attention(self.attention_norm(x_BxSxD), segments_BxS, tables)
         x_BxSxD = checkpoint_name(x_BxSxD + attended, OUTPUT)
         x_BxSxD += self.ffn(self.ffn_norm(x_BxSxD))
         return constrain(x_BxSxD, "batch", "length", "act_embed"), kv
 
     def step(
-        self, x_Bx1xD: jax.Array, places_B: jax.Array, cache: LayerCache, tables
+        self, x_Bx1xD: jax.Array, positions_B: jax.Array, cache: LayerCache, tables
     ) -> tuple[jax.Array, LayerCache]:
         """One token of each sequence; see `decoding.step`."""
         normed = self.attention_norm(x_Bx1xD)
-        attended, cache = self.attention.step(normed, places_B, cache, tables)
+        attended, cache = self.attention.step(normed, positions_B, cache, tables)
         x_Bx1xD += attended
         return x_Bx1xD + self.ffn(self.ffn_norm(x_Bx1xD)), cache
 
@@ -189,8 +192,8 @@ class Llama(nnx.Module):
 
     Args:
       config: its shape.
-      rngs: the stream "params" draws the initial weights, which depend on the seed alone: not on
-        the mesh, nor on the number of processes.
+      rngs: the stream "params" samples the initial weights, which depend on the seed alone, not on
+        the mesh or the number of processes.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -226,7 +229,7 @@ class Llama(nnx.Module):
         Args:
           tokens_BxS: int32 [batch, length].
           segments_BxS: int32, the document of each token; 0 is padding.
-          positions_BxS: int32, the place of each token in its document.
+          positions_BxS: int32, the position of each token in its document.
 
         Returns:
           float32 [batch, length, vocabulary].

@@ -1,7 +1,9 @@
-"""Operations with their own gradients or layouts, each written for the program XLA makes of it.
+"""Operations of the model with custom gradients or layouts, written for the program XLA compiles.
 
-Dimensions in names: B batch, S sequence length, D width, H heads, K head size, F feed-forward width,
-V vocabulary.
+`model.llama` calls them in training and in decoding.
+
+Dimensions in names: B batch, S sequence length, D width, H heads, K head size, F feed-forward
+width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,21 +19,21 @@ from jpeglm_jax.hardware import chips
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws of the standard normal distribution, float32: of 65,536 quantiles, none beyond 4.33.
+    """Samples of the standard normal distribution, float32: 65,536 quantiles, none beyond 4.33.
 
-    Random bits look each draw up, so that no compiler rounds it in its own way and it is the same
-    whatever the sharding. With JAX 0.12 on a CPU a twentieth of what `jax.random.normal` draws
-    differs in its last bit between one device and eight.
+    Random bits index a table, so that the samples do not depend on a compiler's rounding and are
+    the same for any sharding. With JAX 0.12 on a CPU a twentieth of the samples of
+    `jax.random.normal` differ in their last bit between one device and eight.
     """
-    places = (np.arange(2**16) + 0.5) / 2**16
-    quantiles = jnp.asarray(scipy.special.ndtri(places), jnp.float32)
+    probabilities = (np.arange(2**16) + 0.5) / 2**16
+    quantiles = jnp.asarray(scipy.special.ndtri(probabilities), jnp.float32)
     return quantiles[jax.random.bits(key, shape, jnp.uint16)]
 
 
 def rope_tables(positions_BxS: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, ...]:
     """Cosines and sines of the rotary angles (Su et al. 2021), float32 [B, S, 1, K] each.
 
-    Both stand twice, for the two halves of a head; the sines of the first half are negative.
+    Each is repeated for the two halves of a head; the sines of the first half are negative.
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions_BxS.astype(jnp.float32)[:, :, None, None] * frequency
@@ -44,26 +46,26 @@ def _swap_halves(x: jax.Array) -> jax.Array:
     half = x.shape[-1] // 2
     if chips.target()[0] != "tpu":
         return jnp.roll(x.astype(jnp.float32), half, axis=-1)
-    # A TPU's compiler would cut the halves out as arrays of their own, each padded to twice its
-    # size. A product with a permutation gives the same numbers inside the operation around it.
+    # A TPU's compiler would slice the halves into arrays of their own, each padded to twice its
+    # size. A product with a permutation matrix gives the same numbers and is fused.
     swap_KxK = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=0)
     return jnp.matmul(x, swap_KxK, precision="highest", preferred_element_type=jnp.float32)
 
 
-def _turn(x_BxSxHxK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    turned = x_BxSxHxK.astype(jnp.float32) * cos + _swap_halves(x_BxSxHxK) * sin
-    return turned.astype(x_BxSxHxK.dtype)
+def _rotate(x_BxSxHxK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    rotated = x_BxSxHxK.astype(jnp.float32) * cos + _swap_halves(x_BxSxHxK) * sin
+    return rotated.astype(x_BxSxHxK.dtype)
 
 
 @jax.custom_vjp
 def rotate(x_BxSxHxK: jax.Array, tables: tuple[jax.Array, ...]) -> jax.Array:
-    """Turns the pairs (i, i + K/2), the pairing of `transformers`' Llama, by the angles.
+    """Rotates the pairs (i, i + K/2), the pairing of `transformers`' Llama, by the angles.
 
-    The input is written out in its own type: left to itself XLA fuses the conversion with the
-    product before and writes float32, twice the bytes. The gradient is the same turn backwards:
-    left to itself JAX would swap the halves of a float32 product, at several times the cost.
+    The input is materialised in its own type: XLA would fuse the conversion with the product before
+    and write float32, twice the bytes. The gradient is the rotation by the negative angles: JAX
+    would swap the halves of a float32 product, at several times the cost.
     """
-    return _turn(jax.lax.optimization_barrier(x_BxSxHxK), *tables)
+    return _rotate(jax.lax.optimization_barrier(x_BxSxHxK), *tables)
 
 
 def _rotate_forward(x_BxSxHxK: jax.Array, tables: Any) -> tuple[jax.Array, Any]:
@@ -72,7 +74,7 @@ def _rotate_forward(x_BxSxHxK: jax.Array, tables: Any) -> tuple[jax.Array, Any]:
 
 def _rotate_backward(tables: Any, g_BxSxHxK: jax.Array) -> tuple[jax.Array, None]:
     cos, sin = tables
-    return _turn(g_BxSxHxK, cos, -sin), None
+    return _rotate(g_BxSxHxK, cos, -sin), None
 
 
 rotate.defvjp(_rotate_forward, _rotate_backward)
@@ -86,8 +88,8 @@ def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up (Shazeer 2020), any shape.
 
-    The result and its gradients are written out. Left to itself XLA computes them again inside
-    every matrix product that reads them, which slows those on a TPU more than the writing costs.
+    The result and its gradients are materialised. XLA would compute them again inside every matrix
+    product that reads them, which slows those on a TPU more than the writing costs.
     """
     return jax.lax.optimization_barrier(_swiglu(gate, up))
 
@@ -98,7 +100,7 @@ def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[ja
 
 def _swiglu_backward(inputs: tuple[jax.Array, ...], d_hidden: jax.Array) -> tuple[jax.Array, ...]:
     d_gate, d_up = jax.vjp(_swiglu, *inputs)[1](d_hidden)
-    # Each for itself: one can be used and dropped before the other is made.
+    # Separate barriers: one gradient can be used and freed before the other is computed.
     return jax.lax.optimization_barrier(d_gate), jax.lax.optimization_barrier(d_up)
 
 
@@ -109,8 +111,8 @@ swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 def up_projection(x_BxSxD: jax.Array, weight_DxF: jax.Array) -> jax.Array:
     """`x @ weight` where F is larger than D: [B, S, F].
 
-    The gradient of the weight is x^T g. Left to itself JAX writes it as (g^T x)^T, and the CPU back
-    end then lays out the larger of the two anew: an eighth of the time of a small model's step.
+    The gradient of the weight is x^T g. JAX would write it as (g^T x)^T, and the CPU back end would
+    then transpose the larger of the two: an eighth of the time of a small model's step.
     """
     return jnp.einsum("bsd,df->bsf", x_BxSxD, weight_DxF)
 
@@ -134,8 +136,8 @@ up_projection.defvjp(_up_projection_forward, _up_projection_backward)
 def down_projection(hidden_BxSxF: jax.Array, weight_FxD: jax.Array) -> jax.Array:
     """`hidden @ weight`: [B, S, D].
 
-    The gradient of the weight is done before that of `hidden` is begun: then `hidden` is not kept
-    beside its gradient.
+    The gradient of the weight is computed before that of `hidden`, so that `hidden` and its
+    gradient are not in memory together.
     """
     return jnp.einsum("bsf,fd->bsd", hidden_BxSxF, weight_FxD)
 
@@ -160,8 +162,8 @@ down_projection.defvjp(_down_projection_forward, _down_projection_backward)
 def embedding_lookup(table_VxD: jax.Array, tokens_BxS: jax.Array) -> jax.Array:
     """Rows of a table: [B, S, D].
 
-    The table's gradient is a product with the tokens' one-hot vectors. Left to itself JAX adds up
-    row by row, where a codec's few tokens meet in the same rows.
+    The table's gradient is a product with the one-hot vectors of the tokens. JAX would scatter-add
+    row by row, where the few tokens of a codec collide in the same rows.
     """
     return table_VxD[tokens_BxS]
 

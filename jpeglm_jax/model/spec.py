@@ -1,4 +1,7 @@
-"""A model without its weights: how it is built, and where its weights lie on a mesh."""
+"""A model without its weights: its graph, and shapes and shardings of its weights.
+
+Training, generation and the evaluations take a `ModelSpec` and weights as separate values.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from jpeglm_jax.parallel.sharding import Batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """What training, sampling and scoring share: a model as a value that holds no weights.
+    """A model as a value that holds no weights; training, sampling and scoring share it.
 
     Weights ("params") are a nested dict of float32 arrays; `nnx.merge(spec.graph, params)` is the
     model.
@@ -69,9 +72,9 @@ class ModelSpec:
         return model(batch["tokens"], batch["segments"], batch["positions"])
 
     def param_shardings(self, mesh: Mesh) -> Any:
-        """Where every weight lies."""
+        """The sharding of every weight."""
         return sharding.shardings_of(mesh, self.axes)
 
     def init_on(self, mesh: Mesh, seed: int) -> Any:
-        """Initial weights on a mesh, each device making its own part only."""
+        """Initial weights on a mesh, each device computes its own part only."""
         return jit_on_mesh(self.init, mesh, out_shardings=self.param_shardings(mesh))(seed)

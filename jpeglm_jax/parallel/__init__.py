@@ -1,1 +1,1 @@
-"""Meshes, shardings and the processes of a run."""
+"""Parallelism: the mesh and its shardings, `jit` on a mesh, and the processes of a run."""

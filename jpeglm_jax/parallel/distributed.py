@@ -1,8 +1,8 @@
-"""One program in many processes: how they find each other, and how they wait for the first.
+"""The processes of a run: initialisation of `jax.distributed`, and work of the main process first.
 
-JAX does the finding. On Cloud TPU VMs, GKE, SLURM and Open MPI it knows how (`--distributed`);
-anywhere else the address of process 0, the number of processes and the own number are given, by
-flags or by environment variables.
+The commands call `start_from_flags` before anything else of JAX. On Cloud TPU VMs, GKE, SLURM and
+Open MPI JAX detects the cluster (`--distributed`). Elsewhere flags or environment variables set the
+address of process 0, the number of processes and the id of this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StartUpError(ValueError):
 
 
 class MainProcessError(RuntimeError):
-    """What process 0 does for all has failed there."""
+    """Process 0 has failed in work that the others waited for."""
 
 
 def define_flags() -> None:
@@ -29,14 +29,14 @@ def define_flags() -> None:
         "distributed", False, "Join the processes of this TPU slice, JobSet, SLURM step or MPI job."
     )
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, by hand; or JAX_COORDINATOR_ADDRESS."
+        "coordinator", None, "HOST:PORT of process 0; default JAX_COORDINATOR_ADDRESS."
     )
-    flags.DEFINE_integer("num_processes", None, "By hand; or JAX_NUM_PROCESSES.")
-    flags.DEFINE_integer("process_id", None, "By hand, from 0; or JAX_PROCESS_ID.")
+    flags.DEFINE_integer("num_processes", None, "Default JAX_NUM_PROCESSES.")
+    flags.DEFINE_integer("process_id", None, "From 0; default JAX_PROCESS_ID.")
 
 
 def start_from_flags() -> None:
-    """Joins the other processes, if flags or environment say that there are any."""
+    """Joins the other processes, if flags or environment variables set any."""
     values = flags.FLAGS
     start(values.distributed, values.coordinator, values.num_processes, values.process_id)
 
@@ -47,31 +47,31 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins the other processes; call it before anything else of JAX. Alone, does nothing.
+    """Joins the other processes; call it before anything else of JAX. One process does nothing.
 
     Args:
-      detect: let JAX find the cluster out.
+      detect: let JAX detect the cluster.
       coordinator: HOST:PORT of process 0; default the variable JAX_COORDINATOR_ADDRESS.
       num_processes: default JAX_NUM_PROCESSES.
       process_id: 0 <= process_id < num_processes; default JAX_PROCESS_ID.
 
     Raises:
-      StartUpError: half of what is needed was given, or no cluster was found, or not all
-        processes came.
+      StartUpError: the settings are incomplete, no cluster was detected, or not all processes
+        joined.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    num_processes = _given(num_processes, "num_processes", "JAX_NUM_PROCESSES")
-    process_id = _given(process_id, "process_id", "JAX_PROCESS_ID")
-    by_hand = (coordinator, num_processes, process_id)
-    if not detect and all(value is None for value in by_hand):
+    num_processes = _setting(num_processes, "num_processes", "JAX_NUM_PROCESSES")
+    process_id = _setting(process_id, "process_id", "JAX_PROCESS_ID")
+    settings = (coordinator, num_processes, process_id)
+    if not detect and all(value is None for value in settings):
         return
-    if not detect and any(value is None for value in by_hand):
+    if not detect and any(value is None for value in settings):
         raise StartUpError(
             f"coordinator is {coordinator!r}, num_processes {num_processes}, process_id "
             f"{process_id}: expected all three, by flags or by JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID; or --distributed where JAX can find them out"
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID; or --distributed where JAX detects the cluster"
         )
-    if None not in by_hand:
+    if None not in settings:
         assert coordinator is not None and num_processes is not None and process_id is not None
         if not 0 <= process_id < num_processes:
             raise StartUpError(
@@ -80,21 +80,21 @@ def start(
         if not coordinator.rpartition(":")[2].isdigit():
             raise StartUpError(f"coordinator is {coordinator!r}; expected HOST:PORT")
     try:
-        # Given by hand, every device of the machine is this process's.
+        # Without detection every device of the machine belongs to this process.
         method = None if detect else "deactivate"
         jax.distributed.initialize(
             coordinator, num_processes, process_id, cluster_detection_method=method
         )
     except ValueError as error:
         raise StartUpError(
-            f"--distributed found no cluster that JAX knows ({error}); give --coordinator, "
+            f"--distributed detected no cluster ({error}); give --coordinator, "
             "--num_processes and --process_id"
         ) from error
     except RuntimeError as error:
-        raise StartUpError(f"the processes did not come together: {error}") from error
+        raise StartUpError(f"not all processes joined ({error}); see their logs") from error
 
 
-def _given(value: int | None, name: str, variable: str) -> int | None:
+def _setting(value: int | None, name: str, variable: str) -> int | None:
     if value is not None or variable not in os.environ:
         return value
     try:
@@ -106,7 +106,7 @@ def _given(value: int | None, name: str, variable: str) -> int | None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the process that writes and prints for all."""
     return jax.process_index() == 0
 
 
@@ -114,8 +114,8 @@ def main_first(work: Callable[[], object]) -> None:
     """Does `work` in the main process while the others wait for it.
 
     Raises:
-      What `work` raises, in the main process; MainProcessError in the others, so that none waits
-        for one that has given up.
+      In the main process the error of `work`; MainProcessError in the others, so that none waits
+        for a failed process.
     """
     if jax.process_count() == 1:
         work()
@@ -130,4 +130,4 @@ def main_first(work: Callable[[], object]) -> None:
     if error is not None:
         raise error
     if failed:
-        raise MainProcessError("process 0 has given up before the first step; its log says why")
+        raise MainProcessError("process 0 failed before the first step; its log has the reason")

@@ -1,4 +1,4 @@
-"""`jax.jit` on a mesh, with the compiler options of its chips."""
+"""`jax.jit` on a mesh, with the compiler options of its chips; training and generation use it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from jpeglm_jax.hardware import chips
 
 
 def jit_on_mesh(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **options)`, traced with `mesh` as the current one.
+    """`jax.jit(function, **options)`, traced with `mesh` as the current mesh.
 
-    The compiler gets the options of the mesh's chip, see chips.py.
+    The compiler options are those of the mesh's chip, see `hardware.chips`. The attribute `jitted`
+    of the result is the jitted function itself, for `lower`.
     """
     known = chips.chip(mesh.devices.flat[0].device_kind)
     jitted = jax.jit(function, compiler_options=known.options if known else None, **options)

@@ -1,12 +1,14 @@
-"""The mesh and the one table that says which axis of which array lies on which axis of the mesh.
+"""The mesh, and the one table from logical axes of arrays to axes of the mesh.
 
-Four axes, from the slowest links to the fastest:
+The model, training and generation name the logical axes of their arrays; only RULES maps them.
+
+The mesh has four axes, from the slowest links to the fastest:
 
   replica   copies of the whole state, gradients summed between them; spans the slices of a
             multi-slice job, so that only this sum crosses the data-centre network (DCN)
-  fsdp      the batch is split, and weights and optimiser moments too (gathered when used)
-  sequence  long rows are split along the tokens, and for attention along the heads instead
-  tensor    heads and feed-forward columns are split
+  fsdp      splits the batch, the weights (gathered when used) and the optimiser moments
+  sequence  splits sequences along the tokens, and in attention along the heads instead
+  tensor    splits heads and feed-forward columns
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ from data_pipelines.utils.cpus import num_cpus
 
 AXES = ("replica", "fsdp", "sequence", "tensor")
 
-# The arrays of a batch, each [rows, sequence length], and their logical axes.
+# The arrays of a batch, each [batch size, sequence length], and their logical axes.
 Batch = dict[str, jax.Array]
 BATCH_AXES = ("batch", "length")
-BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights")
+BATCH_KEYS = ("tokens", "targets", "segments", "positions", "weights", "codec_bytes")
 
-# Logical axis -> mesh axes. To try another strategy, change this table and nothing else.
+# Logical axis -> mesh axes. This table is the only place that defines a parallelism strategy.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Activations.
     "batch": ("replica", "fsdp"),
     "length": "sequence",
     "act_embed": None,
-    # Inside attention rows are whole and heads are split (Jacobs et al. 2023, "DeepSpeed Ulysses"):
-    # of parts of a row the last would have the most to do, for its tokens see the most.
+    # Attention splits heads, not sequences (Jacobs et al. 2023, "DeepSpeed Ulysses"): of the parts
+    # of a sequence the last would have the most work, because attention is causal.
     "act_heads": ("tensor", "sequence"),
     "act_ffn": "tensor",
-    # Weights. "embed" is the width of the residual stream, the dimension every matrix has.
+    # Weights. "embed" is the width of the residual stream, a dimension of every matrix.
     "layers": None,
     "vocab": None,
     "embed": "fsdp",
@@ -54,11 +56,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 class MeshError(ValueError):
-    """A mesh that the devices or the sizes of the run do not allow."""
+    """A mesh that does not fit the devices or the sizes of the run."""
 
 
 def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """Resolves the configured axis sizes, one of which may be -1 (what is left), to whole numbers.
+    """Resolves the configured axis sizes, of which one may be -1 (the remaining devices).
 
     Raises MeshError, naming the axis, if the product is not the number of devices.
     """
@@ -77,14 +79,14 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
         if devices % fixed:
             raise MeshError(
                 f"mesh.{free[0]} is -1, but the other axes take {fixed} devices, which does not "
-                f"divide the {devices} there are"
+                f"divide the number of devices, {devices}"
             )
         shape[free[0]] = devices // fixed
     elif fixed != devices:
         spelled = " x ".join(f"{axis} {size}" for axis, size in shape.items())
         raise MeshError(
             f"mesh: {spelled} needs {fixed} devices, found {devices}; set one axis to -1 to take "
-            "what is left"
+            "the remaining devices"
         )
     return shape
 
@@ -92,7 +94,7 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 def make_mesh(
     sizes: Mapping[str, int], *, slices: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Builds the mesh, with devices ordered so that neighbours on an axis are neighbours in fact.
+    """Builds the mesh, with devices ordered so that neighbours on an axis have a direct link.
 
     Args:
       sizes: axis -> size; missing axes are 1, one may be -1.
@@ -108,7 +110,7 @@ def make_mesh(
     if shape["replica"] % slices:
         raise MeshError(
             f"mesh.replica is {shape['replica']}, which {slices} slices do not divide; "
-            "replicas are what spans slices"
+            "only the replica axis spans slices"
         )
     if devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(dims)  # simulated devices have no topology
@@ -118,20 +120,20 @@ def make_mesh(
             inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
         )
     else:
-        # Two of a ring of 16 are an axis too.
+        # An axis may split a physical axis, such as 2 of a ring of 16.
         grid = mesh_utils.create_device_mesh(dims, devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def inference_mesh(weight_bytes: int, divisible: Sequence[int]) -> Mesh:
-    """A mesh of this process's devices for a model that is used, not trained.
+    """A mesh of this process's devices for inference.
 
     Every device holds the whole model, which is fastest, unless that takes more than half of its
-    memory: then heads and columns are split over as few devices as it takes.
+    memory. Then heads and columns are split over as few devices as possible.
 
     Args:
-      weight_bytes: of the whole model.
-      divisible: sizes that a split must divide.
+      weight_bytes: size of the whole model.
+      divisible: sizes that the number of parts must divide.
     """
     devices = jax.local_devices()
     memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
@@ -144,18 +146,18 @@ def inference_mesh(weight_bytes: int, divisible: Sequence[int]) -> Mesh:
 
 
 def split_cpu(devices: int) -> None:
-    """Makes JAX see the CPU as several devices; call it before anything else of JAX.
+    """Splits the CPU into several JAX devices; call it before anything else of JAX.
 
-    One device a core, with a part of the batch each, is faster than one device of many threads:
-    what is too small to share between threads then still runs on all cores. Without effect where
-    the number is already set in XLA_FLAGS.
+    One device per core, with a part of the batch each, is faster than one device of many threads:
+    operations too small for several threads then still run on all cores. Without effect if
+    XLA_FLAGS already sets the number.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def cpu_devices(config: ConfigDict) -> int:
-    """How many devices to split a CPU into: as configured, else the cores that divide a batch."""
+    """Number of devices to split a CPU into: as configured, else cores that divide a batch."""
     if config.cpu_devices:
         return config.cpu_devices
     sizes = [config.mesh[axis] for axis in AXES]
@@ -166,7 +168,7 @@ def cpu_devices(config: ConfigDict) -> int:
 
 
 def spec(*logical: str | None) -> PartitionSpec:
-    """Logical axis names, one a dimension (None: not split) -> a spec in mesh axes."""
+    """Logical axis names, one per dimension (None: not split) -> a spec in mesh axes."""
     return PartitionSpec(*(None if name is None else RULES[name] for name in logical))
 
 
@@ -181,7 +183,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Fixes where an activation lies, inside jit under `jax.set_mesh`; elsewhere returns it."""
+    """Constrains the sharding of an activation in a jitted function on a mesh; else returns it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -193,7 +195,7 @@ def on_each_device(
 ) -> Callable[..., Any]:
     """`function` run by every device of the current mesh on its own part of the arrays.
 
-    For kernels, which know one device. Without a mesh, or on one device, `function` itself.
+    For kernels, which run on one device. Without a mesh, or on one device, `function` itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -212,17 +214,20 @@ def _mesh_axes(logical: str) -> tuple[str, ...]:
 
 
 def check_divides(mesh: Mesh, sizes: Mapping[str, tuple[str, int]]) -> None:
-    """Refuses, by name and before anything is allocated, a split that does not divide.
+    """Checks that the mesh divides the sizes of a run, before anything is allocated.
 
     Args:
       sizes: name of the setting -> (logical axis, size), e.g. `{"model.heads": ("act_heads", 32)}`.
+
+    Raises:
+      MeshError: naming every setting that it does not divide.
     """
     wrong = []
     for name, (logical, size) in sizes.items():
         parts = axis_size(mesh, logical)
         if size % parts:
             over = " x ".join(f"mesh.{axis}" for axis in _mesh_axes(logical))
-            wrong.append(f"{name} = {size} is split {parts} ways, {over}, which has to divide it")
+            wrong.append(f"{name} = {size} is split {parts} ways, {over}, which must divide it")
     if wrong:
         raise MeshError("the mesh does not divide the run: " + "; ".join(wrong))
 
@@ -233,5 +238,5 @@ def shardings_of(mesh: Mesh, axes: Any) -> Any:
 
 
 def batch_shardings(mesh: Mesh) -> dict[str, Any]:
-    """Where the arrays of a batch lie."""
+    """The sharding of each array of a batch."""
     return dict.fromkeys(BATCH_KEYS, named(mesh, *BATCH_AXES))

@@ -1,1 +1,1 @@
-"""Signals, leases and hangs."""
+"""Supervision of a training run: preemption signals, the lease on its folder, the watchdog."""

@@ -1,4 +1,7 @@
-"""What stands guard over a run: the lease on its folder, the ear for signals, the watchdog."""
+"""The guards of a training run: the lease on its folder, preemption signals and the watchdog.
+
+The training loop calls `Guards.check` before every piece of work.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,53 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from data_pipelines.utils.lease import Lease
 from jpeglm_jax.parallel import distributed
-from jpeglm_jax.supervision.lease import Lease
 from jpeglm_jax.supervision.preemption import Interruption
 from jpeglm_jax.supervision.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class Guards:
-    """See the module of each; in every process, but only the main one has the lease."""
+    """The guards of one process; only the main process has the lease. See the module of each."""
 
     interruption: Interruption
     watchdog: Watchdog
     lease: Lease | None
 
     def check(self, work: str) -> None:
-        """To be called before every piece of work, equally often in all processes.
+        """Checks all guards; call it before every piece of work, equally often in all processes.
 
         Args:
-          work: its kind; the first of a kind may take longer, for it is compiled.
+          work: its kind; the first of a kind may take longer, because it is compiled.
 
         Raises:
-          Interrupted: the run was told to stop.
-          FolderInUse: another run has taken the folder.
+          Interrupted: a signal asked the run to stop.
+          FolderInUse: another process has taken the folder.
         """
-        self.watchdog.alive(work)
+        self.watchdog.heartbeat(work)
         if self.lease is not None:
             self.lease.check()
         self.interruption.check()
 
     def confirm(self) -> None:
-        """Raises FolderInUse if another run has taken the folder: before a checkpoint."""
+        """Raises FolderInUse if another process took the folder. Call it before a checkpoint."""
         if self.lease is not None:
             self.lease.confirm()
 
 
 @contextlib.contextmanager
 def guarded(workdir: epath.PathLike, watchdog: float) -> Iterator[Guards]:
-    """Guards a run while it is entered.
+    """Guards a run inside the context.
 
     Args:
-      workdir: the run's folder; made if it is not there.
-      watchdog: seconds without a sign of life that end the run; 0: none.
+      workdir: the run's folder; created if it does not exist.
+      watchdog: seconds without a heartbeat after which the run is ended; 0: no watchdog.
 
-    Raises FolderInUse if another run writes the folder.
+    Raises FolderInUse if another process writes the folder.
     """
     with Interruption() as interruption, Watchdog(watchdog) as watch:
-        lease = Lease(workdir, say=_say) if distributed.is_main() else None
+        lease = Lease(workdir, report=_print) if distributed.is_main() else None
         try:
             distributed.main_first(lease.acquire if lease else lambda: None)
             yield Guards(interruption, watch, lease)
@@ -63,5 +66,5 @@ def guarded(workdir: epath.PathLike, watchdog: float) -> Iterator[Guards]:
                 lease.release()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

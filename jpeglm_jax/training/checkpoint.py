@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import representations
@@ -28,6 +27,7 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.utils.files import WriteError
 from jpeglm_jax.model.config import ModelConfig, model_config
 from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel.sharding import inference_mesh
 from jpeglm_jax.training.step import TrainState
 
@@ -310,27 +310,6 @@ def describe(workdir: epath.PathLike, step: int | None = None) -> Run:
     representation = representations.load(workdir)
     refuse_difference(representation.to_config(), meta["representation"], "representation")
     return Run(ConfigDict(meta["config"]), representation, meta["step"], meta)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """What a run has made: everything needed to use its weights.
-
-    Attributes:
-      config: the run's configuration.
-      representation: what the tokens mean.
-      spec: the model without its weights.
-      mesh: where the weights lie.
-      params: the weights, or their moving average where the run kept one.
-      step: of the checkpoint.
-    """
-
-    config: ConfigDict
-    representation: Representation
-    spec: ModelSpec
-    mesh: Mesh
-    params: Any
-    step: int
 
 
 def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import representations
-from data_pipelines.loading.joined_shards import JoinedShards, Stages, stages
+from data_pipelines.loading.joined_shards import JoinedShards, Schedule, mixture_schedule
 from data_pipelines.loading.loader import Loader
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
@@ -64,7 +64,7 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> RunData:
     train = JoinedShards(folders, "train", config.data.on_damage)
     check_representation(config.representation, train.representation)
     eval_split = eval_documents(config.data, folders)
-    mixture = stages(config.data.mixture_weights, config.batch_size)
+    mixture = mixture_schedule(config.data.mixture_weights, config.batch_size)
     return RunData(
         train,
         eval_split,
@@ -116,21 +116,23 @@ def eval_documents(data: ConfigDict, folders: Sequence[epath.PathLike]) -> Joine
 def check_representation(configured: ConfigDict, found: Representation) -> None:
     """Refuses shards that are not what the configuration describes.
 
-    The tokenizer and the labels are the shards' own: preparation may have trained the one and
-    found the other.
+    Labels and what was trained are the shards' own: preparation found the one and trained the
+    other.
 
     Args:
       configured: `config.representation`.
       found: the shards' own.
     """
-    expected = representations.make(**{**configured, "tokenizer": "bytes"})
-    ours, theirs = expected.to_config(), found.to_config()
-    del ours["tokenizer"], theirs["tokenizer"]
+    prepared = found.prepared_options
+    options = {name: value for name, value in configured.items() if name not in prepared}
+    ours, theirs = representations.make(**options).to_config(), found.to_config()
+    for name in prepared:
+        del ours[name], theirs[name]
     checkpoint.refuse_difference(ours, theirs, "representation", "the folder of shards")
 
 
 def make_loader(
-    config: ConfigDict, documents: JoinedShards, label_dropout: float, mixture: Stages = ()
+    config: ConfigDict, documents: JoinedShards, label_dropout: float, mixture: Schedule = ()
 ) -> Loader:
     """Documents -> batches of packed rows.
 
@@ -141,7 +143,7 @@ def make_loader(
         mode=config.data.packing,
         too_long=config.data.too_long,
         seed=config.seed,
-        stages=mixture,
+        schedule=mixture,
     )
     return Loader(
         documents.parts,

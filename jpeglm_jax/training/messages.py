@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.loading.joined_shards import JoinedShards
 from jpeglm_jax.model import flops
-from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training import checkpoint, optimizer
 from jpeglm_jax.training.data import RunData
 from jpeglm_jax.training.step import TrainStep
 
@@ -35,10 +35,22 @@ def opening(
             f"model: {model.num_parameters:,} parameters, {model.config.dtype}",
             f"train split: {data.train_loader.plan}",
             f"eval split: {data.eval_loader.plan}",
+            *shortened(config),
             f"steps: {start} to {config.steps}, batch size {config.batch_size}, sequence length "
             f"{config.seq_len:,}",
         ]
     )
+
+
+def shortened(config: ConfigDict) -> list[str]:
+    """A line about a learning-rate schedule that was scaled to a short run; none otherwise."""
+    parts = optimizer.lengths(config.optimizer, config.steps)
+    if not parts.scaled:
+        return []
+    return [
+        f"schedule: a run of {config.steps} steps is too short for the configured one, which was "
+        f"scaled to {parts.warmup} steps of warm-up and {parts.decay} of decay"
+    ]
 
 
 def rejected(documents: JoinedShards) -> list[str]:

@@ -6,41 +6,80 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 SCHEDULES = ("cosine", "wsd")
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step.
+class Lengths(NamedTuple):
+    """Steps of the parts of a schedule.
+
+    Attributes:
+      warmup, stable, decay: steps of each; together the length of the run.
+      scaled: whether they are shorter than configured, because the run is.
+    """
+
+    warmup: int
+    stable: int
+    decay: int
+    scaled: bool
+
+
+def lengths(config: ConfigDict, steps: int) -> Lengths:
+    """The parts of the schedule of a run; those of a run too short for them are scaled down.
+
+    A run is too short if warm-up and decay take more steps than it has. wsd then scales both by the
+    same factor to fill the run. cosine, whose decay is all that follows the warm-up, scales the
+    warm-up to a tenth of the run.
 
     Args:
       config: `config.optimizer`.
       steps: length of the whole run.
 
     Raises:
-      ValueError: an unknown schedule, or parts longer than the run.
+      ValueError: an unknown schedule, or a negative number of steps.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    final = peak * config.final_fraction
     if config.schedule not in SCHEDULES:
         raise ValueError(
             f"optimizer.schedule is {config.schedule!r}; expected one of {', '.join(SCHEDULES)}"
         )
-    decay = config.decay_steps if config.schedule == "wsd" else steps - warmup
-    if warmup + decay > steps or decay < 1:
+    warmup = config.warmup_steps
+    decay = config.decay_steps if config.schedule == "wsd" else 0
+    if warmup < 0 or decay < 0 or steps < 1:
         raise ValueError(
-            f"a {config.schedule} schedule of {warmup} steps of warm-up (optimizer.warmup_steps) "
-            f"and {decay} of decay does not fit a run of {steps} steps"
+            f"optimizer.warmup_steps is {warmup}, optimizer.decay_steps {config.decay_steps}, "
+            f"steps {steps}; expected 0 or more, and at least one step"
         )
-    rise = optax.linear_schedule(0.0, peak, warmup)
+    if config.schedule == "cosine":
+        scaled = warmup >= steps and warmup > 0
+        warmup = steps // 10 if scaled else warmup
+        return Lengths(warmup, 0, steps - warmup, scaled)
+    scaled = warmup + decay > steps
+    if scaled:
+        warmup = steps * warmup // (warmup + decay)
+        decay = steps - warmup
+    return Lengths(warmup, steps - warmup - decay, decay, scaled)
+
+
+def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Learning rate of each step, counted from 0; see `lengths`.
+
+    Args:
+      config: `config.optimizer`.
+      steps: length of the whole run.
+    """
+    peak = config.learning_rate
+    warmup, stable, decay, _ = lengths(config, steps)
+    parts = [(optax.linear_schedule(0.0, peak, warmup), warmup)]
     if config.schedule == "cosine":
         fall = optax.cosine_decay_schedule(peak, decay, alpha=config.final_fraction)
-        return optax.join_schedules([rise, fall], [warmup])
-    stable = optax.constant_schedule(peak)
-    fall = optax.linear_schedule(peak, final, decay)
-    return optax.join_schedules([rise, stable, fall], [warmup, steps - decay])
+    else:
+        parts.append((optax.constant_schedule(peak), stable))
+        fall = optax.linear_schedule(peak, peak * config.final_fraction, max(decay, 1))
+    ends = np.cumsum([length for _, length in parts]).tolist()
+    return optax.join_schedules([*(part for part, _ in parts), fall], ends)
 
 
 def make(config: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformation:

@@ -44,14 +44,14 @@ class Sampler:
         check: Callable[[], None],
     ):
         self._representation, self._check = documents.representation, check
-        requests = prompts.of_run(config, documents, seq_len)
+        requests = prompts.sample_requests(config, documents, seq_len)
         self._prompts = [request.prompt for request in requests]
         self._engine = Engine(
             spec,
             mesh,
-            SamplingParams.of(config),
+            SamplingParams.from_config(config),
             batch_size=min(config.num, config.batch_size),
-            length=seq_len,
+            seq_len=seq_len,
             seed=seed,
             eos=self._representation.eos,
             bos=self._representation.bos,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,7 +37,8 @@ class TrainState:
       params: float32 weights, a nested dict.
       opt_state: the optimiser's.
       ema: moving average of the weights, or None if it is switched off.
-      finite: bool scalar, whether all steps so far were; see `TrainStep.update`. Not in checkpoints.
+      finite: bool scalar, whether all steps so far were; see `TrainStep.update`. Checkpoints, which
+        are never of a step after one that was not, do not store it.
     """
 
     params: Any
@@ -84,14 +84,12 @@ class TrainStep:
       config: `config.optimizer`.
       steps: length of the run, for the learning rate's schedule.
       eos: the token that ends a document; in targets it counts documents.
-      byte_lengths: codec bytes each token stands for, int32 [vocabulary].
     """
 
     model: ModelSpec
     config: ConfigDict
     steps: int
     eos: int
-    byte_lengths: np.ndarray
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -141,7 +139,7 @@ class TrainStep:
             "z": jnp.sum(weights * jnp.square(normaliser)),
             "tokens": jnp.sum(weights),
             "documents": jnp.sum(weights * (targets == self.eos)),
-            "bytes": jnp.sum(weights * jnp.asarray(self.byte_lengths, jnp.float32)[targets]),
+            "bytes": jnp.sum(batch["codec_bytes"]),
         }
 
     def gradients(self, params: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
@@ -179,9 +177,9 @@ class TrainStep:
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One optimiser step.
 
-        If the loss or a gradient is not finite, the weights stay as they are, in this step and in all
-        that follow: so the weights that a report of the step finds are those it was computed with,
-        although the report comes after the next step was begun.
+        If the loss or a gradient is not finite, the weights stay as they are, in this step and in
+        all that follow: so the weights that a report of the step finds are those it was computed
+        with, although the report comes after the next step was begun.
 
         Returns:
           The new state, and metrics: the batch's sums, `grad_norm`, `finite` (0 or 1) and, if steps
@@ -238,7 +236,6 @@ def make_train_step(
         config.optimizer,
         config.steps,
         representation.eos,
-        representation.byte_lengths,
     )
 
 

@@ -1,4 +1,4 @@
-"""What `describe` says of a folder is what is in it."""
+"""`describe` prints the statistics of a folder, verifies it and exports documents."""
 
 import pathlib
 import subprocess
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """30 images and a broken one in two classes, one image twice, some held out."""
+    """30 images and a broken one in two classes, one image twice, some in the eval split."""
     root = tmp_path_factory.mktemp("described")
     rng = np.random.default_rng(0)
     for number in range(30):
@@ -46,14 +46,14 @@ def call(*arguments):
     )
 
 
-def test_counts_labels_and_rejects_are_told(folder):
+def test_counts_labels_and_rejects_are_printed(folder):
     text = describe.describe(folder)
-    train, heldout = Shards(folder), Shards(folder, "eval")
-    assert len(train) + len(heldout) == 30
+    train, eval_split = Shards(folder), Shards(folder, "eval")
+    assert len(train) + len(eval_split) == 30
     assert f"train: {len(train)} documents of {len(train)} images" in text
     assert f"{train.lengths.sum():,} tokens" in text
     assert "rejected        1 (rejects.jsonl)" in text
-    assert "duplicates      1 left out (duplicates.jsonl)" in text
+    assert "duplicates      1 dropped (duplicates.jsonl)" in text
     for label, name in enumerate(("cat", "dog")):
         count = (train.labels == label).sum()
         assert any(line.split() == [str(label), name, str(count)] for line in text.splitlines())
@@ -65,11 +65,11 @@ def test_the_histogram_of_lengths_counts_every_document(folder):
     assert sum(counts) == len(Shards(folder))
 
 
-def test_fill_is_that_of_the_rows_asked_for(folder):
-    places = Shards(folder).lengths + 1
-    row = int(places.max())
-    expected = f"rows of {row:,}: {len(places)} documents in"
-    assert expected in describe.describe(folder, seq_len=row)
+def test_fill_is_computed_for_the_given_seq_len(folder):
+    positions = Shards(folder).lengths + 1
+    seq_len = int(positions.max())
+    expected = f"seq_len {seq_len:,}: {len(positions)} documents in"
+    assert expected in describe.describe(folder, seq_len=seq_len)
 
 
 def test_a_sheet_shows_documents(folder, tmp_path):
@@ -77,10 +77,10 @@ def test_a_sheet_shows_documents(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.mode == "RGB"
-        assert len(sheet.getcolors(1 << 20)) > 100  # noise was drawn, not one colour
+        assert len(sheet.getcolors(1 << 20)) > 100  # noise, not one colour
 
 
-def test_a_document_becomes_the_file_that_it_stands_for(folder, tmp_path):
+def test_a_document_is_written_as_a_file(folder, tmp_path):
     documents = Shards(folder)
     out = tmp_path / "one.jpg"
     done = call(f"--shards={folder}", f"--document={documents.key(2)}", f"--out={out}")
@@ -90,10 +90,10 @@ def test_a_document_becomes_the_file_that_it_stands_for(folder, tmp_path):
         assert (image.format, image.size) == ("JPEG", (16, 16))
 
 
-def test_an_unknown_key_is_told_in_one_sentence(folder, tmp_path):
+def test_an_unknown_key_ends_the_command_with_one_sentence(folder, tmp_path):
     done = call(f"--shards={folder}", "--document=cat/none.png", f"--out={tmp_path / 'x.jpg'}")
     assert done.returncode == 1
-    assert "no document 'cat/none.png'" in done.stderr and "Traceback" not in done.stderr
+    assert "'cat/none.png'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_verify_finds_a_changed_byte_in_any_file(folder):
@@ -106,7 +106,7 @@ def test_verify_finds_a_changed_byte_in_any_file(folder):
         path.write_bytes(whole)
 
 
-def test_verify_tells_the_exit_status(folder):
+def test_verify_sets_the_exit_status(folder):
     assert call(f"--shards={folder}", "--verify").returncode == 0
     path = folder / Shards(folder).manifest["splits"]["train"]["shards"][0]["name"]
     table = path.with_suffix(".npz")
@@ -120,7 +120,7 @@ def test_verify_tells_the_exit_status(folder):
     assert table.name in done.stdout and "run prepare again" in done.stderr
 
 
-def test_a_folder_that_is_none_is_told_in_one_sentence(tmp_path):
+def test_a_folder_without_shards_ends_the_command_with_one_sentence(tmp_path):
     done = call(f"--shards={tmp_path}")
     assert done.returncode == 1
     assert "manifest.json does not exist" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Models that have learned nothing, made in a moment: their likelihoods are as exact as any."""
+"""Untrained models, for tests that need any model."""
 
 import functools
 
@@ -7,8 +7,8 @@ import jax
 from data_pipelines import representations
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel.sharding import make_mesh
-from jpeglm_jax.training.checkpoint import TrainedModel
 from tests.jpeglm_jax.conftest import tiny
 
 DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}
@@ -16,7 +16,7 @@ DIGITS = {"size": 16, "mode": "L", "quality": 5, "strip": "header"}
 
 @functools.cache
 def untrained(seq_len=80, devices=1, num_labels=10, **options):
-    """A model of digits, or of the JPEG files that the options describe."""
+    """An untrained model of digits, or of JPEG files with the given options."""
     config = tiny(3, seq_len=seq_len)
     representation = representations.make("jpeg", num_labels=num_labels, **(options or DIGITS))
     model = model_config(config.model, representation.vocab_size, "cpu")

@@ -1,9 +1,9 @@
-"""A second representation, as a user would bring one: means of patches, in plain NumPy."""
+"""A user-defined extractor in plain NumPy: the mean colours of patches."""
 
 import numpy as np
 from PIL import Image
 
-from evals.features.features import Extractor
+from evals.features.base import Extractor
 
 SIDE = 4
 

@@ -1,4 +1,4 @@
-"""The modules beside the golden files, which are scripts and not on the path of imports."""
+"""Loads the scripts of the golden files, which are not importable modules."""
 
 import importlib.util
 import pathlib

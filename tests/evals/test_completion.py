@@ -1,5 +1,6 @@
-"""The paper's protocol as one job: prompts are kept, columns compare, the floor stands beside."""
+"""evals.completion: prompts, the table with its codec floor, grids, half-size images."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,32 +10,32 @@ from PIL import Image
 from data_pipelines import representations
 from evals.completion import completion, table
 from evals.features import half_size
-from evals.features.features import Extractor
+from evals.features.base import Extractor
 from evals.features.half_size import on_active_region
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
 from evals.report import report
-from evals.reporting.results import Evaluation
+from evals.reporting.results import Evaluation, SettingsError
 from evals.sections import KINDS
 from jpeglm_jax.generation.sampling import SamplingParams
-from jpeglm_jax.training.checkpoint import CheckpointError
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
 from tests.evals.test_evaluation import write_photos
 
 OPTIONS = {"size": 32, "quality": 25}
+COUNT = 16
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = write_photos(tmp_path_factory.mktemp("photos") / "photos", range(24))
+    folder = write_photos(tmp_path_factory.mktemp("photos") / "photos", range(COUNT))
     (folder / "broken.png").write_bytes(b"not an image")
     return str(folder)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return untrained(seq_len=330, num_labels=0, **OPTIONS)
+    return untrained(seq_len=200, num_labels=0, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def run(model, photos, out, **options):
         "ratios": (0.5,),
         "unconditional": True,
         "seeds": 2,
+        "batch_size": COUNT,
         "sampling_params": SamplingParams(top_k=20),
         **options,
     }
@@ -58,7 +60,7 @@ def run(model, photos, out, **options):
 def test_every_completion_begins_with_its_prompt(model, photos, completed):
     out, found = completed
     documents = {document.key: document for document in Documents(photos, model.representation)}
-    drawn = []
+    files = []
     for seed in range(2):
         folder = out / "ratio-0.5" / f"seed-{seed}"
         lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
@@ -69,17 +71,19 @@ def test_every_completion_begins_with_its_prompt(model, photos, completed):
                 model.representation.prompt(document.tokens, 0.5)
             )
             assert line["prompt_tokens"] > 60
-            if line["file"]:  # the model has learned nothing, and draws what stands for no byte
+            if line["file"]:  # an untrained model also samples tokens that are not bytes
                 assert (folder / line["file"]).read_bytes().startswith(prompt)
-        drawn.append([(line["file"] and (folder / line["file"]).read_bytes()) for line in lines])
-    both = [(a, b) for a, b in zip(*drawn, strict=True) if a and b]
+        files.append([(line["file"] and (folder / line["file"]).read_bytes()) for line in lines])
+    both = [(a, b) for a, b in zip(*files, strict=True) if a and b]
     assert len(both) > 2 and all(a != b for a, b in both)
-    free = out / "unconditional" / "seed-0" / "manifest.jsonl"
-    assert {json.loads(line)["prompt_tokens"] for line in free.read_text().splitlines()} == {0}
+    unconditional = out / "unconditional" / "seed-0" / "manifest.jsonl"
+    assert {
+        json.loads(line)["prompt_tokens"] for line in unconditional.read_text().splitlines()
+    } == {0}
     assert found == json.loads((out / "completion.json").read_text())
 
 
-def test_the_table_has_the_papers_columns_and_the_floor(completed):
+def test_the_table_has_all_columns_and_the_floor(completed):
     out, found = completed
     assert found["metric"] == "frechet_distance"
     floor = found["table"]["floor: references through the codec"]
@@ -95,19 +99,19 @@ def test_the_table_has_the_papers_columns_and_the_floor(completed):
     assert ours["0.5"]["seeds"] == values
     assert ours["0.5"]["value"] == pytest.approx(np.mean(values))
     assert ours["0.5"]["standard_error"] == pytest.approx(np.std(values, ddof=1) / 2**0.5)
-    assert (found["n_generated"], found["n_references"]) == (24, 24)
+    assert (found["n_generated"], found["n_references"]) == (COUNT, COUNT)
     assert [name for name, _ in found["rejected"]] == ["broken.png"]
     text = table(found)
-    assert "unconditional" in text and "floor" in text and "of 48 strictly valid" in text
-    for place in found["grids"].values():
-        assert Image.open(out / place).width > Image.open(out / place).height / 3
+    assert "unconditional" in text and "floor" in text and f"of {2 * COUNT} strictly valid" in text
+    for name in found["grids"].values():
+        assert Image.open(out / name).width > Image.open(out / name).height / 3
 
 
 def test_a_report_shows_the_table_and_the_grids(completed, tmp_path):
     out, _ = completed
     report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 2 and "floor: references through the codec" in page
+    assert page.count("<img") == 2 and "floor" in page
     (out / "unconditional" / "grid.png").rename(out / "unconditional" / "gone.png")
     report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
     (out / "unconditional" / "gone.png").rename(out / "unconditional" / "grid.png")
@@ -115,13 +119,13 @@ def test_a_report_shows_the_table_and_the_grids(completed, tmp_path):
     assert page.count("<img") == 1 and "unconditional/grid.png" in page
 
 
-def test_completions_of_other_settings_are_refused(model, photos, completed):
+def test_completions_of_other_settings_are_rejected(model, photos, completed):
     out, _ = completed
-    with pytest.raises(CheckpointError, match="seed is 5 here and 0 there"):
+    with pytest.raises(SettingsError, match="seed is 5 here and 0 there"):
         run(model, photos, out, seed=5)
 
 
-def test_a_second_run_draws_nothing_again(model, photos, completed, monkeypatch):
+def test_a_second_run_generates_nothing_again(model, photos, completed):
     out, found = completed
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
     assert run(model, photos, out) == found
@@ -129,31 +133,32 @@ def test_a_second_run_draws_nothing_again(model, photos, completed, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"ratios": (1.0,)}, "a ratio is 1.0"),
-        ({"ratios": (), "unconditional": False}, "nothing to draw"),
+        ({"ratios": (), "unconditional": False}, "--ratios"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"given": "label"}, "without labels"),
+        ({"conditioning": "label"}, "labels"),
     ],
 )
-def test_what_cannot_be_completed_is_refused(model, photos, tmp_path, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_settings_are_rejected(model, photos, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         run(model, photos, tmp_path, **options)
 
 
-def test_prompts_that_leave_no_room_are_named(photos, tmp_path):
-    model = untrained(seq_len=24, num_labels=0, **OPTIONS)
-    with pytest.raises(ValueError, match="fills the 24 places"):
-        run(model, photos, tmp_path)
+def test_prompts_as_long_as_the_sequence_length_are_rejected(model, photos, tmp_path):
+    config = model.config.copy_and_resolve_references()
+    config.seq_len = 24
+    with pytest.raises(ValueError, match="sequence length of 24"):
+        run(dataclasses.replace(model, config=config), photos, tmp_path)
 
 
-def test_half_size_images_are_small_and_looked_at_where_they_are(photos, tmp_path):
+def test_half_size_images_and_features_of_their_active_region(photos, tmp_path):
     grey = representations.make("jpeg", size=32, mode="L", quality=50)
-    lost = half_size.write(open_images(photos), grey, tmp_path / "half", 0, 0)
-    assert [name for name, _ in lost] == ["broken.png"]
+    rejected = half_size.write(open_images(photos), grey, tmp_path / "half", 0, 0)
+    assert [name for name, _ in rejected] == ["broken.png"]
     names = sorted((tmp_path / "half").glob("*.png"))
-    assert len(names) == 24
+    assert len(names) == COUNT
     image = Image.open(names[0])
     pixels = np.array(image)
     assert image.size == (32, 32) and image.mode == "L"
@@ -165,12 +170,12 @@ def test_half_size_images_are_small_and_looked_at_where_they_are(photos, tmp_pat
 
     seen = []
     plain = Extractor("size", "x", {}, lambda pixels: seen.append(pixels.shape) or pixels, dict)
-    cut = on_active_region(plain)
-    cut.prepare(np.zeros((32, 48, 3), np.uint8))
-    assert seen == [(16, 24, 3)] and cut.fingerprint != plain.fingerprint
+    cropped = on_active_region(plain)
+    cropped.prepare(np.zeros((32, 48, 3), np.uint8))
+    assert seen == [(16, 24, 3)] and cropped.fingerprint != plain.fingerprint
 
 
-def test_documents_have_no_half_size(digit_shards, tmp_path):
+def test_half_size_needs_images(digit_shards, tmp_path):
     shards = open_images(f"shards:{digit_shards}:eval")
     with pytest.raises(ValueError, match="give --images"):
         half_size.write(shards, shards.shards.representation, tmp_path, 0, 0)

@@ -1,4 +1,4 @@
-"""From a training run to its numbers, by one command."""
+"""evals.fid: generates images with a run and evaluates them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from evals.evaluation import evaluate
 from evals.features import extractors
 
 
-def test_a_run_is_sampled_once_and_every_document_counts(digits_run, tmp_path):
+def test_a_run_generates_once_and_every_document_counts(digits_run, digit_files, tmp_path):
     folder, representation = fid.sample(str(digits_run), tmp_path, num=20, seed=0, step=None)
     written = os.stat(f"{folder}/manifest.jsonl").st_mtime_ns
     assert fid.sample(str(digits_run), tmp_path, num=20, seed=0, step=None) == (
@@ -18,7 +18,7 @@ def test_a_run_is_sampled_once_and_every_document_counts(digits_run, tmp_path):
     assert os.stat(f"{folder}/manifest.jsonl").st_mtime_ns == written
     found = evaluate(
         folder,
-        "digits",
+        digit_files,
         tmp_path,
         extractor=extractors.make("digits"),
         representation=representation,
@@ -30,5 +30,5 @@ def test_a_run_is_sampled_once_and_every_document_counts(digits_run, tmp_path):
     floor = found["floor"]["frechet_distance"]
     assert 0 < floor < found["frechet_distance"]
     text = fid.table(found)
-    assert "floor: references through the codec" in text and "20 requested" in text
+    assert "floor" in text and "20 requested" in text
     json.dumps(found, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Two models class by class: a correlation is found and tested, and what is left out is named."""
+"""evals.longtail: correlations of two models by class, skipped classes, tables of frequencies."""
 
 import itertools
 import json
@@ -19,11 +19,11 @@ from evals.sections import KINDS
 from tests.evals.plugin import patches
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
-FREQUENCIES = {name: 10.0**place for place, name in enumerate(CLASSES)}
+FREQUENCIES = {name: 10.0**power for power, name in enumerate(CLASSES)}
 
 
 def write(folder, seed, noise_of, manifest=False, count=14):
-    """Images of every class: its colour and so much noise; as real files, or as generated ones."""
+    """Images of every class, its colour plus noise; as class folders, or with a manifest."""
     lines = []
     for label, name in enumerate(CLASSES):
         for number in range(count):
@@ -31,10 +31,10 @@ def write(folder, seed, noise_of, manifest=False, count=14):
             colour = np.random.default_rng(label).uniform(80, 170, 3)
             pixels = colour + rng.normal(0, 10, (4, 4, 3)) + rng.normal(0, noise_of(label), 3)
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            place = folder if manifest else folder / name
-            place.mkdir(parents=True, exist_ok=True)
+            target = folder if manifest else folder / name
+            target.mkdir(parents=True, exist_ok=True)
             file = f"{label}-{number}.png"
-            image.resize((16, 16), Image.Resampling.NEAREST).save(place / file)
+            image.resize((16, 16), Image.Resampling.NEAREST).save(target / file)
             lines.append(json.dumps({"file": file, "valid": True, "label": label}))
     if manifest:
         (folder / "manifest.jsonl").write_text("\n".join(lines))
@@ -45,14 +45,14 @@ def write(folder, seed, noise_of, manifest=False, count=14):
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("longtail")
     return {
-        # The more frequent a class, the worse a is at it; b is equally good at all.
+        # a is worse on more frequent classes; b is equally good on all.
         "a": write(folder / "a", 1, lambda label: 6.0 * label, manifest=True),
         "b": write(folder / "b", 2, lambda label: 6.0),
         "references": write(folder / "real", 3, lambda label: 1.0),
     }
 
 
-def test_a_model_that_loses_where_classes_are_frequent_is_found_out(folders, tmp_path):
+def test_the_correlation_of_difference_and_frequency_is_found(folders, tmp_path):
     found = longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches())
     assert found == json.loads((tmp_path / "longtail.json").read_text())
     assert found["metric"] == "frechet_distance" and found["n_classes"] == 6
@@ -93,14 +93,16 @@ def test_a_class_has_the_distance_of_its_own_images(folders, tmp_path):
     assert (row["n"], row["n_references"], row["frequency"]) == (14, 14, 1000.0)
 
 
-def test_classes_without_enough_are_left_out_and_named(folders, tmp_path):
+def test_classes_without_images_or_frequency_are_skipped(folders, tmp_path):
     frequencies = {name: value for name, value in FREQUENCIES.items() if name != "eel"}
     found = longtail(**folders, frequencies=frequencies, out=tmp_path, extractor=patches())
-    assert found["not_computed"] == {"eel": "the table has no frequency of it"}
-    assert any("1 classes are left out" in text for text in found["warnings"])
+    assert found["not_computed"] == {"eel": "it has no frequency in the table"}
+    assert any("1 classes are skipped" in text for text in found["warnings"])
     assert any("as few as 14 images for 48 dimensions" in text for text in found["warnings"])
-    with pytest.raises(ValueError, match="0 classes have what is needed.*14 images of a"):
-        longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches(), least=15)
+    with pytest.raises(ValueError, match="found 0 classes.*14 images of a"):
+        longtail(
+            **folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches(), min_images=15
+        )
     with pytest.raises(ValueError, match="has no classes"):
         longtail(
             folders["a"],
@@ -112,10 +114,10 @@ def test_classes_without_enough_are_left_out_and_named(folders, tmp_path):
         )
 
 
-def test_coefficients_are_scipys_and_small_tests_count_every_order():
+def test_coefficients_equal_scipys_and_small_tests_use_all_permutations():
     rng = np.random.default_rng(0)
     for n in (5, 40):
-        x = np.round(rng.normal(size=n), 1)  # with equal ones
+        x = np.round(rng.normal(size=n), 1)  # with ties
         y = x + rng.normal(size=n)
         assert correlation.pearson(x, y).value == pytest.approx(stats.pearsonr(x, y).statistic)
         assert correlation.spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
@@ -125,7 +127,7 @@ def test_coefficients_are_scipys_and_small_tests_count_every_order():
     assert found.p_value == pytest.approx(np.mean(np.abs(every) >= abs(found.value) - 1e-9))
 
 
-def test_p_values_are_uniform_where_there_is_nothing_to_find():
+def test_p_values_are_uniform_without_correlation():
     rng = np.random.default_rng(1)
     found = [
         correlation.spearman(rng.normal(size=12), rng.normal(size=12)).p_value for _ in range(60)
@@ -139,7 +141,7 @@ def test_p_values_are_uniform_where_there_is_nothing_to_find():
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("", "holds no class"),
         ("class,frequency\n", "holds no class"),
@@ -147,12 +149,12 @@ def test_p_values_are_uniform_where_there_is_nothing_to_find():
         ("a,1\nb,many\n", "line 2: found frequency 'many'"),
         ("a,1\nb,-2\n", "expected 0 or more"),
         ("a,1\nb,nan\n", "expected 0 or more"),
-        ("a,1\na,2\n", "'a' is there twice"),
+        ("a,1\na,2\n", "'a' appears twice"),
     ],
 )
-def test_a_wrong_table_is_refused_with_its_line(tmp_path, text, sentence):
+def test_an_invalid_table_is_rejected_with_its_line(tmp_path, text, message):
     (tmp_path / "table.csv").write_text(text)
-    with pytest.raises(TableError, match=re.escape(sentence)):
+    with pytest.raises(TableError, match=re.escape(message)):
         read_frequencies(tmp_path / "table.csv")
 
 

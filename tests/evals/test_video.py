@@ -1,4 +1,4 @@
-"""Clips against clips: distances, decoding, continuations frame by frame."""
+"""evals.video: distances of clips, counts of documents, continuations by frame."""
 
 import dataclasses
 import json
@@ -10,8 +10,7 @@ from data_pipelines import representations
 from data_pipelines.sources import Item, Source
 from evals import video
 from evals.distances import quality
-from evals.distances.statistics import FeatureError
-from evals.features.video_features import ClipExtractor
+from evals.features.base import ClipExtractor, FeatureError
 from evals.inputs.clips import GeneratedClips, RealClips
 from evals.inputs.codec import GeneratedError
 from evals.reporting.results import Evaluation
@@ -20,7 +19,7 @@ from tests.evals.plugin import patches
 
 
 class Squares(Source):
-    """Clips of a square that moves, as .h264 files of high quality, and one broken file."""
+    """Clips of a moving square, as .h264 files of high quality, and one broken file."""
 
     scheme = "squares"
 
@@ -80,21 +79,21 @@ def write(folder, clips, frames, prompt_tokens=0, broken=0):
     return GeneratedClips(folder, clips)
 
 
-def judge(generated, clips, out, whole=None, **options):
+def evaluate(generated, clips, out, clip_extractor=None, **options):
     source = Squares(**options)
     sides = [RealClips(source, clips, coded=coded) for coded in (False, True)]
-    return video.evaluate(generated, *sides, out, patches(), whole)
+    return video.evaluate(generated, *sides, out, patches(), clip_extractor)
 
 
-def test_the_codecs_own_output_is_as_far_as_the_floor_and_noise_is_farther(clips, tmp_path):
+def test_coded_clips_are_at_the_floor_and_noise_is_farther(clips, tmp_path):
     for name in ("coded", "noise"):
         (tmp_path / name).mkdir()
-    same = judge(write(tmp_path / "coded", clips, map(moving, range(6))), clips, tmp_path / "a")
-    # The source is coded twice there, once here: near the floor, not on it.
+    same = evaluate(write(tmp_path / "coded", clips, map(moving, range(6))), clips, tmp_path / "a")
+    # The references are coded twice, these clips once: near the floor, but not equal.
     floor = same["floor"]["pooled_frechet_distance"]
     assert same["pooled_frechet_distance"] == pytest.approx(floor, rel=1.0, abs=1e-3)
     noise = np.random.default_rng(0).integers(0, 256, (6, 6, 32, 32, 3), np.uint8)
-    other = judge(write(tmp_path / "noise", clips, noise), clips, tmp_path / "b")
+    other = evaluate(write(tmp_path / "noise", clips, noise), clips, tmp_path / "b")
     for name in ("pooled_frechet_distance", "frame_frechet_distance"):
         assert other[name] > 10 * same[name]
     assert same["n_references"] == 6 and same["rejected"][0][0] == "broken.h264"
@@ -102,9 +101,9 @@ def test_the_codecs_own_output_is_as_far_as_the_floor_and_noise_is_farther(clips
     assert json.loads((tmp_path / "a" / "video.json").read_text()) == same
 
 
-def test_what_does_not_decode_counts_and_is_grey(clips, tmp_path):
+def test_documents_that_do_not_decode_count(clips, tmp_path):
     (tmp_path / "clips").mkdir()
-    found = judge(
+    found = evaluate(
         write(tmp_path / "clips", clips, map(moving, range(4)), broken=2), clips, tmp_path / "out"
     )
     assert found["n_generated"] == 4
@@ -113,21 +112,22 @@ def test_what_does_not_decode_counts_and_is_grey(clips, tmp_path):
     assert codec["frames_missing"] == 2 * 6
 
 
-def test_continuations_are_held_against_their_originals_frame_by_frame(clips, tmp_path):
+def test_continuations_are_compared_with_their_originals_by_frame(clips, tmp_path):
     (tmp_path / "clips").mkdir()
     frozen = [moving(number) for number in range(4)]
     for own in frozen:
-        own[3:] = own[2]  # nothing moves any more after what was given
+        own[3:] = own[2]  # no motion after the prompt
     generated = write(tmp_path / "clips", clips, frozen, prompt_tokens=50)
-    found = judge(generated, clips, tmp_path / "out")["continuations"]
+    found = evaluate(generated, clips, tmp_path / "out")["continuations"]
     assert found["n"] == 4 and len(found["psnr_db"]) == len(found["floor_ssim"]) == 6
-    given, drawn = found["psnr_db"][:3], found["psnr_db"][3:]
-    assert min(given) > 25 and max(drawn) < 20 and sorted(drawn, reverse=True) == drawn
+    prompt, continued = found["psnr_db"][:3], found["psnr_db"][3:]
+    assert min(prompt) > 25 and max(continued) < 20
+    assert sorted(continued, reverse=True) == continued
     assert min(found["floor_psnr_db"]) > 25
     assert max(found["ssim"][4:]) < min(found["floor_ssim"])
 
 
-def test_a_plug_in_sees_whole_clips_and_names_the_distance(clips, tmp_path):
+def test_a_clip_extractor_gets_whole_clips_and_names_the_distance(clips, tmp_path):
     (tmp_path / "clips").mkdir()
     generated = write(tmp_path / "clips", clips, map(moving, range(5)))
 
@@ -135,33 +135,33 @@ def test_a_plug_in_sees_whole_clips_and_names_the_distance(clips, tmp_path):
         assert batch.shape[1:] == (6, 32, 32, 3) and batch.dtype == np.uint8
         return batch.mean((2, 3)).reshape(len(batch), -1).astype(np.float32)
 
-    plug_in = ClipExtractor("i3d", {"version": 1}, apply)
-    found = judge(generated, clips, tmp_path / "a", plug_in)
+    extractor = ClipExtractor("i3d", {"version": 1}, apply)
+    found = evaluate(generated, clips, tmp_path / "a", extractor)
     assert "fvd" in found and "pooled_frechet_distance" not in found
-    other = dataclasses.replace(plug_in, name="mine")
-    assert "mine_frechet_distance" in judge(generated, clips, tmp_path / "b", other)
+    other = dataclasses.replace(extractor, name="mine")
+    assert "mine_frechet_distance" in evaluate(generated, clips, tmp_path / "b", other)
 
 
-def test_the_report_shows_clips_that_play(clips, tmp_path):
+def test_the_report_embeds_clips(clips, tmp_path):
     (tmp_path / "clips").mkdir()
     generated = write(tmp_path / "clips", clips, map(moving, range(4)), prompt_tokens=9)
     (tmp_path / "clips" / "side_by_side").mkdir()
     (tmp_path / "clips" / "side_by_side" / "000000.mp4").write_bytes(b"a film")
-    judge(generated, clips, tmp_path / "out")
-    shown = videos([Evaluation.read(tmp_path / "out", tuple(KINDS))], tmp_path / "a.html")
-    assert "<video " in shown and "data:video/mp4;base64," in shown
-    assert "PSNR" in shown and "frames missing" in shown and "pooled frechet distance" in shown
+    evaluate(generated, clips, tmp_path / "out")
+    html = videos([Evaluation.read(tmp_path / "out", tuple(KINDS))], tmp_path / "a.html")
+    assert "<video " in html and "data:video/mp4;base64," in html
+    assert "PSNR" in html and "frames missing" in html and "pooled frechet distance" in html
 
 
-def test_nothing_to_look_at_is_refused(clips, tmp_path):
+def test_no_clips_are_rejected(clips, tmp_path):
     with pytest.raises(GeneratedError, match=r"no manifest\.jsonl"):
         GeneratedClips(tmp_path, clips)
     generated = write(tmp_path, clips, [moving(0)])
-    with pytest.raises(FeatureError, match=r"holds no clip that can be read.*broken\.h264"):
-        judge(generated, clips, tmp_path / "out", count=0)
+    with pytest.raises(FeatureError, match=r"no readable clip.*broken\.h264"):
+        evaluate(generated, clips, tmp_path / "out", count=0)
 
 
-def test_psnr_and_ssim_are_those_of_scikit_image():
+def test_psnr_and_ssim_equal_scikit_images():
     """Of scikit-image 0.26: peak_signal_noise_ratio; structural_similarity of the luma with
     gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255."""
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A run small enough to make many of."""
+"""A training configuration and runs small enough to repeat many times."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.jpeglm_jax.runs import command, run
 
 
 def tiny(steps=12, **changes):
-    """The default preset, cut down: seconds instead of minutes."""
+    """The default preset with a small model and few steps: seconds instead of minutes."""
     config = jpeg.get_config("digits")
     config.steps, config.batch_size, config.seq_len = steps, 8, 80
     config.data.copies = 0
@@ -41,7 +41,7 @@ def digit_shards(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def straight(digit_shards, tmp_path_factory):
-    """A run that nothing happened to."""
+    """The folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     run(command(digit_shards, folder))
     return folder

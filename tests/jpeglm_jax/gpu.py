@@ -3,7 +3,6 @@
 import re
 
 import jax
-import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jpeglm_jax.compilation.report import abstract_batch
@@ -30,8 +29,7 @@ def mesh_of(devices=1, kind=H100):
 def lowered(config, devices=1, kind=H100, vocab_size=320):
     """The text of the train step of a configuration, lowered for CUDA on a CPU."""
     model = model_config(config.model, vocab_size, "gpu")
-    ones = np.ones(vocab_size, np.int32)
-    step = TrainStep(ModelSpec(model), config.optimizer, config.steps, 1, ones)
+    step = TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
     mesh = mesh_of(devices, kind)
     state = step.state_shardings(mesh)
     jitted = jax.jit(
@@ -54,6 +52,8 @@ def calls(text, pattern):
     def count(name):
         body = bodies[name]
         own = len(re.findall(pattern, body))
-        return own + sum(count(called) for called in re.findall(r"(?<!custom_)call @([\w.]+)\(", body))
+        return own + sum(
+            count(called) for called in re.findall(r"(?<!custom_)call @([\w.]+)\(", body)
+        )
 
     return count("main")

@@ -1,5 +1,6 @@
-"""Runs in processes of their own, and what they leave behind."""
+"""Training runs in processes of their own, and checks of the files that they write."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ TIMINGS = ("perf/tokens_per_second", "perf/mfu", "perf/goodput")
 
 
 def lines(workdir):
-    """metrics.jsonl without what is never the same twice; a line under way is left out."""
+    """metrics.jsonl without the timings and without an unfinished last line."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     found = [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
@@ -31,7 +32,7 @@ def weights(workdir):
 
 
 def command(shards, workdir, *flags, **changes):
-    """A small run of 200 steps; `changes` are of values, their dots written as two underscores."""
+    """A small run of 200 steps; `changes` are of the configuration, `__` standing for a dot."""
     values = {
         "steps": 200,
         "batch_size": 8,
@@ -49,7 +50,7 @@ def command(shards, workdir, *flags, **changes):
         "checkpoint.every": 50,
         "sample.every": 0,
         "cpu_devices": 2,
-        "compilation_cache": pathlib.Path(shards).parent / "compiled",  # of all runs of a session
+        "compilation_cache": pathlib.Path(shards).parent / "compiled",  # for all runs
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return [
@@ -74,12 +75,12 @@ def wait_for_step(process, workdir, step, seconds=240):
 
 
 def start(arguments, **options):
-    """A process whose output goes to files: a pipe that nobody reads would stop it."""
-    said, complained = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
+    """A process whose output goes to files: a full pipe would block it."""
+    stdout, stderr = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(), stdout=said, stderr=complained, **options
+        arguments, cwd=ROOT, env=environment(), stdout=stdout, stderr=stderr, **options
     )
-    process.outputs = said, complained
+    process.outputs = stdout, stderr
     return process
 
 
@@ -98,9 +99,9 @@ def finish(process, seconds=240):
 
 
 def run(arguments, **options):
-    said, complained, status = finish(start(arguments, **options))
-    assert status == 0, said + complained
-    return said
+    stdout, stderr, status = finish(start(arguments, **options))
+    assert status == 0, stdout + stderr
+    return stdout
 
 
 def assert_same_run(one, other):
@@ -109,7 +110,7 @@ def assert_same_run(one, other):
 
 
 def assert_complete(workdir):
-    """The newest checkpoint reads, weights and optimiser, and nothing lies half-written."""
+    """Checks that the newest checkpoint can be read and that nothing is half-written."""
     checkpoints = Checkpoints(workdir)
     step = checkpoints.latest()
     assert checkpoints.meta()["step"] == step
@@ -118,3 +119,19 @@ def assert_complete(workdir):
     assert all(name.isdigit() for name in names), names
     assert not (workdir / "lease.json").exists()
     return step
+
+
+@contextlib.contextmanager
+def count_compilations():
+    """A list with an entry for each program that XLA compiles meanwhile."""
+    compilations = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

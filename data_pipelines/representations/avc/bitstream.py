@@ -1,7 +1,8 @@
 """The syntax of an H.264 stream above its macroblocks: NAL units, parameter sets, slice headers.
 
 Source: ITU-T H.264 (08/2021), 7.3 and 7.4 (syntax, semantics), 9.1 (Exp-Golomb codes), Annex B
-(byte stream). Read is what baseline encoders write; the rest is refused by name.
+(byte stream). Only the syntax that baseline encoders write is parsed; other values raise
+`SyntaxFault` with the name of the syntax element. All other modules of this package use this one.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from typing import NamedTuple
 SLICE, IDR, SEI, SPS, PPS = 1, 5, 6, 7, 8
 P, I = 0, 2  # slice_type modulo 5  # noqa: E741
 
-# The bytes of a NAL that hold its slice header, whatever its values.
+# Enough bytes of a NAL unit to hold its slice header for all values of its fields.
 _HEADER_BYTES = 48
 _START = re.compile(b"\x00\x00\x01")
 _FORBIDDEN = re.compile(rb"\x00\x00[\x00\x02]|\x00\x00\x03[^\x00-\x03]")
 
 
 class SyntaxFault(ValueError):
-    """Bits that no encoder of these settings writes; the text says which, without the place."""
+    """Bits that no encoder of these settings writes; the message has the reason, not the offset."""
 
 
 class Nal(NamedTuple):
     """One NAL unit of a byte stream.
 
     Attributes:
-      start: of its start code; a fourth byte (00) in front of 00 00 01 belongs to it.
-      payload: where the NAL's first byte, its header, lies.
-      end: behind its last byte.
+      start: offset of its start code, including a zero_byte (00) before 00 00 01.
+      payload: offset of the NAL unit's first byte, its header.
+      end: offset after its last byte.
     """
 
     start: int
@@ -38,27 +39,27 @@ class Nal(NamedTuple):
 
     @property
     def code(self) -> int:
-        """Bytes of the start code: 3 or 4."""
+        """Length of the start code in bytes: 3 or 4."""
         return self.payload - self.start
 
 
 def nals(stream: bytes) -> Iterator[Nal]:
-    """The NAL units of a stream, in order; what lies before the first start code is passed over."""
+    """The NAL units of a stream, in order; bytes before the first start code are ignored."""
     starts = [match.start() for match in _START.finditer(stream)]
-    limit = 0  # a zero in front of it is the one before's
-    for place, at in enumerate(starts):
+    limit = 0  # zeros before it belong to the previous start code
+    for index, at in enumerate(starts):
         start = at - 1 if at > limit and stream[at - 1] == 0 else at
         limit = at + 3
         end = len(stream)
-        if place + 1 < len(starts):
-            end = starts[place + 1]
+        if index + 1 < len(starts):
+            end = starts[index + 1]
             if end > limit and stream[end - 1] == 0:
                 end -= 1
         yield Nal(start, at + 3, end)
 
 
 def check_bytes(nal: bytes) -> None:
-    """Emulation prevention and the end of a NAL unit (7.4.1). Raises SyntaxFault."""
+    """Checks emulation prevention and the end of a NAL unit (7.4.1). Raises SyntaxFault."""
     if not nal:
         raise SyntaxFault("an empty NAL unit")
     if nal[0] & 0x80:
@@ -68,18 +69,18 @@ def check_bytes(nal: bytes) -> None:
             f"{found.group().hex(' ')} inside a NAL unit, which emulation prevention rules out"
         )
     if nal[-1] == 0 or nal.endswith(b"\x00\x00\x03"):
-        raise SyntaxFault(f"a NAL unit ends in {nal[-1]:02x} after zeros, without its stop bit")
+        raise SyntaxFault(f"a NAL unit ends in {nal[-1]:02x} after zeros, expected a stop bit")
 
 
 class Bits:
-    """Reads the leading bits of a NAL's payload, emulation prevention undone."""
+    """Reads the leading bits of a NAL unit after its first byte, without emulation prevention."""
 
     def __init__(self, nal: bytes, limit: int = _HEADER_BYTES):
         data = _unescaped(nal[1 : 1 + limit])
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
-        """An unsigned integer of so many bits."""
+        """An unsigned integer of `count` bits."""
         self._left -= count
         if self._left < 0:
             raise SyntaxFault("the NAL unit ends within its header")
@@ -101,12 +102,12 @@ class Bits:
 
 
 def _unescaped(data: bytes) -> bytes:
-    """Emulation prevention undone: a byte 03 is dropped after two zeros, which then count anew."""
+    """Removes emulation prevention bytes: each 03 after two zeros (7.3.1)."""
     return data.replace(b"\x00\x00\x03", b"\x00\x00")
 
 
 class Sps(NamedTuple):
-    """What a sequence parameter set (7.3.2.1) says here; sizes in pixels, after cropping."""
+    """The fields of a sequence parameter set (7.3.2.1) used here; sizes in pixels, cropped."""
 
     profile: int
     constrained: bool  # constraint_set1_flag: with profile 66, Constrained Baseline
@@ -119,7 +120,7 @@ class Sps(NamedTuple):
 
 
 class Pps(NamedTuple):
-    """What a picture parameter set (7.3.2.2) says here."""
+    """The fields of a picture parameter set (7.3.2.2) used here."""
 
     cabac: bool
     num_ref_idx: int
@@ -143,7 +144,7 @@ class SliceHeader(NamedTuple):
 
 
 def parse_sps(nal: bytes) -> Sps:
-    """Raises SyntaxFault for a set that baseline with frames does not have."""
+    """Parses an SPS NAL unit. Raises SyntaxFault unless it is baseline with frames only."""
     bits = Bits(nal, limit=len(nal))
     profile, constraints, level = bits.u(8), bits.u(8), bits.u(8)
     if profile != 66:
@@ -172,7 +173,7 @@ def parse_sps(nal: bytes) -> Sps:
 
 
 def parse_pps(nal: bytes) -> Pps:
-    """Raises SyntaxFault for a set that x264's baseline does not have."""
+    """Parses a PPS NAL unit. Raises SyntaxFault for values that x264's baseline does not write."""
     bits = Bits(nal, limit=len(nal))
     bits.ue(), bits.ue()
     cabac = bool(bits.u(1))
@@ -193,7 +194,7 @@ def parse_pps(nal: bytes) -> Pps:
 
 
 def parse_slice(nal: bytes, sps: Sps, pps: Pps) -> SliceHeader:
-    """The header of a slice NAL. Raises SyntaxFault for bits that cannot be one."""
+    """Parses the header of a slice NAL unit. Raises SyntaxFault for values that are not allowed."""
     bits = Bits(nal)
     nal_type, ref_idc = nal[0] & 31, nal[0] >> 5
     first_mb, slice_type = bits.ue(), bits.ue()
@@ -211,17 +212,17 @@ def parse_slice(nal: bytes, sps: Sps, pps: Pps) -> SliceHeader:
     if not 0 <= qp <= 51:
         raise SyntaxFault(f"a slice QP of {qp}, expected 0 to 51")
     deblocking = _deblocking(bits) if pps.deblocking_control else ()
-    bits.u(1)  # something follows, the stop bit at least
+    bits.u(1)  # at least the stop bit has to follow
     return SliceHeader(
         nal_type, ref_idc, first_mb, slice_type, frame_num, idr_pic_id, num_ref_idx, qp, deblocking
     )
 
 
 def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
-    """The bits of a header as x264 spells it: (value, count), from the NAL's first byte on.
+    """The bits of a slice header as x264 writes it: (value, count), from the NAL's first byte on.
 
-    x264 says that all slices of a picture are of one type (slice_type + 5), changes neither the
-    order nor the marking of references, and states their number where it is not the set's.
+    x264 declares all slices of a picture to be of one type (slice_type + 5), changes neither the
+    order nor the marking of references, and writes their number if it differs from the PPS's.
     """
     codes = [(header.ref_idc << 5 | header.nal_type, 8)]
     codes += [_ue(header.first_mb), _ue(header.slice_type + 5), _ue(0)]
@@ -229,8 +230,8 @@ def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
     if header.nal_type == IDR:
         codes.append(_ue(header.idr_pic_id))
     if header.slice_type == P:
-        stated = header.num_ref_idx != pps.num_ref_idx
-        codes += [(1, 1), _ue(header.num_ref_idx - 1)] if stated else [(0, 1)]
+        override = header.num_ref_idx != pps.num_ref_idx
+        codes += [(1, 1), _ue(header.num_ref_idx - 1)] if override else [(0, 1)]
         codes.append((0, 1))
     if header.ref_idc:
         codes.append((0, 2) if header.nal_type == IDR else (0, 1))
@@ -244,15 +245,20 @@ def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
 
 
 def check_slice(nal: bytes, header: tuple[int, int]) -> None:
-    """A slice NAL begins with these bits of a header, and has data before its stop bit.
+    """Checks that a slice NAL unit begins with these header bits and has data before its stop bit.
 
-    Raises SyntaxFault.
+    Args:
+      nal: the NAL unit from its first byte on.
+      header: (value, count) of the header's bits, as `slice_header` returns them.
+
+    Raises:
+      SyntaxFault: other header bits, or no data.
     """
     data = _unescaped(nal)
     value, count = header
     size = -(-count // 8)
     if int.from_bytes(data[:size].ljust(size, b"\0"), "big") >> 8 * size - count != value:
-        raise SyntaxFault("a slice header that says the same in other bits than x264's")
+        raise SyntaxFault("a slice header with the expected values in other bits than x264's")
     stop = 8 * len(data) - (data[-1] & -data[-1]).bit_length()
     if stop <= count:
         raise SyntaxFault("a slice without data")
@@ -264,12 +270,12 @@ def _ue(value: int) -> tuple[int, int]:
 
 
 def _se(value: int) -> tuple[int, int]:
-    """A signed one (9.1.1)."""
+    """A signed Exp-Golomb code (9.1.1): (value, bits)."""
     return _ue(2 * value - 1 if value > 0 else -2 * value)
 
 
 def _references(bits: Bits, pps: Pps) -> int:
-    """Reference counts and list modification of a P slice; the number of references."""
+    """Reads reference count and list modification of a P slice; returns the reference count."""
     num_ref_idx = bits.ue() + 1 if bits.u(1) else pps.num_ref_idx
     if not 1 <= num_ref_idx <= 32:
         raise SyntaxFault(f"num_ref_idx_l0_active {num_ref_idx}, expected 1 to 32")
@@ -282,7 +288,7 @@ def _references(bits: Bits, pps: Pps) -> int:
 
 
 def _marking(bits: Bits, nal_type: int) -> None:
-    """dec_ref_pic_marking (7.3.3.3)."""
+    """Reads dec_ref_pic_marking (7.3.3.3)."""
     if nal_type == IDR:
         if bits.u(2):
             raise SyntaxFault("no_output_of_prior_pics or a long-term reference, expected neither")

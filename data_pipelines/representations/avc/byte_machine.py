@@ -1,15 +1,15 @@
-"""What may follow the bytes of an H.264 stream so far, and how many bytes still have to follow.
+"""The byte machine of H.264 streams: which bytes may come next, and the min bytes to the end.
 
-The machine here generates what `avc_walk` accepts: start codes, parameter sets, NAL and slice
-headers, slices in order and frames numbered, emulation prevention, stop bits. What lies in a
-macroblock is free: CAVLC is not walked, so a stream that is right here may still hold a macroblock
-that no decoder takes.
+It generates the streams that `validity` accepts: start codes, parameter sets, NAL unit and slice
+headers, slices in order, numbered frames, emulation prevention, stop bits. Macroblocks are
+unconstrained: CAVLC is not parsed, so a stream that the machine accepts may hold a macroblock that
+decoders reject.
 
-All that stands before the macroblocks of a slice, its start code and (before an IDR picture) the
-parameter sets among them, is its opening. It follows from the slice's place and from the kind of
-its picture, so openings are rows of a table: bytes, and which of their bits are given. While a
-picture's first slice is opened its kind is not known yet: the kinds that are still possible are
-carried along, and whatever byte fits one of them may come.
+The preamble of a slice is everything before its macroblocks: (before an IDR picture) parameter
+sets, start code, NAL unit header and slice header. It is determined by the index of the slice in
+its picture and by the picture's type, so preambles are rows of a table: bytes, and a mask of the
+bits that are fixed. In the preamble of a picture's first slice the type is not known yet: the state
+holds the types that are still possible, and a byte is allowed if it fits one of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_pipelines.representations.base import UNREACHABLE, Array
 
 
 class Kind(enum.IntEnum):
-    """Of a picture."""
+    """The type of a picture."""
 
     IDR = 0
     I = 1  # noqa: E741
@@ -34,11 +34,11 @@ class Kind(enum.IntEnum):
 
 
 class Phase(enum.IntEnum):
-    """Where in a slice the next byte stands."""
+    """The part of the slice that the next byte belongs to."""
 
-    OPENING = 0
+    PREAMBLE = 0
     DATA = 1
-    WRONG = 2  # no valid stream begins like this
+    WRONG = 2  # no valid stream begins with these bytes
 
 
 class State(NamedTuple):
@@ -46,25 +46,25 @@ class State(NamedTuple):
 
     Attributes:
       phase: a `Phase`.
-      kinds: the kinds that the picture at hand may have, as bits.
-      offset: bytes of the opening that have come.
-      zeros: bytes 00 that came last: 0 to 2.
-      ends: the slice could end before these: its last byte holds a stop bit behind some data.
-      escaped: the byte before is the 03 of emulation prevention.
-      fresh: the byte before ends the header, so that no data has come.
-      slice: its place in the picture.
-      frame: pictures before this one.
-      number: pictures since the last IDR picture, this one counted unless it is one.
-      idr: idr_pic_id of the next IDR picture, which this one may be.
+      kinds: the possible types of the current picture, as bits.
+      offset: number of bytes of the preamble so far.
+      zeros: number of bytes 00 directly before, 0 to 2.
+      can_end: 1 if the slice could end before these zeros: its last byte has a stop bit after data.
+      escaped: 1 if the previous byte is the 03 of emulation prevention.
+      no_data: 1 if the previous byte ends the slice header, so that there is no data yet.
+      slice: index of the slice in its picture.
+      frame: number of pictures before this one.
+      number: pictures since the last IDR picture, including this one unless it is IDR.
+      idr: idr_pic_id of the next IDR picture, which may be this one.
     """
 
     phase: Array
     kinds: Array
     offset: Array
     zeros: Array
-    ends: Array
+    can_end: Array
     escaped: Array
-    fresh: Array
+    no_data: Array
     slice: Array
     frame: Array
     number: Array
@@ -72,72 +72,71 @@ class State(NamedTuple):
 
 
 class AvcMachine(NamedTuple):
-    """Streams of one format. All fields are arrays or numbers, so it is also a pytree.
+    """The byte machine of one format. Its fields are arrays and numbers: it is a pytree.
 
-    A picture's `key` tells apart the openings of one kind: by `number` (see `_key`), or for IDR
-    pictures by `idr`.
+    The `key` of a picture distinguishes the preambles of one type: by `number` (see `_key`), or by
+    `idr` for IDR pictures.
 
     Attributes:
-      bytes: of the openings, 0 where a bit is free, int32 [slices, kinds, keys, longest].
-      given: bits that are not free, likewise.
-      lengths: of the openings, the last byte maybe in part, int32 [slices, kinds, keys].
-      least: bytes of the shortest slice, opening and all, int32 [slices, kinds, keys].
-      after: bytes of the shortest slices behind each in its picture, likewise.
-      ahead: bytes of so many shortest pictures, int32 [least_frames + 1, number of the first of
+      preambles: bytes of the preambles, 0 where a bit is free, int32 [slices, kinds, keys, length].
+      fixed: mask of the bits that are not free, of the same shape.
+      lengths: bytes of the preambles, including a last byte in part, int32 [slices, kinds, keys].
+      min_slice: min bytes of each slice including its preamble, int32 [slices, kinds, keys].
+      min_after_slice: min bytes of the slices after each one in its picture, of the same shape.
+      min_pictures: min bytes of a number of pictures, int32 [min_frames + 1, number of the first of
         them from 1 to _STEADY, idr].
-      slices: of a picture.
-      least_frames, most_frames: of a stream.
+      slices: slices of a picture.
+      min_frames, max_frames: bounds on the pictures of a stream.
     """
 
-    bytes: Array
-    given: Array
+    preambles: Array
+    fixed: Array
     lengths: Array
-    least: Array
-    after: Array
-    ahead: Array
+    min_slice: Array
+    min_after_slice: Array
+    min_pictures: Array
     slices: int
-    least_frames: int
-    most_frames: int
+    min_frames: int
+    max_frames: int
 
     def start(self) -> State:
-        """Before the first byte; int32 scalars."""
+        """The state before the first byte, of int32 scalars."""
         state = dict.fromkeys(State._fields, 0) | {"kinds": 1 << Kind.IDR}
         return State(**{name: np.int32(value) for name, value in state.items()})
 
     def step(self, state: State, byte: Array) -> State:
-        """The state after one more byte (int32, 0-255), of any shape that broadcasts with it."""
+        """The state after one more byte, int32, 0-255; shapes are broadcast."""
         xp = byte.__array_namespace__()
-        # 00 00 00 or 00 00 01 inside a slice begins the next one: two bytes of its opening are in.
+        # 00 00 00 or 00 00 01 in a slice begins the next preamble, of which two bytes have come.
         closes = (state.phase == Phase.DATA) & (state.zeros == 2) & (byte < 2)
         data = self._step_data(state, byte, xp)
-        opened = _where(closes, self._open_next(state, xp), state, xp)
-        opening = self._step_opening(opened, byte, xp)
-        after = _where(closes | (state.phase == Phase.OPENING), opening, data, xp)
-        wrong = (state.phase == Phase.WRONG) | (closes & (state.ends == 0))
+        begun = _where(closes, self._begin_next(state, xp), state, xp)
+        preamble = self._step_preamble(begun, byte, xp)
+        after = _where(closes | (state.phase == Phase.PREAMBLE), preamble, data, xp)
+        wrong = (state.phase == Phase.WRONG) | (closes & (state.can_end == 0))
         return after._replace(phase=xp.where(wrong, int(Phase.WRONG), after.phase))
 
     def min_bytes_to_end(self, state: State) -> Array:
-        """Bytes after which a stream can end at the earliest: 0 at its end, int32.
+        """Min bytes to the end of the stream, int32: 0 at the end; `UNREACHABLE` if there is none.
 
-        There is always an allowed byte that makes it at least one less. No stream can follow from
-        a state where it is `UNREACHABLE`.
+        Some allowed byte always reduces it by at least 1.
         """
         xp = state.phase.__array_namespace__()
-        opening = UNREACHABLE + 0 * state.phase
+        preamble = UNREACHABLE + 0 * state.phase
         for kind in Kind:
             possible = (state.kinds >> kind & 1) == 1
-            here = self._row(self.least, kind, state, xp) - state.offset
-            opening = xp.where(
-                possible, xp.minimum(opening, here + self._behind(kind, state, xp)), opening
+            here = self._row(self.min_slice, kind, state, xp) - state.offset
+            preamble = xp.where(
+                possible, xp.minimum(preamble, here + self._after(kind, state, xp)), preamble
             )
         tail = 0 * state.phase
         for kind in Kind:
-            tail = xp.where((state.kinds >> kind & 1) == 1, self._behind(kind, state, xp), tail)
-        # Zeros at the slice's end are the first of the next one's start code; at the very end there
-        # is none, and they must go on.
+            tail = xp.where((state.kinds >> kind & 1) == 1, self._after(kind, state, xp), tail)
+        # Zeros at the end of a slice are the first ones of the next start code. The last slice must
+        # not end in zeros: another byte of data has to follow.
         closed = xp.where(tail == 0, state.zeros > 0, tail - state.zeros)
-        data = xp.where(state.ends == 1, closed, tail + 1)
-        here = xp.where(state.phase == Phase.OPENING, opening, data)
+        data = xp.where(state.can_end == 1, closed, tail + 1)
+        here = xp.where(state.phase == Phase.PREAMBLE, preamble, data)
         return xp.where(state.phase == Phase.WRONG, UNREACHABLE, here)
 
     def min_bytes_after(self, state_Bx1: State) -> Array:
@@ -145,63 +144,63 @@ class AvcMachine(NamedTuple):
         xp = state_Bx1.phase.__array_namespace__()
         return self.min_bytes_to_end(self.step(state_Bx1, xp.arange(256, dtype=xp.int32)))
 
-    def _step_opening(self, state: State, byte: Array, xp: Any) -> State:
-        """Keeps the kinds of picture whose opening goes on with this byte."""
+    def _step_preamble(self, state: State, byte: Array, xp: Any) -> State:
+        """Keeps the types of picture whose preamble has this byte next."""
         kinds = 0 * state.kinds + 0 * byte
         ended, free = kinds, kinds
-        place = (xp.minimum(state.offset, self.bytes.shape[-1] - 1),)
+        offset = (xp.minimum(state.offset, self.preambles.shape[-1] - 1),)
         for kind in Kind:
-            given = self._row(self.given, kind, state, xp, place)
-            fits = (byte & given) == self._row(self.bytes, kind, state, xp, place)
+            fixed = self._row(self.fixed, kind, state, xp, offset)
+            fits = (byte & fixed) == self._row(self.preambles, kind, state, xp, offset)
             fits = fits & ((state.kinds >> kind & 1) == 1)
             kinds = kinds | fits << int(kind)
             ends = fits & (self._row(self.lengths, kind, state, xp) == state.offset + 1)
             ended = xp.where(ends, 1, ended)
-            free = xp.where(ends, 255 - given, free)
-        # Headers are codes of which none begins another: the one that ended is the only one left.
-        phase = xp.where(ended == 1, int(Phase.DATA), int(Phase.OPENING))
-        data, top = byte & free, free + 1 >> 1  # the free bits, and the first of them
+            free = xp.where(ends, 255 - fixed, free)
+        # Headers form a prefix code: if one ends here, its type is the only one possible.
+        phase = xp.where(ended == 1, int(Phase.DATA), int(Phase.PREAMBLE))
+        data, top = byte & free, free + 1 >> 1  # the free bits, and a mask of the first of them
         return state._replace(
             phase=xp.where(kinds == 0, int(Phase.WRONG), phase),
             kinds=kinds,
             offset=state.offset + 1 + 0 * byte,
             zeros=xp.where(byte == 0, xp.minimum(state.zeros + 1, 2), 0),
-            ends=xp.where((ended == 1) & (data != 0) & (data != top), 1, 0),
+            can_end=xp.where((ended == 1) & (data != 0) & (data != top), 1, 0),
             escaped=0 * kinds,
-            fresh=xp.where((ended == 1) & (free == 0), 1, 0),
+            no_data=xp.where((ended == 1) & (free == 0), 1, 0),
         )
 
     def _step_data(self, state: State, byte: Array, xp: Any) -> State:
-        """A byte of macroblocks, or one that emulation prevention asks for."""
+        """In macroblocks: any byte that emulation prevention allows."""
         escapes = (state.zeros == 2) & (byte == 3)
         wrong = (state.zeros == 2) & (byte < 3) | (state.escaped == 1) & (byte > 3)
-        ends = xp.where(byte == 0, state.ends, 1)
-        ends = xp.where((state.fresh == 1) & (byte == 0x80), 0, ends)
-        none = 0 * ends
+        can_end = xp.where(byte == 0, state.can_end, 1)
+        can_end = xp.where((state.no_data == 1) & (byte == 0x80), 0, can_end)
+        none = 0 * can_end
         return State(
             phase=xp.where(wrong, int(Phase.WRONG), int(Phase.DATA)) + none,
             kinds=state.kinds + none,
             offset=state.offset + none,
             zeros=xp.where(byte == 0, state.zeros + 1, none),
-            ends=xp.where(escapes, 0, ends),
+            can_end=xp.where(escapes, 0, can_end),
             escaped=xp.where(escapes, 1, none),
-            fresh=none,
+            no_data=none,
             slice=state.slice + none,
             frame=state.frame + none,
             number=state.number + none,
             idr=state.idr + none,
         )
 
-    def _open_next(self, state: State, xp: Any) -> State:
-        """The slice behind this one, after 00 00."""
+    def _begin_next(self, state: State, xp: Any) -> State:
+        """The state in the preamble of the next slice, after its first two bytes 00 00."""
         same = state.slice + 1 < self.slices
         frame = state.frame + xp.where(same, 0, 1)
         was_idr = state.kinds == 1 << Kind.IDR
         number = xp.where(was_idr, 1, state.number + 1)
         every = (1 << len(Kind)) - 1
-        kinds = xp.where(frame < self.most_frames, every, 0)
+        kinds = xp.where(frame < self.max_frames, every, 0)
         return state._replace(
-            phase=0 * state.phase + int(Phase.OPENING),
+            phase=0 * state.phase + int(Phase.PREAMBLE),
             kinds=xp.where(same, state.kinds, kinds),
             offset=0 * state.offset + 2,
             slice=xp.where(same, state.slice + 1, 0),
@@ -210,78 +209,79 @@ class AvcMachine(NamedTuple):
             idr=xp.where(same | ~was_idr, state.idr, 1 - state.idr),
         )
 
-    def _behind(self, kind: Kind, state: State, xp: Any) -> Array:
-        """Bytes of the shortest slices behind the one at hand, in a picture of this kind."""
+    def _after(self, kind: Kind, state: State, xp: Any) -> Array:
+        """Min bytes of the stream after the current slice, in a picture of this type."""
         number = 1 if kind == Kind.IDR else xp.minimum(state.number + 1, _STEADY)
         idr = 1 - state.idr if kind == Kind.IDR else state.idr
-        frames = xp.clip(self.least_frames - state.frame - 1, 0, None)
-        ahead = xp.asarray(self.ahead)[frames, number - 1, idr]
-        return self._row(self.after, kind, state, xp) + ahead
+        frames = xp.clip(self.min_frames - state.frame - 1, 0, None)
+        pictures = xp.asarray(self.min_pictures)[frames, number - 1, idr]
+        return self._row(self.min_after_slice, kind, state, xp) + pictures
 
     def _row(
-        self, table: Array, kind: Kind, state: State, xp: Any, place: tuple[Array, ...] = ()
+        self, table: Array, kind: Kind, state: State, xp: Any, offset: tuple[Array, ...] = ()
     ) -> Array:
-        """The entry of a table for the slice at hand, in a picture of this kind."""
-        key = state.idr if kind == Kind.IDR else _key(state.number, self.bytes.shape[2], xp)
-        return xp.asarray(table)[(state.slice, int(kind), key, *place)]
+        """The entry of a table for the current slice, in a picture of this type."""
+        key = state.idr if kind == Kind.IDR else _key(state.number, self.lengths.shape[2], xp)
+        return xp.asarray(table)[(state.slice, int(kind), key, *offset)]
 
 
-_STEADY = MAX_REFERENCES  # from this number on, pictures have openings of the same length
+_STEADY = MAX_REFERENCES  # from this number on, the preambles of a type have equal lengths
 
 
 def _key(number: Array, keys: int, xp: Any) -> Array:
-    """The picture's number while that decides its references, then what stands for it."""
+    """The key of non-IDR pictures: the number, above `_STEADY` modulo the count of frame_nums."""
     return xp.where(number < _STEADY, number, _STEADY + (number - _STEADY) % (keys - _STEADY))
 
 
 @functools.lru_cache(maxsize=8)
-def machine(settings: AvcFormat, *, headers: bool, least: int, most: int) -> AvcMachine:
-    """The machine of streams of these settings.
+def make_machine(
+    settings: AvcFormat, *, headers: bool, min_frames: int, max_frames: int
+) -> AvcMachine:
+    """The byte machine of streams of these settings.
 
     Args:
       settings: of the encoder.
-      headers: whether parameter sets lie before every IDR picture, or nowhere.
-      least, most: frames that a whole stream has.
+      headers: True if parameter sets precede every IDR picture, False if there are none.
+      min_frames, max_frames: bounds on the frames of a whole stream.
 
     Raises:
       ValueError: frames so large that a header may need emulation prevention.
     """
-    openings = _openings(settings, headers)
-    shape = openings.shape
-    bits = np.vectorize(lambda opening: opening[1], otypes=[np.int32])(openings)
+    preambles = _preambles(settings, headers)
+    shape = preambles.shape
+    bits = np.vectorize(lambda preamble: preamble[1], otypes=[np.int32])(preambles)
     lengths = -(-bits // 8)
-    # A slice holds a bit of data and a stop bit, in the opening's last byte where two are free.
+    # A slice needs a bit of data and a stop bit: in the preamble's last byte if two bits are free.
     free = 8 * lengths - bits
-    shortest = lengths + (free < 2)
-    after = shortest[::-1].cumsum(axis=0)[::-1] - shortest
-    longest = int(lengths.max())
-    table, given = np.zeros((2, *shape, longest), np.int32)
-    for place, (value, count) in np.ndenumerate(openings):  # type: ignore[misc]
+    min_slice = lengths + (free < 2)
+    min_after_slice = min_slice[::-1].cumsum(axis=0)[::-1] - min_slice
+    table, fixed = np.zeros((2, *shape, int(lengths.max())), np.int32)
+    for index, (value, count) in np.ndenumerate(preambles):  # type: ignore[misc]
         size = -(-count // 8)
-        table[place][:size] = list((value << 8 * size - count).to_bytes(size, "big"))
-        given[place][:size] = 255
-        given[place][size - 1] = 255 & -1 << 8 * size - count
+        table[index][:size] = list((value << 8 * size - count).to_bytes(size, "big"))
+        fixed[index][:size] = 255
+        fixed[index][size - 1] = 255 & -1 << 8 * size - count
     return AvcMachine(
-        bytes=table,
-        given=given,
+        preambles=table,
+        fixed=fixed,
         lengths=lengths,
-        least=shortest,
-        after=after,
-        ahead=_ahead(shortest.sum(axis=0), least),
+        min_slice=min_slice,
+        min_after_slice=min_after_slice,
+        min_pictures=_min_pictures(min_slice.sum(axis=0), min_frames),
         slices=shape[0],
-        least_frames=least,
-        most_frames=most,
+        min_frames=min_frames,
+        max_frames=max_frames,
     )
 
 
-def _openings(settings: AvcFormat, headers: bool) -> np.ndarray:
-    """The opening of each slice, kind and key: (value, bits), object [slices, kinds, keys]."""
+def _preambles(settings: AvcFormat, headers: bool) -> np.ndarray:
+    """The preamble of each slice, type and key: (value, bits), object [slices, kinds, keys]."""
     constants = settings.constants
     counts = 1 << constants.sps.frame_num_bits
-    openings = np.empty((settings.slices, len(Kind), _STEADY + counts), object)
-    for place, kind, key in np.ndindex(openings.shape):
-        first_mb = place * settings.slice_mbs
-        # A key that no IDR picture has is given the opening of one that there is.
+    preambles = np.empty((settings.slices, len(Kind), _STEADY + counts), object)
+    for index, kind, key in np.ndindex(preambles.shape):
+        first_mb = index * settings.slice_mbs
+        # Keys above 1, which no IDR picture has, get the preamble of key 1.
         idr_pic_id = min(key, 1) if kind == Kind.IDR else -1
         nal_type = IDR if kind == Kind.IDR else SLICE
         slice_type = P if kind == Kind.P else I
@@ -300,28 +300,28 @@ def _openings(settings: AvcFormat, headers: bool) -> np.ndarray:
         if b"\0\0" in (value >> bits % 8).to_bytes(bits // 8, "big"):
             raise ValueError(
                 f"frames of {settings.mbs:,} macroblocks have slice headers that need emulation "
-                "prevention, which is not provided for; sample without --constrain"
+                "prevention, which the constraint does not support; sample without --constrain"
             )
-        start = b"\0\0\0\1" if place == 0 and kind != Kind.IDR else b"\0\0\1"
-        if place == 0 and kind == Kind.IDR and headers:
+        start = b"\0\0\0\1" if index == 0 and kind != Kind.IDR else b"\0\0\1"
+        if index == 0 and kind == Kind.IDR and headers:
             start = constants.prefix + start
-        openings[place, kind, key] = (
+        preambles[index, kind, key] = (
             int.from_bytes(start, "big") << bits | value,
             8 * len(start) + bits,
         )
-    return openings
+    return preambles
 
 
-def _ahead(picture: np.ndarray, least: int) -> np.ndarray:
-    """The field `ahead`. picture: bytes of the shortest picture, int [kinds, keys]."""
-    ahead = np.zeros((least + 1, _STEADY, 2), np.int32)
-    for count, place, idr in np.ndindex(least, *ahead.shape[1:]):
-        number = place + 1
-        on = ahead[count, min(number, _STEADY - 1), idr]
-        ways = [picture[kind, number] + on for kind in (Kind.I, Kind.P)]
-        ways.append(picture[Kind.IDR, idr] + ahead[count, 0, 1 - idr])
-        ahead[count + 1, place, idr] = min(ways)
-    return ahead
+def _min_pictures(picture: np.ndarray, min_frames: int) -> np.ndarray:
+    """`AvcMachine.min_pictures`. picture: min bytes of a picture, int [kinds, keys]."""
+    total = np.zeros((min_frames + 1, _STEADY, 2), np.int32)
+    for count, index, idr in np.ndindex(min_frames, *total.shape[1:]):
+        number = index + 1
+        rest = total[count, min(number, _STEADY - 1), idr]
+        choices = [picture[kind, number] + rest for kind in (Kind.I, Kind.P)]
+        choices.append(picture[Kind.IDR, idr] + total[count, 0, 1 - idr])
+        total[count + 1, index, idr] = min(choices)
+    return total
 
 
 def _where(choose: Array, new: State, old: State, xp: Any) -> State:

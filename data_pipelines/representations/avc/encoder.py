@@ -1,9 +1,9 @@
-"""The one H.264 encoder of AVC-LM: libx264 through PyAV, at settings that are checked to hold.
+"""The H.264 encoder: libx264 through PyAV, with settings that are verified.
 
-x264 passes over an option that it does not know with a line in its log. So each set of settings
-first encodes a few frames with x264's own account of its options in the stream (an SEI message),
-and whatever is not as asked for is an error. The parameter sets found then are the constants that
-streams of these settings begin with.
+x264 ignores an option that it does not know and only logs a warning. So for each set of settings a
+few frames are encoded first, and the options that x264 lists in the stream (an SEI message) are
+compared with those requested; a difference is an error. The parameter sets of that stream are the
+constants that all streams of these settings begin with.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ import numpy as np
 from av.video.frame import PictureType
 
 from data_pipelines.media import libav
-from data_pipelines.representations.avc import bitstream as bitstream
+from data_pipelines.representations.avc import bitstream
 
 STRIPS = ("none", "headers")
 MAX_SIDE = 4096
 _CODEC = "libx264"
 _PROBE_FRAMES = 4
 _FIRST_SLICE = re.compile(rb"\x00?\x00\x00\x01[\x01\x05\x21\x25\x41\x45\x61\x65]", re.DOTALL)
-# nal_ref_idc by NAL type, of streams whose frames are all referred to; and the frames before that
-# a P slice refers to.
+# All frames are reference frames: nal_ref_idc by NAL type, and max references of a P slice.
 REF_IDC = {bitstream.IDR: 3, bitstream.SLICE: 2}
 MAX_REFERENCES = 3
 
-# The paper's flags (arXiv 2408.08459, appendix), as x264 names them; cpu-independent is added: it
+# The paper's flags (arXiv 2408.08459, appendix) with x264's names. cpu-independent is added, which
 # makes the bytes equal on processors with other vector units.
 _FIXED = {
     "bframes": "0",
@@ -48,24 +47,24 @@ _FIXED = {
     "ref": str(MAX_REFERENCES),
     "cpu-independent": "1",
 }
-# How x264's account spells what it spells in another way: (name, value).
-_SPELLED = {"mixed-refs": ("mixed_ref", "0"), "partitions": ("analyse", "0x1:0")}
+# (name, value) in x264's list of options, where they differ from those of the request.
+_LISTED_AS = {"mixed-refs": ("mixed_ref", "0"), "partitions": ("analyse", "0x1:0")}
 
 
 class EncoderError(RuntimeError):
-    """The encoder is missing, or does not do as it is told."""
+    """The encoder is missing, fails, or does not use the requested options."""
 
 
 class Constants(NamedTuple):
-    """What is the same in every stream of one set of settings.
+    """The constants of all streams of one set of settings.
 
     Attributes:
       sps, pps: the parameter sets.
-      sps_nal, pps_nal: the same, as NAL units.
-      prefix: both with start codes, as they lie before every IDR picture.
+      sps_nal, pps_nal: the parameter sets as NAL units.
+      prefix: both NAL units with start codes, as they precede every IDR picture.
       qps: QP of a slice, by slice type.
-      deblocking: what slice headers say of the deblocking filter, by slice type.
-      core: x264's build, as its account names it.
+      deblocking: the deblocking fields of slice headers, by slice type.
+      core: x264's build, as it reports it.
     """
 
     sps: bitstream.Sps
@@ -80,12 +79,12 @@ class Constants(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AvcFormat:
-    """The settings of the encoder that decide what a stream looks like.
+    """The settings of the encoder that determine the bytes of a stream.
 
     Attributes:
       width, height: pixels, even.
-      fps: frames a second, (numerator, denominator).
-      qp: of P frames, 1-51; I frames get x264's ratio of 1.4 less.
+      fps: frames per second, (numerator, denominator).
+      qp: of P frames, 1-51; I frames have a quantiser smaller by x264's ratio of 1.4.
       slice_mbs: macroblocks of a slice; 0 makes each frame one slice.
     """
 
@@ -118,13 +117,13 @@ class AvcFormat:
 
     @property
     def options(self) -> dict[str, str]:
-        """x264's options by name, those of the paper where it states one."""
+        """x264's options by name; those that the paper states have its values."""
         own = {"qp": str(self.qp), "slice-max-mbs": str(self.slice_mbs)}
         return own | _FIXED
 
     @functools.cached_property
     def constants(self) -> Constants:
-        """Raises EncoderError: see `probe`."""
+        """The constants of streams of these settings. Raises EncoderError: see `probe`."""
         return probe(self)
 
     def write(self, frames: Iterable[av.VideoFrame]) -> bytes:
@@ -133,17 +132,17 @@ class AvcFormat:
         Equal frames give equal bytes. Raises EncoderError, and ValueError for a frame of another
         size or pixel format.
         """
-        stream, complaints = _encode(self, self.options, frames)
-        if complaints:
-            raise EncoderError(f"libx264 complains: {'; '.join(complaints)}")
-        # x264 writes its SEI message once, before the first slice: what follows is left as it is.
+        stream, warnings = _encode(self, self.options, frames)
+        if warnings:
+            raise EncoderError(f"libx264 reports: {'; '.join(warnings)}")
+        # x264 writes its SEI message once, before the first slice; the rest is not searched.
         first = _FIRST_SLICE.search(stream)
         cut = first.start() if first else len(stream)
         return without_sei(stream[:cut]) + stream[cut:]
 
 
 def without_sei(stream: bytes) -> bytes:
-    """The stream less its SEI messages: x264's version and options, which no decoder reads."""
+    """The stream without its SEI messages: x264's version and options, which no decoder reads."""
     return b"".join(
         stream[nal.start : nal.end]
         for nal in bitstream.nals(stream)
@@ -153,57 +152,66 @@ def without_sei(stream: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def probe(settings: AvcFormat) -> Constants:
-    """Encodes frames of noise and checks that every option took hold.
+    """Encodes frames of noise, checks that every option is in effect, and returns the constants.
 
-    Raises EncoderError: there is no libx264, it logs an error, its account of its options differs
-    from what was asked for, or the stream's parameter sets do.
+    Raises:
+      EncoderError: there is no libx264, it logs a message, or its list of options or the stream's
+        parameter sets differ from the requested settings.
     """
     noise = np.random.default_rng(0).integers(
         0, 256, (settings.height * 3 // 2, settings.width), np.uint8
     )
     frames = [
-        av.VideoFrame.from_ndarray(np.roll(noise, place, 1), format="yuv420p")
-        for place in range(_PROBE_FRAMES)
+        av.VideoFrame.from_ndarray(np.roll(noise, index, 1), format="yuv420p")
+        for index in range(_PROBE_FRAMES)
     ]
-    stream, complaints = _encode(settings, settings.options, frames)
-    if complaints:
-        raise EncoderError(f"libx264 does not take its options: {'; '.join(complaints)}")
+    stream, warnings = _encode(settings, settings.options, frames)
+    if warnings:
+        raise EncoderError(f"libx264 rejected its options: {'; '.join(warnings)}")
     units = [stream[nal.payload : nal.end] for nal in bitstream.nals(stream)]
-    account = next((unit for unit in units if unit[0] & 31 == bitstream.SEI), b"")
-    core = check_account(account, settings.options)
+    sei = next((unit for unit in units if unit[0] & 31 == bitstream.SEI), b"")
+    core = check_options(sei, settings.options)
     try:
         return _constants(settings, units, core)
     except bitstream.SyntaxFault as fault:
         raise EncoderError(f"libx264 wrote a stream of other settings: {fault}") from fault
 
 
-def check_account(sei: bytes, asked: dict[str, str]) -> str:
-    """Compares x264's account of its options, in an SEI message, with what was asked for.
+def check_options(sei: bytes, requested: dict[str, str]) -> str:
+    """Compares the options that x264 lists in its SEI message with the requested ones.
 
-    Returns x264's build, as in "core 165". Raises EncoderError, naming every option that differs.
+    Args:
+      sei: the NAL unit of the SEI message.
+      requested: x264's options by name, as in `AvcFormat.options`.
+
+    Returns:
+      x264's build, as in "core 165".
+
+    Raises:
+      EncoderError: the message lists no options, or some differ; it names all that differ.
     """
     text = sei.decode("latin-1")
-    account = dict(re.findall(r"([a-z0-9_]+)=(\S+?)(?=[\s\x00]|$)", text.partition("options:")[2]))
+    listed = dict(re.findall(r"([a-z0-9_]+)=(\S+?)(?=[\s\x00]|$)", text.partition("options:")[2]))
     core = re.search(r"core \d+", text)
-    if not account or core is None:
-        raise EncoderError("libx264 gave no account of its options, expected an SEI message")
+    if not listed or core is None:
+        raise EncoderError("libx264 listed no options, expected them in an SEI message")
     wrong = []
-    for name, value in _expected_account(asked).items():
-        if account.get(name) != value:
-            wrong.append(f"{name}={account.get(name)} where {value} was asked for")
+    for name, value in listed_options(requested).items():
+        if listed.get(name) != value:
+            wrong.append(f"{name}={listed.get(name)}, expected {value}")
     if wrong:
-        raise EncoderError(f"libx264 did not take its options: {'; '.join(wrong)}")
+        raise EncoderError(f"libx264 uses other options than requested: {'; '.join(wrong)}")
     return core.group()
 
 
-def _expected_account(asked: dict[str, str]) -> dict[str, str]:
-    """What x264's account says if these options have taken hold, and baseline's own."""
+def listed_options(requested: dict[str, str]) -> dict[str, str]:
+    """The options that x264 lists if the requested ones and those of baseline are in effect."""
     expected = {"cabac": "0", "8x8dct": "0", "weightp": "0", "rc": "cqp"}
-    for option, value in asked.items():
+    for option, value in requested.items():
         if option == "cpu-independent" or (option, value) == ("slice-max-mbs", "0"):
-            continue  # not told
-        if option in _SPELLED and value == _FIXED[option]:
-            name, value = _SPELLED[option]
+            continue  # not listed
+        if option in _LISTED_AS and value == _FIXED[option]:
+            name, value = _LISTED_AS[option]
         else:
             name = option.replace("-", "_")
         expected[name] = value
@@ -227,11 +235,13 @@ def _constants(settings: AvcFormat, units: list[bytes], core: str) -> Constants:
         raise bitstream.SyntaxFault(
             f"{len(slices)} slices for {_PROBE_FRAMES} frames, expected {settings.slices} each"
         )
-    # Noise is predicted from the frame before where that helps; both QPs follow from one.
+    # x264 derives the QP of I slices from that of P slices.
     intra = max(0, round(settings.qp - 6 * math.log2(1.4)))
     qps = {bitstream.I: intra, bitstream.P: settings.qp}
     if any(header.qp != qps[header.slice_type] for header in slices):
-        raise bitstream.SyntaxFault(f"slices of QP {sorted({h.qp for h in slices})}, not {qps}")
+        raise bitstream.SyntaxFault(
+            f"slices of QP {sorted({h.qp for h in slices})}, expected {qps}"
+        )
     deblocking = {header.slice_type: header.deblocking for header in slices}
     if deblocking.keys() != qps.keys():
         raise bitstream.SyntaxFault(f"slices of types {sorted(deblocking)}, expected both P and I")
@@ -242,29 +252,28 @@ def _constants(settings: AvcFormat, units: list[bytes], core: str) -> Constants:
 def _encode(
     settings: AvcFormat, options: dict[str, str], frames: Iterable[av.VideoFrame]
 ) -> tuple[bytes, list[str]]:
-    """The whole stream, and what libx264 complained about."""
+    """(the whole stream, the messages that libx264 logged)."""
     time_base = Fraction(settings.fps[1], settings.fps[0])
     with libav.messages() as logs:
         encoder = _open(settings, options, time_base)
         packets: list[bytes] = []
         try:
-            for place, frame in enumerate(frames):
+            for index, frame in enumerate(frames):
                 if (frame.width, frame.height) != (settings.width, settings.height):
                     raise ValueError(
-                        f"frame {place} has {frame.width} x {frame.height} pixels, expected "
+                        f"frame {index} has {frame.width} x {frame.height} pixels, expected "
                         f"{settings.width} x {settings.height}"
                     )
                 if frame.format.name != "yuv420p":
-                    raise ValueError(f"frame {place} is {frame.format.name}, expected yuv420p")
-                frame.pts, frame.time_base = place, time_base
-                # What the frame was in the stream it came from would force its type here.
+                    raise ValueError(f"frame {index} is {frame.format.name}, expected yuv420p")
+                frame.pts, frame.time_base = index, time_base
+                # Without this the encoder would use the type of the source's frame.
                 frame.pict_type = PictureType.NONE
                 packets += [bytes(packet) for packet in encoder.encode(frame)]
             packets += [bytes(packet) for packet in encoder.encode(None)]
         except av.FFmpegError as error:
-            raise EncoderError(f"libx264 does not encode: {error}") from error
-    complaints = [text.strip() for _, _, text in logs]
-    return b"".join(packets), complaints
+            raise EncoderError(f"libx264 failed to encode: {error}") from error
+    return b"".join(packets), [text.strip() for _, _, text in logs]
 
 
 def _open(settings: AvcFormat, options: dict[str, str], time_base: Fraction) -> Any:
@@ -272,8 +281,8 @@ def _open(settings: AvcFormat, options: dict[str, str], time_base: Fraction) -> 
         encoder: Any = av.CodecContext.create(_CODEC, "w")
     except (av.FFmpegError, ValueError) as error:
         raise EncoderError(
-            "this build of PyAV has no libx264, which video is encoded with; install the wheels "
-            "of PyPI (pip install --force-reinstall av) or build FFmpeg with --enable-libx264"
+            "this build of PyAV has no libx264, which encodes clips; install the wheel from PyPI "
+            "(pip install --force-reinstall av) or build FFmpeg with --enable-libx264"
         ) from error
     encoder.width, encoder.height, encoder.pix_fmt = settings.width, settings.height, "yuv420p"
     encoder.time_base, encoder.framerate = time_base, 1 / time_base
@@ -283,6 +292,6 @@ def _open(settings: AvcFormat, options: dict[str, str], time_base: Fraction) -> 
     return encoder
 
 
-def _check_integer(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"found {name}={value!r}, expected an integer from {least} to {most:,}")
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"found {name}={value!r}, expected an integer from {low} to {high:,}")

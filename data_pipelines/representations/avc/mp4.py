@@ -1,4 +1,7 @@
-"""An H.264 stream in an MP4 file, which browsers play: moved there, not encoded again."""
+"""Moves H.264 streams into MP4 files, which browsers play, without encoding them again.
+
+`jpeglm_jax.generation.pictures` uses it for generated clips.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from fractions import Fraction
 import av
 
 from data_pipelines.media import libav
-from data_pipelines.representations.avc import decoder
+from data_pipelines.representations.avc.decoder import access_units
 
 
 def to_mp4(stream: bytes, fps: tuple[int, int]) -> bytes:
     """An Annex B stream -> an MP4 file of the same slices.
 
     Args:
-      stream: from its parameter sets on, as `AvcRepresentation.to_bytes` gives it.
-      fps: (numerator, denominator) frames a second.
+      stream: begins with its parameter sets, as `AvcRepresentation.to_bytes` returns it.
+      fps: frames per second, (numerator, denominator).
 
-    Raises ValueError if it holds no picture.
+    Raises:
+      ValueError: the stream holds no picture, or FFmpeg cannot put it into an MP4 file.
     """
     file = io.BytesIO()
-    units = decoder.access_units(stream)
+    units = access_units(stream)
     if not units:
         raise ValueError(f"found no picture in a stream of {len(stream)} bytes; expected one")
     with libav.messages():
@@ -33,15 +37,15 @@ def to_mp4(stream: bytes, fps: tuple[int, int]) -> bytes:
                 out = target.add_stream_from_template(source.streams.video[0])
                 time_base = Fraction(fps[1], fps[0])
                 out.time_base = time_base
-                for place, unit in enumerate(units):
+                for index, unit in enumerate(units):
                     packet = av.Packet(unit)
                     packet.stream, packet.time_base = out, time_base
-                    packet.pts = packet.dts = place
+                    packet.pts = packet.dts = index
                     packet.duration = 1
                     packet.is_keyframe = _is_key(unit)
                     target.mux(packet)
         except av.FFmpegError as error:
-            raise ValueError(f"the stream does not go into an MP4 file: {error}") from error
+            raise ValueError(f"FFmpeg cannot put the stream into an MP4 file: {error}") from error
     return file.getvalue()
 
 

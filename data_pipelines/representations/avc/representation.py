@@ -1,13 +1,13 @@
-"""H.264 streams as documents (AVC-LM, arXiv 2408.08459).
+"""The AVC representation: H.264 streams as documents (AVC-LM, arXiv 2408.08459).
 
-The modelled stream is a clip as x264 writes it in Annex B form, less its SEI messages (x264's
-version and options, about 612 bytes), and less what is stripped:
+The modelled stream is a clip as x264 writes it in Annex B form, without its SEI messages (x264's
+version and options, about 612 bytes) and without the parts that `strip` removes:
 
     strip      stream                                                      bytes before the slices
     "none"     SPS PPS slices, the sets again before every later IDR       36 at the paper's setting
     "headers"  slices                                                      0
 
-The parameter sets are the same for every clip, so `to_bytes` gives the whole stream back.
+The parameter sets are the same for every clip, so `to_bytes` restores the whole stream.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from typing import Any, ClassVar
 import av
 import numpy as np
 
-from data_pipelines.media import videos
+from data_pipelines.media import Kind, videos
 from data_pipelines.representations import base
-from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.avc import bitstream as bitstream
-from data_pipelines.representations.avc import byte_machine as avc_machine
-from data_pipelines.representations.avc import decoder, validity
+from data_pipelines.representations.avc import bitstream, decoder, validity
+from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
-from data_pipelines.sources.base import Kind
+from data_pipelines.representations.avc.mp4 import to_mp4
+from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
 # The first slice of an IDR picture (its first_mb_in_slice, 0, is a single bit 1), as x264 writes it
-# behind parameter sets: with the short start code.
+# after parameter sets: with the start code of three bytes.
 _IDR_SLICE = re.compile(rb"\x00\x00\x01\x65(?=[\x80-\xff])", re.DOTALL)
 _MAX_FRAMES = 100_000
-_BYTES = tokenizers.ByteTokenizer()
+_BYTES = ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +41,19 @@ class AvcRepresentation(base.TokenizedRepresentation):
     """Clips as the bytes of H.264 streams.
 
     Attributes:
-      size: (width, height), even; videos are scaled to fit into it and padded with black.
-      fps: frames a second, an integer or (numerator, denominator).
-      frames: of a clip; a longer video gives several clips, cut by time.
-      min_frames: of the shortest clip that is kept, what is left at a video's end among them;
-        None keeps none that is shorter than `frames`.
+      size: (width, height) in pixels, even; videos are scaled to fit into it and padded with black.
+      fps: frames per second, an integer or (numerator, denominator).
+      frames: max frames of a clip; a longer video gives several consecutive clips.
+      min_frames: min frames of a clip, also of the rest at the end of a video; None for `frames`.
       qp: the constant quantiser of P frames, 1-51.
-      slice_mbs: macroblocks of a slice; 0 makes each frame one slice. 1 is to video what a restart
-        marker after each MCU is to JPEG.
-      strip: what the stream leaves out: "none" or "headers".
+      slice_mbs: macroblocks per slice; 0 makes each frame one slice. 1 corresponds to a restart
+        marker after each MCU in JPEG.
+      strip: what is removed from the stream: "none" or "headers".
       tokenizer: bytes -> tokens.
 
     Raises:
       ValueError: an option out of its range.
-      EncoderError: there is no libx264, or it does not take its options.
+      EncoderError: there is no libx264, or it does not use the options.
     """
 
     size: tuple[int, int] = (256, 144)
@@ -65,7 +63,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
     qp: int = 37
     slice_mbs: int = 1
     strip: str = "none"
-    tokenizer: tokenizers.Tokenizer = _BYTES
+    tokenizer: Tokenizer = _BYTES
 
     name: ClassVar[str] = "avc"
     suffix: ClassVar[str] = ".h264"
@@ -73,7 +71,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
     kind: ClassVar[Kind] = "video"
 
     def __post_init__(self) -> None:
-        # Spellings of one meaning become equal values, with one fingerprint.
+        # Options with the same meaning become equal values, with one fingerprint.
         for name in ("size", "fps"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -93,7 +91,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
         _check_frames("frames", self.frames, _MAX_FRAMES)
         if self.min_frames is not None:
             _check_frames("min_frames", self.min_frames, self.frames)
-        self.format.constants  # noqa: B018  the encoder is checked by asking for them
+        self.format.constants  # noqa: B018  computing them checks the encoder
 
     @property
     def format(self) -> AvcFormat:
@@ -102,17 +100,22 @@ class AvcRepresentation(base.TokenizedRepresentation):
 
     @property
     def rate(self) -> tuple[int, int]:
-        """Frames a second as (numerator, denominator)."""
+        """Frames per second as (numerator, denominator)."""
         return self.fps if isinstance(self.fps, tuple) else (self.fps, 1)
 
     @property
-    def least(self) -> int:
-        """Frames of the shortest clip."""
+    def min_clip_frames(self) -> int:
+        """Min frames of a clip."""
         return self.frames if self.min_frames is None else self.min_frames
 
     @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(width, height) of every frame."""
+        return self.size
+
+    @property
     def encoder_versions(self) -> dict[str, str]:
-        """PyAV, x264's build and the libraries that decode and scale."""
+        """Versions of PyAV, x264 and the libraries that decode and scale."""
         libraries = {
             name: ".".join(map(str, av.library_versions[name]))
             for name in ("libavcodec", "libavformat", "libavfilter", "libswscale")
@@ -122,79 +125,105 @@ class AvcRepresentation(base.TokenizedRepresentation):
     # Media and files
 
     def open(self, data: bytes) -> Iterator[list[av.VideoFrame]]:
-        """The clips of a video file, in order: frames as `fit` gives them.
+        """Yields the clips of a video file, in order: frames fitted to `size`.
 
         Raises videos.VideoError: see `videos.read_clips`.
         """
         yield from videos.read_clips(
-            data, size=self.size, fps=self.rate, frames=self.frames, least=self.least
+            data,
+            size=self.size,
+            fps=self.rate,
+            frames=self.frames,
+            min_frames=self.min_clip_frames,
         )
 
     def encode(self, media: np.ndarray | Sequence[av.VideoFrame]) -> np.ndarray:
-        """A clip -> tokens, uint16 [n].
+        """A clip -> tokens, `token_dtype` [n].
 
         Args:
           media: frames at `fps`: uint8 [T, height, width, 3] (RGB), or a sequence of PyAV's
-            frames, of any size. No more than `frames` of them are taken.
+            frames, of any size. Only the first `frames` are used.
 
-        Raises ValueError for a clip that is too short, or of other samples.
+        Raises:
+          ValueError: the clip is too short, or an array of another dtype or shape.
         """
-        return self.tokenizer.encode(self._strip(self.format.write(self.fit(media))))
+        return self.tokenizer.encode(self._strip(self.format.write(self._fit_frames(media))))
 
-    def fit(self, media: np.ndarray | Sequence[av.VideoFrame]) -> list[av.VideoFrame]:
-        """The frames that are compressed: yuv420p of `size`, scaled to fit and padded."""
+    def fit(self, media: np.ndarray | Sequence[av.VideoFrame]) -> np.ndarray:
+        """The frames that are compressed, scaled to fit `size` and padded: uint8 [T, H, W, 3]."""
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in self._fit_frames(media)])
+
+    def _fit_frames(self, media: np.ndarray | Sequence[av.VideoFrame]) -> list[av.VideoFrame]:
+        """The same as yuv420p."""
         if isinstance(media, np.ndarray):
             media = _frames_of(media)
         frames = list(media)[: self.frames]
-        if len(frames) < self.least:
-            raise ValueError(f"the clip has {len(frames)} frames, expected at least {self.least}")
+        if len(frames) < self.min_clip_frames:
+            raise ValueError(
+                f"the clip has {len(frames)} frames, expected at least {self.min_clip_frames}"
+            )
         fitter = videos.Fitter(self.size)
         return [fitter.fit(frame) for frame in frames]
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens, integer [n] -> frames, uint8 [T, height, width, 3], RGB.
 
-        T is the number of frames begun, at least the shortest clip's, at most `frames`. Those that
-        do not come out of the decoder repeat the one before: see `salvage`, which tells which.
+        T is the number of frames in the stream, at least `min_clip_frames`, at most `frames`.
+        Frames that cannot be decoded repeat the previous one; `salvage` reports which.
 
-        Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
+        Raises ValueError for a token that stands for no bytes, and if no frame can be decoded.
         """
         return self._decode(self.tokenizer.decode(tokens)).frames
 
     def salvage(self, tokens: np.ndarray) -> Decoded:
-        """What can be shown of a document, damaged or not, and what the decoder says of it.
+        """Decodes as much as possible of a damaged document, with the errors of the decoder.
 
-        Tokens that stand for no bytes are passed over, and so is all that is no slice: parameter
-        sets are these settings' own. Raises ValueError if not one frame comes out.
+        Tokens that stand for no bytes are ignored, and so are NAL units other than slices: the
+        decoder uses the parameter sets of these settings.
+
+        Raises ValueError if no frame can be decoded.
         """
         return self._decode(self.tokenizer.decode(np.asarray(tokens)[self._is_content(tokens)]))
 
-    def to_bytes(self, tokens: np.ndarray) -> bytes:
-        """Tokens, integer [n] -> the whole stream (Annex B), byte for byte the encoder's, less SEI.
+    def decode_with_damage(self, tokens: np.ndarray) -> base.Decoded:
+        """The frames that `salvage` returns, and how many of them are missing or damaged."""
+        found = self.salvage(tokens)
+        return base.Decoded(found.frames, len(found.missing), len(found.corrupt))
 
-        Players that want a container get one from `avc_mp4.to_mp4`. Raises ValueError for a token
-        that stands for no bytes.
+    def decode_prefix(self, tokens: np.ndarray) -> np.ndarray:
+        """A prompt -> its whole frames, uint8 [T, H, W, 3]."""
+        return self.decode(tokens)[: self.validate(tokens).units]
+
+    def playable(self, tokens: np.ndarray) -> tuple[str, bytes]:
+        """The stream in an MP4 container, not encoded again."""
+        return ".mp4", to_mp4(self.to_bytes(tokens), self.rate)
+
+    def to_bytes(self, tokens: np.ndarray) -> bytes:
+        """Tokens, integer [n] -> the whole stream (Annex B), as the encoder wrote it, without SEI.
+
+        `mp4.to_mp4` puts it into a container for players that need one. Raises ValueError for a
+        token that stands for no bytes.
         """
         return self._restore(self.tokenizer.decode(tokens))
 
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole Annex B stream -> tokens, uint16 [n].
+        """A whole Annex B stream -> tokens, `token_dtype` [n].
 
-        Raises ValueError unless its parameter sets are those of these settings (a stream of
-        another size, rate or encoder: decode and `encode` it). Its slices are not judged here.
+        The slices are not validated here. Raises ValueError unless the parameter sets are those of
+        these settings; decode and `encode` streams of another size, rate or encoder.
         """
         stream = without_sei(file)
         if not stream.startswith(self.format.constants.prefix):
             raise ValueError(
                 f"the stream's parameter sets are not x264's for {self.size[0]} x {self.size[1]} "
-                f"pixels, {self.fps} frames a second and QP {self.qp}; decode it and encode it anew"
+                f"pixels, {self.fps} frames per second and QP {self.qp}; decode and encode it again"
             )
         return self.tokenizer.encode(self._strip(stream))
 
     def _strip(self, stream: bytes) -> bytes:
         if self.strip == "none":
             return stream
-        # Parameter sets lie before IDR pictures, and nowhere else are the same bytes.
+        # These bytes occur only before IDR pictures.
         return stream.replace(self.format.constants.prefix, b"")
 
     def _restore(self, stream: bytes) -> bytes:
@@ -205,74 +234,79 @@ class AvcRepresentation(base.TokenizedRepresentation):
         return restored if restored.startswith(prefix) else prefix + restored
 
     def _decode(self, stream: bytes) -> Decoded:
-        return decoder.decode(_slices_only(stream), self.format, least=self.least, most=self.frames)
+        return decoder.decode(
+            _slices_only(stream),
+            self.format,
+            min_frames=self.min_clip_frames,
+            max_frames=self.frames,
+        )
 
-    # Parts and judgement
+    # Prompts and validation
 
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        """The leading tokens that hold int(ratio * frames) whole frames: a cut at an access unit.
+        """The leading tokens that hold int(ratio * frames) whole frames, cut at an access unit.
 
         They are the tokens of the leading bytes, up to the start code (or parameter sets) of the
-        next frame. `frames` are those of the document. A ratio of 0 gives what lies before the
-        first frame: nothing; with strip="none" the parameter sets, which start every document.
+        next frame. `frames` is the number of frames in the document. A ratio of 0 gives no tokens;
+        with strip="none" the parameter sets that every document begins with.
 
         Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
         """
         if not 0 <= ratio <= 1:
-            raise ValueError(f"found a prefix ratio of {ratio}, expected one from 0 to 1")
+            raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
         stream = self.tokenizer.decode(tokens)
-        walk = self._walk(stream)
+        found = self._validate_stream(stream)
         total = self.frames if self.min_frames is None else len(decoder.access_units(stream))
         frames = int(ratio * total + 1e-9)
-        if walk.frames < frames:
+        if found.frames < frames:
             raise ValueError(
-                f"the stream is damaged before the cut at frame {frames}: {walk.error}"
+                f"the stream is damaged before the cut at frame {frames}: {found.error}"
             )
         if frames == 0:
             end = len(self.format.constants.prefix) if self.strip == "none" else 0
-        elif frames < len(walk.starts):
-            end = walk.starts[frames]
-        elif walk.error and frames < total:
-            raise ValueError(f"the stream is damaged at the cut at frame {frames}: {walk.error}")
+        elif frames < len(found.starts):
+            end = found.starts[frames]
+        elif found.error and frames < total:
+            raise ValueError(f"the stream is damaged at the cut at frame {frames}: {found.error}")
         else:
             end = len(stream)
         return self.tokenizer.encode(stream[:end])
 
     def validate(self, tokens: np.ndarray) -> base.Validity:
-        """Judges a document strictly: could the encoder have written it?
+        """Strict validation of a document: could the encoder have written it?
 
-        First its structure is walked (see `avc_walk`). If that is right, the macroblocks are given
-        to the decoder, which must bring out every frame without a complaint.
+        First the structure is validated (see `validity.validate_stream`). If it is valid, the
+        decoder has to decode every frame without an error.
         """
         stream, token_error = self._content(tokens)
-        walk = self._walk(stream)
-        if token_error:
-            return base.Validity(False, walk.frames, self.frames, token_error)
-        if walk.error:
-            return base.Validity(False, walk.frames, self.frames, walk.error)
+        found = self._validate_stream(stream)
+        if error := token_error or found.error:
+            return base.Validity(False, found.frames, self.frames, error)
         decoded = self._decode(stream)
-        wrong = [*decoded.missing, *decoded.corrupt]
-        units = min(wrong, default=0 if decoded.errors else walk.frames)
-        expected = walk.frames  # a document is as long as it says
         if decoded.clean:
-            return base.Validity(True, walk.frames, expected)
-        return base.Validity(False, units, expected, decoded.report)
+            return base.Validity(True, found.frames, found.frames)
+        wrong = [*decoded.missing, *decoded.corrupt]
+        units = min(wrong, default=0 if decoded.errors else found.frames)
+        return base.Validity(False, units, found.frames, decoded.report)
 
-    def _walk(self, stream: bytes) -> validity.Walk:
-        return validity.walk(
+    def _validate_stream(self, stream: bytes) -> validity.StreamValidity:
+        return validity.validate_stream(
             stream,
             self.format,
             headers=self.strip == "none",
-            least=self.least,
-            most=self.frames,
+            min_frames=self.min_clip_frames,
+            max_frames=self.frames,
         )
 
-    def byte_machine(self, size: tuple[int, int] | None = None) -> avc_machine.AvcMachine:
-        """What may follow in a stream down to the slice headers; macroblocks are not walked."""
+    def byte_machine(self, size: tuple[int, int] | None = None) -> AvcMachine:
+        """The byte machine of valid streams; macroblocks are unconstrained. See `AvcMachine`."""
         if size not in (None, self.size):
-            raise ValueError(f"found size {size}, expected {self.size}, which clips here have")
-        return avc_machine.machine(
-            self.format, headers=self.strip == "none", least=self.least, most=self.frames
+            raise ValueError(f"found size {size}, expected {self.size}, that of the representation")
+        return make_machine(
+            self.format,
+            headers=self.strip == "none",
+            min_frames=self.min_clip_frames,
+            max_frames=self.frames,
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -290,7 +324,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
 
 
 def _slices_only(stream: bytes) -> bytes:
-    """The slices of a stream; the decoder has the parameter sets from elsewhere."""
+    """The slice NAL units of a stream, with their start codes."""
     return b"".join(
         stream[nal.start : nal.end]
         for nal in bitstream.nals(stream)
@@ -309,6 +343,6 @@ def _frames_of(pixels: np.ndarray) -> list[av.VideoFrame]:
     ]
 
 
-def _check_frames(name: str, value: Any, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ValueError(f"found {name}={value!r}, expected an integer from 1 to {most:,}")
+def _check_frames(name: str, value: Any, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+        raise ValueError(f"found {name}={value!r}, expected an integer from 1 to {high:,}")

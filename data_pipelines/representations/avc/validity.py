@@ -1,8 +1,8 @@
-"""Strict judgement of AVC-LM's streams above their macroblocks: could the encoder have written it?
+"""Strict validation of H.264 streams above the macroblocks: could the encoder have written them?
 
-Walked are start codes, parameter sets, NAL and slice headers, the order and the macroblocks of
-slices, the numbering of frames, emulation prevention and stop bits. What lies in a macroblock is
-for the decoder to judge (see `avc_decoder`).
+Start codes, parameter sets, NAL unit and slice headers, the order of slices, the numbering of
+frames, emulation prevention and stop bits are checked. Macroblocks are not parsed: for these,
+`AvcRepresentation.validate` also runs the decoder.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from data_pipelines.representations.avc.bitstream import (
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES, REF_IDC, AvcFormat
 
 
-class Walk(NamedTuple):
-    """How far a stream is right.
+class StreamValidity(NamedTuple):
+    """The result of validating one stream.
 
     Attributes:
       frames: whole frames before the first fault.
-      starts: where each frame begins that has a first slice: the byte of its start code, or of
-        its parameter sets'.
-      error: empty, or the place and kind of the first fault.
+      starts: offset of each frame that has a first slice: of its start code, or of the parameter
+        sets before it.
+      error: "" if valid, else the offset and kind of the first fault.
     """
 
     frames: int
@@ -43,46 +43,47 @@ class Walk(NamedTuple):
     error: str
 
 
-def walk(stream: bytes, settings: AvcFormat, *, headers: bool, least: int, most: int) -> Walk:
-    """Judges a stream.
+def validate_stream(
+    stream: bytes, settings: AvcFormat, *, headers: bool, min_frames: int, max_frames: int
+) -> StreamValidity:
+    """Validates a stream; never raises because of its content.
 
     Args:
       stream: from its first start code to its last byte.
       settings: of the encoder.
-      headers: whether parameter sets lie before every IDR picture, or nowhere.
-      least, most: frames that a whole document has.
+      headers: True if parameter sets precede every IDR picture, False if there are none.
+      min_frames, max_frames: bounds on the frames of a whole document.
     """
-    walker = _Walker(settings, headers, most)
+    validator = _Validator(settings, headers, max_frames)
     at = 0
     try:
         for nal in nals(stream):
             if nal.start != at:
-                raise SyntaxFault("no start code where the one before ended")
-            walker.take(nal, stream[nal.payload : nal.end])
+                raise SyntaxFault("no start code where the previous NAL unit ended")
+            validator.take(nal, stream[nal.payload : nal.end])
             at = nal.end
         if at != len(stream) or not stream:
             raise SyntaxFault("no start code")
-        walker.end()
+        validator.end()
     except SyntaxFault as fault:
-        return Walk(walker.whole, walker.starts, f"byte {at}: {fault}")
-    if walker.whole < least:
-        error = f"byte {at}: the stream ends after {walker.whole} frames, expected {least}"
-        return Walk(walker.whole, walker.starts, error)
-    return Walk(walker.whole, walker.starts, "")
+        return StreamValidity(validator.whole, validator.starts, f"byte {at}: {fault}")
+    error = ""
+    if validator.whole < min_frames:
+        error = f"byte {at}: the stream ends after {validator.whole} frames, expected {min_frames}"
+    return StreamValidity(validator.whole, validator.starts, error)
 
 
-class _Walker:
-    """The state between NAL units."""
+class _Validator:
+    """Validates a stream one NAL unit at a time."""
 
-    def __init__(self, settings: AvcFormat, headers: bool, most: int):
+    def __init__(self, settings: AvcFormat, headers: bool, max_frames: int):
         self._settings, self._constants = settings, settings.constants
-        self._headers, self._most = headers, most
+        self._headers, self._max_frames = headers, max_frames
         self._step = settings.slice_mbs or settings.mbs
         self._due = [SPS, PPS] if headers else []  # parameter sets before the next IDR picture
-        self._sets_at = -1  # where those begin that came last
-        self._first: SliceHeader | None = None  # slice of the frame at hand
+        self._sets_at = -1  # offset of the last parameter sets
+        self._first: SliceHeader | None = None  # first slice of the current frame
         self._next_mb = 0  # 0: the frame is whole
-        self._last: SliceHeader | None = None  # first slice of the frame before
         self._since_idr = 0
         self._idr_id = 0
         self.whole = 0
@@ -90,13 +91,13 @@ class _Walker:
 
     def take(self, nal: Nal, data: bytes) -> None:
         check_bytes(data)
-        kind = data[0] & 31
-        if kind in (SPS, PPS):
-            self._take_set(nal, data, kind)
-        elif kind in (SLICE, IDR):
+        nal_type = data[0] & 31
+        if nal_type in (SPS, PPS):
+            self._take_parameter_set(nal, data, nal_type)
+        elif nal_type in (SLICE, IDR):
             self._take_slice(nal, data)
         else:
-            raise SyntaxFault(f"a NAL unit of type {kind}, expected slices (1, 5)")
+            raise SyntaxFault(f"a NAL unit of type {nal_type}, expected slices (1, 5)")
 
     def end(self) -> None:
         if self._next_mb:
@@ -107,17 +108,17 @@ class _Walker:
         if self._headers and not self._due:
             raise SyntaxFault("the stream ends with parameter sets that no picture follows")
 
-    def _take_set(self, nal: Nal, data: bytes, kind: int) -> None:
+    def _take_parameter_set(self, nal: Nal, data: bytes, nal_type: int) -> None:
         if not self._headers:
-            raise SyntaxFault(f"a parameter set (type {kind}) where they are left out")
+            raise SyntaxFault(f"a parameter set (type {nal_type}), expected none in the stream")
         if self._next_mb:
             raise SyntaxFault(f"a parameter set within a frame, before macroblock {self._next_mb}")
-        if not self._due or self._due[0] != kind:
-            raise SyntaxFault(f"a parameter set of type {kind} out of order")
-        expected = self._constants.sps_nal if kind == SPS else self._constants.pps_nal
+        if not self._due or self._due[0] != nal_type:
+            raise SyntaxFault(f"a parameter set of type {nal_type} out of order")
+        expected = self._constants.sps_nal if nal_type == SPS else self._constants.pps_nal
         if data != expected or nal.code != 4:
-            raise SyntaxFault(f"a parameter set (type {kind}) that is not these settings' own")
-        if kind == SPS:
+            raise SyntaxFault(f"a parameter set (type {nal_type}) of other settings")
+        if nal_type == SPS:
             self._sets_at = nal.start
         self._due = self._due[1:]
 
@@ -151,33 +152,33 @@ class _Walker:
         if nal.code != 3:
             raise SyntaxFault("a start code of 4 bytes within a frame, expected 3")
         for name in ("nal_type", "frame_num", "idr_pic_id", "slice_type", "num_ref_idx"):
-            ours, theirs = getattr(self._first, name), getattr(header, name)
-            if ours != theirs:
-                raise SyntaxFault(f"{name} {theirs} in a frame that began with {ours}")
+            expected, found = getattr(self._first, name), getattr(header, name)
+            if found != expected:
+                raise SyntaxFault(f"{name} {found}, expected {expected}, that of the first slice")
 
     def _begin_frame(self, nal: Nal, header: SliceHeader) -> None:
-        if self.whole == self._most:
-            raise SyntaxFault(f"a frame after the {self._most} of a whole document")
+        if self.whole == self._max_frames:
+            raise SyntaxFault(f"a frame after the {self._max_frames} of a whole document")
         idr = header.nal_type == IDR
         if not idr and not self.whole:
-            raise SyntaxFault("a first frame that is no IDR picture")
+            raise SyntaxFault("a first frame that is not an IDR picture")
         if idr and header.slice_type != I:
             raise SyntaxFault("a P slice in an IDR picture")
         if self._headers and idr == bool(self._due):
             raise SyntaxFault(
                 "an IDR picture without its parameter sets"
                 if idr
-                else "parameter sets before a picture that is no IDR"
+                else "parameter sets before a picture that is not IDR"
             )
         if nal.code != (3 if idr else 4):
             raise SyntaxFault(f"a start code of {nal.code} bytes before a frame")
-        self._number(header, idr)
+        self._check_numbering(header, idr)
         self.starts.append(self._sets_at if idr and self._headers else nal.start)
         self._due = [SPS, PPS] if self._headers else []
         self._first = header
 
-    def _number(self, header: SliceHeader, idr: bool) -> None:
-        """frame_num and idr_pic_id, and references that are there."""
+    def _check_numbering(self, header: SliceHeader, idr: bool) -> None:
+        """Checks frame_num, idr_pic_id and the number of references."""
         if idr:
             expected, self._since_idr = 0, 0
             if header.idr_pic_id != self._idr_id:
@@ -190,4 +191,4 @@ class _Walker:
             raise SyntaxFault(f"frame_num {header.frame_num}, expected {expected}")
         references = min(self._since_idr, MAX_REFERENCES)
         if header.slice_type == P and header.num_ref_idx != references:
-            raise SyntaxFault(f"{header.num_ref_idx} references where there are {references}")
+            raise SyntaxFault(f"{header.num_ref_idx} references, expected {references}")

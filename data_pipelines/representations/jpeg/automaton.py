@@ -1,20 +1,21 @@
-"""A finite automaton over the bits of baseline JPEG MCUs: what may follow what in a scan.
+"""A finite automaton over the bits of baseline JPEG MCUs.
 
 It accepts exactly the entropy-coded bits that an encoder with these tables writes (ITU-T T.81,
-F.1.2 and F.2.2): defined codes only, coefficients within 1-63, no run of sixteen zeros that no
-coefficient ends. Padding, byte stuffing and markers lie outside it, between its MCUs.
+F.1.2 and F.2.2): only defined codes, coefficients with indices 1-63, no ZRL directly before EOB.
+Padding, byte stuffing and markers are not part of it. `segments` (for validation) and
+`byte_machine` (for constrained sampling) use the same automaton.
 
-A state is a place inside a block of the MCU:
+A state is a position inside a block of the MCU:
 
-    DC code          a node of the DC tree
-    DC bits          how many bits of the difference are left
-    AC code          next coefficient k, and a node of the AC tree
-    AC code, after   the same after a run of sixteen zeros, on the way to EOB, which would make the
-    a long run       run needless; off that way the states are those above
-    AC bits          next coefficient k, and how many bits of the present one are left
+    DC code          a node of the DC code's tree
+    DC bits          number of bits of the difference that are left
+    AC code          index k of the next coefficient, and a node of the AC code's tree
+    AC code          the same after ZRL, on the path of EOB's code, because EOB after ZRL would make
+    after ZRL        the ZRL superfluous; off that path the states are those of the line above
+    AC bits          index k of the next coefficient, and bits of the present one that are left
 
-Grey has 11,115 of them, 4:2:0 66,418. Absolute DC values are not part of it: the format bounds
-differences alone (F.1.2.1), and decoders clamp what they add up to.
+Grey images have 11,115 states, 4:2:0 has 66,418. Absolute DC values are not part of the state: the
+format bounds only their differences (F.1.2.1), and decoders clamp the sums.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from data_pipelines.representations.jpeg.huffman import EOB, ZRL, HuffmanTable, 
 
 
 class Reject(enum.IntEnum):
-    """States without a way out: why the bits are wrong. `DEAD` is for users of the automaton."""
+    """States that no valid bits leave, by reason. `DEAD` is free for users of the automaton."""
 
     UNDEFINED_CODE = 0
     PAST_END = 1
@@ -40,7 +41,7 @@ class Reject(enum.IntEnum):
 
 START = len(Reject)  # first state of an MCU
 
-# Inside one block, before blocks are joined, states count from 0 and these stand for leaving it.
+# Inside one block, before blocks are joined, states count from 0 and these codes mean leaving it.
 _END = -1
 _REJECTS = {-2 - reject: reject for reject in Reject}
 _UNDEFINED, _PAST, _ZEROS = (-2 - reject for reject in list(Reject)[:3])
@@ -48,7 +49,7 @@ _UNDEFINED, _PAST, _ZEROS = (-2 - reject for reject in list(Reject)[:3])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Automaton:
-    """Transition tables. States below `START` are `Reject`s and keep to themselves.
+    """Transition tables. States below `START` are `Reject`s and lead only to themselves.
 
     Attributes:
       bits: next state by (state, bit), int32 [states, 2].
@@ -65,9 +66,9 @@ class Automaton:
 
     @functools.cached_property
     def nibbles(self) -> np.ndarray:
-        """The same by four bits, flat int32 [states * 16]: 32 * next state + MCUs ended (0 or 1).
+        """Transitions by four bits, flat int32 [states * 16]: 32 * next state + MCUs ended (0, 1).
 
-        The place of (state, nibble) is 16 * state + nibble. No MCU is shorter than four bits.
+        The index of (state, nibble) is 16 * state + nibble. No MCU is shorter than four bits.
         """
         states = np.repeat(np.arange(self.states, dtype=np.int32), 16)
         nibble = np.tile(np.arange(16), self.states)
@@ -81,13 +82,13 @@ class Automaton:
 
 @functools.lru_cache(maxsize=8)
 def automaton(settings: JpegFormat) -> Automaton:
-    """The automaton of one MCU after another."""
+    """The automaton of a sequence of MCUs of these settings."""
     return _join(block_tables(settings))
 
 
 @functools.lru_cache(maxsize=8)
 def _join(blocks: tuple[tuple[HuffmanTable, HuffmanTable], ...]) -> Automaton:
-    """The blocks of an MCU in a row, the last leading back to the first."""
+    """Concatenates the blocks of an MCU; the last block leads back to the first."""
     parts = [_block(dc, ac) for dc, ac in blocks]
     first = START + np.cumsum([0] + [len(part) for part in parts])
     bits = [np.repeat(np.arange(START, dtype=np.int32)[:, None], 2, axis=1)]
@@ -124,14 +125,14 @@ def _block(dc: HuffmanTable, ac: HuffmanTable) -> np.ndarray:
     def ac_code(k, node=0):
         return ac_at + (k - 1) * len(ac_tree) + node
 
-    def after_run(k, step=0):  # after `step` bits of the way to EOB
+    def after_run(k, step=0):  # after ZRL and `step` bits of EOB's code
         return run_at + (k - 1) * eob_bits + step
 
     def ac_bits(k, left):  # 2 <= k <= 64, the coefficient after this one
         return ac_bits_at + (k - 2) * ac_sizes + left - 1
 
     def after_symbol(k, symbol):
-        """Where an AC symbol leads from each k."""
+        """The state after an AC symbol, for each k."""
         if symbol == EOB:
             return np.full_like(k, _END)
         run, size = symbol >> 4, symbol & 15
@@ -166,7 +167,7 @@ def _block(dc: HuffmanTable, ac: HuffmanTable) -> np.ndarray:
     return table
 
 
-_NO_CODE = -1  # in a tree: these bits begin no code
+_NO_CODE = -1  # in a tree: no code begins with these bits
 
 
 def _tree(table: HuffmanTable) -> list[list[int]]:

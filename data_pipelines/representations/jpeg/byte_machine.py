@@ -1,14 +1,14 @@
-"""What may follow the bytes of a JPEG stream so far, and how many bytes still have to follow.
+"""The byte machine of JPEG streams: which bytes may come next, and the min bytes to the end.
 
-The machine here generates what `jpeg_entropy` accepts, from the same automaton over bits
-(`jpeg_automaton`): header, MCUs, padding, byte stuffing, restart markers, EOI. A byte is two steps
-in one table by (state, four bits); what is not finite, the MCUs and segments that are left, is counted
-beside it. The table is 4.3 MB for 4:2:0 and 0.7 MB for grey. Another one, eight
-times as large, saves walking all 256 bytes to know what each would lead to.
+It generates exactly the streams that `validity` accepts, from the same automaton over bits
+(`automaton.py`): header, MCUs, padding, byte stuffing, restart markers, EOI. A byte is two lookups
+in one table by (state, four bits). The MCUs and restart intervals that are left are counters in the
+machine's state. The table has 4.3 MB for 4:2:0 and 0.7 MB for grey. A second table, eight times as
+large, has an entry for each byte, so that `min_bytes_after` needs no step for each of the 256.
 
-Which byte may come next is then one rule: the state after it must still reach the end of the file
-within the bytes that are left. So each table entry carries the distance of its state from the end
-of its MCU, in bits, which is infinite where no valid continuation exists.
+A byte may come next if the state after it can reach the end of the file within the bytes that are
+left. For this each table entry holds the distance of its state from the end of its MCU, in bits, or
+`_DEAD` if no valid continuation exists. `jpeglm_jax.generation.constraint` uses the machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from data_pipelines.representations.base import UNREACHABLE, Array
 from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
 from data_pipelines.representations.jpeg.format import JpegFormat
 
-# A word is a state of the automaton and what is known of it:
-#   bits 0-6   bits to the end of its MCU on the shortest way; _DEAD: there is none
+# A word packs a state of the automaton and its properties:
+#   bits 0-6   min bits to the end of its MCU; _DEAD: the end cannot be reached
 #   bit 7      an MCU ended within the four bits that led here
-#   bit 8      and all of these after its end were ones, as padding is
+#   bit 8      all of these four bits after the MCU's end were ones, as in padding
 #   bits 9-    the state
-# A row tells the same of the eight bits of a byte: bits 7-8 count the MCUs that ended, bit 9 is set
-# if all bits after the last end were ones, and there is no state.
+# A row has the same properties for the eight bits of each byte: bits 7-8 count the MCUs that ended,
+# bit 9 is set if all bits after the last MCU's end were ones, and there is no state.
 _DEAD = 127
 _ENDED, _PADDED, _STATE = 7, 8, 9
 _PADDED_ROW = 9
@@ -37,15 +37,15 @@ _RST0, _EOI = 0xD0, 0xD9
 
 
 class Phase(enum.IntEnum):
-    """Where in a stream the next byte stands."""
+    """The part of the stream that the next byte belongs to."""
 
     HEADER = 0
     DATA = 1
-    STUFFING = 2  # the 00 after an FF of the data
-    MARKER = 3  # the FF of the marker that ends a segment
-    CODE = 4  # its second byte
-    END = 5  # after EOI: nothing follows
-    WRONG = 6  # no valid stream begins like this
+    STUFFING = 2  # the 00 after an FF of entropy-coded data
+    MARKER = 3  # the FF of the marker that ends an entropy-coded segment
+    CODE = 4  # the second byte of that marker
+    END = 5  # after EOI: no byte may follow
+    WRONG = 6  # no valid stream begins with these bytes
 
 
 class State(NamedTuple):
@@ -53,9 +53,9 @@ class State(NamedTuple):
 
     Attributes:
       phase: a `Phase`.
-      word: of the automaton's state; in the header, the place there.
-      mcus: not yet ended in this segment.
-      segments: after this one.
+      word: of the automaton's state; in the header, the offset there.
+      mcus: MCUs of this entropy-coded segment that are not complete.
+      segments: number of entropy-coded segments after this one.
     """
 
     phase: Array
@@ -65,17 +65,17 @@ class State(NamedTuple):
 
 
 class JpegMachine(NamedTuple):
-    """Streams of one size. All fields are arrays or numbers, so it is also a pytree.
+    """The byte machine of images of one size. Its fields are arrays and numbers: it is a pytree.
 
     Attributes:
-      table: by 16 * state + four bits, the word they lead to, int32 [states * 16].
-      rows: by state and byte, what `min_bytes_after` needs to know, uint16 [states, 256].
-      header: the bytes before the scan, then one more that is never read, int32 [n + 1].
-      first: the word that an MCU begins with.
-      mcu_bits: of the shortest MCU.
-      segments: of the image.
-      segment_mcus: MCUs in each segment but the last.
-      last_mcus: MCUs in the last segment.
+      table: by 16 * state + four bits, the word that they lead to, int32 [states * 16].
+      rows: by state and byte, the properties that `min_bytes_after` uses, uint16 [states, 256].
+      header: the bytes before the scan, then one unused element, int32 [n + 1].
+      first: the word at the beginning of an MCU.
+      mcu_bits: min bits of an MCU.
+      segments: entropy-coded segments of the image.
+      segment_mcus: MCUs of each segment except the last.
+      last_mcus: MCUs of the last segment.
     """
 
     table: Array
@@ -88,7 +88,7 @@ class JpegMachine(NamedTuple):
     last_mcus: int
 
     def start(self) -> State:
-        """Before the first byte; int32 scalars."""
+        """The state before the first byte, of int32 scalars."""
         if len(self.header) > 1:
             state = (Phase.HEADER, 0, 0, self.segments)
         else:
@@ -96,18 +96,17 @@ class JpegMachine(NamedTuple):
         return State(*(np.int32(value) for value in state))
 
     def step(self, state: State, byte: Array) -> State:
-        """The state after one more byte (int32, 0-255), of any shape that broadcasts with it."""
+        """The state after one more byte, int32, 0-255; shapes are broadcast."""
         xp = byte.__array_namespace__()
         in_data = state.phase == Phase.DATA
         data, forced = self._step_data(state, byte, xp), self._step_forced(state, byte, xp)
         return State(*(xp.where(in_data, a, b) for a, b in zip(data, forced, strict=True)))
 
     def min_bytes_to_end(self, state: State) -> Array:
-        """Bytes after which a file can end at the earliest: 0 at its end, int32.
+        """Min bytes to the end of the file, int32; `UNREACHABLE` or more if there is none.
 
-        There is always an allowed byte that makes it at least one less. No file can follow from
-        a state where it is `never`. With the codes of T.81 Annex K no byte on a shortest way is FF,
-        so none of them is stuffed.
+        Some allowed byte always reduces it by at least 1. With the Huffman codes of T.81 Annex K no
+        byte of a shortest continuation is FF, so none of them is stuffed.
         """
         xp = state.word.__array_namespace__()
         phase = state.phase
@@ -140,11 +139,11 @@ class JpegMachine(NamedTuple):
         )
         forced_right = byte == self._forced(state_Bx1, xp)
         right = xp.where(phase == Phase.DATA, right, forced_right)
-        shortest = xp.where(phase == Phase.DATA, data, self.min_bytes_to_end(state_Bx1) - 1)
-        return xp.where(right, shortest, UNREACHABLE)
+        after = xp.where(phase == Phase.DATA, data, self.min_bytes_to_end(state_Bx1) - 1)
+        return xp.where(right, after, UNREACHABLE)
 
     def _step_data(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
-        """Four bits and four bits more; where the segment's last MCU ended, ones alone."""
+        """In entropy-coded data: two lookups of four bits; only ones after the last MCU's end."""
         table = xp.asarray(self.table)
         high = table[(state.word >> _STATE) * 16 + (byte >> 4)]
         low = table[(high >> _STATE) * 16 + (byte & 15)]
@@ -159,7 +158,7 @@ class JpegMachine(NamedTuple):
         return phase, low, left, state.segments
 
     def _step_forced(self, state: State, byte: Array, xp: Any) -> tuple[Array, ...]:
-        """Where only one byte can follow."""
+        """Outside entropy-coded data, where only one byte is possible."""
         phase, word, mcus, segments = state
         in_header = phase == Phase.HEADER
         header_over = in_header & (word == len(self.header) - 2)
@@ -178,7 +177,7 @@ class JpegMachine(NamedTuple):
         )
 
     def _forced(self, state: State, xp: Any) -> Array:
-        """The byte that has to follow outside the data; -1 if none can."""
+        """The only possible byte outside entropy-coded data; -1 if there is none."""
         phase, word, _, segments = state
         in_header = phase == Phase.HEADER
         marker = xp.where(segments == 0, _EOI, _RST0 + (self.segments - 1 - segments) % 8)
@@ -188,19 +187,25 @@ class JpegMachine(NamedTuple):
         return xp.where(phase == Phase.CODE, marker, byte)
 
     def _mcus_of(self, segments: Array, xp: Any) -> Array:
-        """MCUs of the next segment, where so many segments are left with it."""
+        """MCUs of the next segment, given how many segments are left including it."""
         return xp.where(segments == 1, self.last_mcus, self.segment_mcus)
 
     def _segments_bytes(self, segments: Array, xp: Any) -> Array:
-        """Bytes of so many whole segments up to the file's end, each with its marker."""
+        """Min bytes of the last `segments` segments of the file, each with the marker after it."""
         segment, last = (
             -(-mcus * self.mcu_bits // 8) + 2 for mcus in (self.segment_mcus, self.last_mcus)
         )
         return xp.where(segments > 0, (segments - 1) * segment + last, 0)
 
 
-def machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegMachine:
-    """The machine of images of this size (width, height) whose streams begin with this header."""
+def make_machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegMachine:
+    """The byte machine of images of one size.
+
+    Args:
+      settings: of the encoder.
+      header: the bytes that each stream begins with, for this size.
+      size: (width, height) in pixels.
+    """
     mcus = settings.geometry(*size).mcus
     interval = settings.restart_interval or mcus
     segments = -(-mcus // interval)
@@ -219,7 +224,7 @@ def machine(settings: JpegFormat, header: bytes, size: tuple[int, int]) -> JpegM
 
 @functools.lru_cache(maxsize=8)
 def _tables(settings: JpegFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(`table`; `rows`; bits from each state to the end of its MCU, int32 [states])."""
+    """(`table`; `rows`; min bits from each state to the end of its MCU, int32 [states])."""
     bits = automaton(settings)
     distance = _distances(bits)
     states = np.repeat(np.arange(bits.states, dtype=np.int32), 16)
@@ -236,14 +241,14 @@ def _tables(settings: JpegFormat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rows(table: np.ndarray) -> np.ndarray:
-    """Two steps of four bits as one of eight, uint16 [states, 256]."""
+    """Combines two steps of four bits into one of eight, uint16 [states, 256]."""
     words = table.reshape(-1, 16)
     rows = np.empty((len(words), 16, 16), np.uint16)
     for nibble in range(16):
         high = words[:, nibble, None]
         low = words[high[:, 0] >> _STATE]
         ended = (high >> _ENDED & 1) + (low >> _ENDED & 1)
-        # Where only the first four bits end an MCU, the others are to be ones.
+        # Where only the first four bits end an MCU, the other four are padding.
         ones = (high >> _PADDED & 1) * (np.arange(16) == 15)
         padded = np.where(low >> _ENDED & 1, low >> _PADDED & 1, ones)
         rows[:, nibble] = low & _DEAD | ended << _ENDED | padded << _PADDED_ROW
@@ -251,7 +256,7 @@ def _rows(table: np.ndarray) -> np.ndarray:
 
 
 def _distances(bits: Automaton) -> np.ndarray:
-    """Bits of the shortest way to the end of the MCU, int32 [states]; `_DEAD` without a way."""
+    """Min bits to the end of the MCU, int32 [states]; `_DEAD` where it cannot be reached."""
     distance = np.full(bits.states, _DEAD, np.int32)
     while True:
         after = np.where(bits.ends, 0, distance[bits.bits])

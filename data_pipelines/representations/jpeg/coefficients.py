@@ -1,9 +1,9 @@
-"""Baseline JPEG scans <-> quantised DCT coefficients, and the oracle of canonical files.
+"""Baseline JPEG scans <-> quantised DCT coefficients, and a slow reference test for valid files.
 
-The reader is as forgiving as an ordinary decoder; the writer knows one way to write coefficients
-(ITU-T T.81, F.1.2). A file is canonical if reading and writing gives it back byte for byte. This
-says whether an encoder could have written it without any rule about what is wrong, so it is what
-the rules of `jpeg_entropy` are held against; they are much faster and tell where the damage is.
+The reader accepts damaged data as ordinary decoders do. The writer has one way to write
+coefficients (ITU-T T.81, F.1.2). A file is canonical if reading and writing it gives the same
+bytes. That needs no list of possible faults, so tests compare `validity`, which is much faster and
+reports where the damage is, with `is_canonical`. `salvage` uses the reader and the writer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.jpeg.format import EOI, SOF0, Geometry, JpegFormat, segments
+from data_pipelines.representations.jpeg.format import (
+    EOI,
+    SOF0,
+    Geometry,
+    JpegFormat,
+    marker_segments,
+)
 from data_pipelines.representations.jpeg.huffman import (
     EOB,
     ZRL,
@@ -26,13 +32,13 @@ from data_pipelines.representations.jpeg.huffman import (
 _MIN_BLOCK_BITS = 4  # two codes of two bits
 
 
-class Segment(NamedTuple):
-    """MCUs between two markers.
+class DecodedSegment(NamedTuple):
+    """The MCUs of one entropy-coded segment.
 
     Attributes:
       blocks: coefficients in zigzag order, the DC value absolute, int64 [mcus, blocks, 64].
       whole: MCUs read before the first fault.
-      exact: whether all of them are whole, with less than a byte left over.
+      exact: whether all MCUs were read without a fault and less than a byte is left over.
     """
 
     blocks: np.ndarray
@@ -41,11 +47,11 @@ class Segment(NamedTuple):
 
 
 def is_canonical(file: bytes, settings: JpegFormat, size: tuple[int, int] | None = None) -> bool:
-    """Whether a whole JPEG file is what the writer makes of its coefficients.
+    """Whether writing the coefficients of a whole JPEG file gives the same bytes.
 
     Args:
       file: any bytes.
-      settings: of the encoder that is supposed to have written it.
+      settings: of the encoder that the file is compared with.
       size: (width, height) that the image must have; None allows any.
     """
     try:
@@ -58,7 +64,7 @@ def is_canonical(file: bytes, settings: JpegFormat, size: tuple[int, int] | None
 
 
 def write_file(blocks: np.ndarray, settings: JpegFormat, geometry: Geometry) -> bytes:
-    """The whole file of these coefficients, int [mcus, blocks, 64] as in `Segment`.
+    """The whole file of these coefficients, int [mcus, blocks, 64] as in `DecodedSegment`.
 
     Raises ValueError for a coefficient that has no code.
     """
@@ -74,7 +80,9 @@ def with_restart_interval(file: bytes, settings: JpegFormat, interval: int) -> b
     geometry, scan = _read_frame(file, settings)
     blocks = _read_scan(file[scan:], settings, geometry)
     if write_file(blocks, settings, geometry) != file:
-        raise ValueError("the file is not what an encoder of these settings writes")
+        raise ValueError(
+            "the file is not canonical for these settings; decode it and encode its pixels"
+        )
     return write_file(blocks, dataclasses.replace(settings, restart_interval=interval), geometry)
 
 
@@ -82,8 +90,8 @@ def with_restart_interval(file: bytes, settings: JpegFormat, interval: int) -> b
 
 
 def _read_frame(file: bytes, settings: JpegFormat) -> tuple[Geometry, int]:
-    """Geometry and start of the scan, once the tables are seen to be those of the settings."""
-    found = list(segments(file))
+    """(geometry, offset of the scan) of a file whose Huffman tables are those of the settings."""
+    found = list(marker_segments(file))
     frames = [segment for segment in found if segment.marker == SOF0]
     scan = found[-1].end
     if len(frames) != 1 or frames[0].end - frames[0].start < 9:
@@ -100,7 +108,7 @@ def _read_frame(file: bytes, settings: JpegFormat) -> tuple[Geometry, int]:
 
 
 def _read_scan(scan: bytes, settings: JpegFormat, geometry: Geometry) -> np.ndarray:
-    """Coefficients of all MCUs, zero where none are left to read."""
+    """Coefficients of all MCUs, 0 where the scan ends too early."""
     interval = settings.restart_interval or geometry.mcus
     blocks = np.zeros((geometry.mcus, len(settings.block_components), 64), np.int64)
     at = 0
@@ -113,7 +121,7 @@ def _read_scan(scan: bytes, settings: JpegFormat, geometry: Geometry) -> np.ndar
 
 
 def _next_marker(scan: bytes, at: int) -> int:
-    """Place of the next FF that is not stuffed; the scan's length if there is none."""
+    """Offset of the next marker; the scan's length if there is none."""
     while True:
         at = scan.find(b"\xff", at)
         if at < 0 or at + 1 >= len(scan):
@@ -123,11 +131,16 @@ def _next_marker(scan: bytes, at: int) -> int:
         at += 2
 
 
-def read_segment(data: bytes, mcus: int, settings: JpegFormat) -> Segment:
-    """Reads the bytes between two markers as so many MCUs, whatever they are.
+def read_segment(data: bytes, mcus: int, settings: JpegFormat) -> DecodedSegment:
+    """Reads an entropy-coded segment, possibly damaged, as `mcus` MCUs.
 
-    As in libjpeg, an undefined code counts as 0, coefficients past the last one are dropped, and
-    zeros are read where the bytes end.
+    As in libjpeg, an undefined code counts as symbol 0, coefficients past index 63 are ignored, and
+    zero bits are read past the end of the segment.
+
+    Args:
+      data: the bytes between two markers, with byte stuffing.
+      mcus: MCUs to read.
+      settings: of the encoder, for the tables and components.
     """
     tables = [(_lookup(dc), _lookup(ac)) for dc, ac in block_tables(settings)]
     components = settings.block_components
@@ -145,12 +158,12 @@ def read_segment(data: bytes, mcus: int, settings: JpegFormat) -> Segment:
         faultless &= bits.at <= bits.end
         whole += faultless
         if bits.at >= bits.end + 16:
-            break  # only zeros are left to read; they are there already
-    return Segment(blocks, whole, whole == mcus and bits.end - bits.at < 8)
+            break  # the remaining coefficients are zeros, which the array already holds
+    return DecodedSegment(blocks, whole, whole == mcus and bits.end - bits.at < 8)
 
 
 class _Bits:
-    """Bits of a string of bytes, zeros after its end."""
+    """Reads bits of bytes; zeros past the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data + bytes(8)
@@ -169,7 +182,7 @@ class _Bits:
 
 
 def _read_block(bits: _Bits, dc: list[int], ac: list[int], block: np.ndarray) -> bool:
-    """Reads one block, its DC as a difference, into int64 [64]. Returns whether it had no fault."""
+    """Reads one block, DC as a difference, into int64 [64]. Returns True if there was no fault."""
     size, faultless = _read_symbol(bits, dc)
     block[0] = _signed(bits.take(size), size)
     k = 1
@@ -196,13 +209,13 @@ def _read_symbol(bits: _Bits, lookup: list[int]) -> tuple[int, bool]:
 
 
 def _signed(value: int, size: int) -> int:
-    """The number that these bits stand for (T.81 F.2.2.1, EXTEND)."""
+    """The value of additional bits (T.81 F.2.2.1, EXTEND)."""
     return value if size == 0 or value >> size - 1 else value - (1 << size) + 1
 
 
 @functools.lru_cache(maxsize=16)
 def _lookup(table: HuffmanTable) -> list[int]:
-    """By the next 16 bits: 256 * (bits of the code) + symbol; 0 if no code begins so."""
+    """By the next 16 bits: 256 * (length of the code) + symbol; 0 for an undefined code."""
     entries = [0] * (1 << 16)
     for symbol, (code, bits) in table.codes.items():
         first, count = code << 16 - bits, 1 << 16 - bits
@@ -246,8 +259,8 @@ def _write_block(
     size = abs(difference).bit_length()
     bits += _code(dc, size), _magnitude(difference, size)
     k = 0
-    for place in np.flatnonzero(block[1:]).tolist():
-        zeros, k = place - k, place + 1
+    for index in np.flatnonzero(block[1:]).tolist():
+        zeros, k = index - k, index + 1
         bits += [ac[ZRL]] * (zeros // 16)
         value = int(block[k])
         size = abs(value).bit_length()
@@ -258,16 +271,19 @@ def _write_block(
 
 def _code(codes: dict[int, str], symbol: int) -> str:
     if symbol not in codes:
-        raise ValueError(f"symbol {symbol:#04x} has no code: a coefficient is too large")
+        raise ValueError(
+            f"symbol {symbol:#04x} has no Huffman code, because a coefficient is too large; "
+            "expected coefficients that a baseline encoder makes"
+        )
     return codes[symbol]
 
 
 def _magnitude(value: int, size: int) -> str:
-    """The bits of a number of this size (T.81 F.1.2.1.1): negative ones less one."""
+    """The additional bits of a value of this size (T.81 F.1.2.1.1): negative values minus 1."""
     return f"{value if value > 0 else value + (1 << size) - 1:0{size}b}" if size else ""
 
 
 @functools.lru_cache(maxsize=16)
 def _codes(table: HuffmanTable) -> dict[int, str]:
-    """symbol -> its code as a string of 0 and 1."""
+    """symbol -> its code as a string of the characters 0 and 1."""
     return {symbol: f"{code:0{bits}b}" for symbol, (code, bits) in table.codes.items()}

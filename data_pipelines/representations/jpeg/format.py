@@ -1,7 +1,7 @@
-"""What a baseline JPEG file of fixed settings looks like around its scan: headers and geometry.
+"""The encoder's settings, and the headers and geometry of the JPEG files that follow from them.
 
-Sources: ITU-T T.81 (JPEG), B.2 (segments), A.1 and A.2 (sampling, MCUs). The headers are those that
-libjpeg-turbo writes, taken from a file that it wrote, so that no constant here can disagree.
+Sources: ITU-T T.81 (JPEG), B.2 (marker segments), A.1 and A.2 (sampling, MCUs). Headers are taken
+from a file that libjpeg-turbo wrote with the same settings, not from constants.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ STRIPS = ("none", "tables", "header")
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
-class Segment(NamedTuple):
-    """A marker segment: `data[start:end]`, the marker itself included."""
+class MarkerSegment(NamedTuple):
+    """A marker segment (T.81, B.1.1.4): `data[start:end]`, including the marker itself."""
 
     marker: int
     start: int
     end: int
 
 
-def segments(data: bytes) -> Iterator[Segment]:
-    """The segments after SOI, up to SOS inclusive.
+def marker_segments(data: bytes) -> Iterator[MarkerSegment]:
+    """The marker segments after SOI, up to and including SOS.
 
-    Raises ValueError, naming the byte, where there is no segment.
+    Raises ValueError with the offset where a marker segment is missing or too long.
     """
     at = 2
     while True:
         if len(data) < at + 4 or data[at] != 0xFF:
             raise ValueError(f"byte {at}: found no marker segment, expected one before the scan")
         length = int.from_bytes(data[at + 2 : at + 4], "big")
-        segment = Segment(data[at + 1], at, at + 2 + length)
+        segment = MarkerSegment(data[at + 1], at, at + 2 + length)
         if length < 2 or segment.end > len(data):
             raise ValueError(
-                f"byte {at}: segment FF{segment.marker:02X} claims {length} bytes, more than follow"
+                f"byte {at}: marker segment FF{segment.marker:02X} has a length of {length} bytes, "
+                f"expected 2 to {len(data) - at - 2}"
             )
         yield segment
         if segment.marker == SOS:
@@ -58,7 +59,7 @@ class Header(NamedTuple):
 
     Attributes:
       data: the bytes, for one size.
-      size_at: place of height and width (16 bits each, big endian) in it; -1 if it has neither.
+      size_at: offset of height and width (16 bits each, big endian) in it; -1 if it has neither.
     """
 
     data: bytes
@@ -72,7 +73,7 @@ class Header(NamedTuple):
         return self.data[: self.size_at] + size + self.data[self.size_at + 4 :]
 
     def size(self, stream: bytes) -> tuple[int, int] | None:
-        """(width, height) that a stream states; None if it lacks this header or has no pixels."""
+        """(width, height) in a stream's header; None for another header or a side of 0 pixels."""
         if self.size_at < 0 or len(stream) < len(self.data):
             return None
         height, width = struct.unpack_from(">HH", stream, self.size_at)
@@ -96,7 +97,7 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class JpegFormat:
-    """The settings of the encoder that decide what a file looks like.
+    """The settings of the encoder that determine the bytes of a file.
 
     Attributes:
       mode: "RGB" (stored as YCbCr) or "L".
@@ -149,7 +150,12 @@ class JpegFormat:
         return Geometry(width, height, -(-width // mcu_width), -(-height // mcu_height))
 
     def write(self, image: Image.Image, streamtype: int = 0) -> bytes:
-        """The JPEG file of an image. streamtype: 0 whole, 1 tables alone, 2 without tables."""
+        """The JPEG file of an image.
+
+        Args:
+          image: of this mode; its size is kept.
+          streamtype: Pillow's: 0 the whole file, 1 only the tables, 2 without tables.
+        """
         options: dict[str, Any] = {}
         if self.restart_interval:
             options["restart_marker_blocks"] = self.restart_interval
@@ -165,15 +171,15 @@ class JpegFormat:
         return out.getvalue()
 
     def header(self, strip: str = "none") -> Header:
-        """What stands before the scan in a file stripped like this."""
+        """The bytes before the scan in a file stripped this way, one of `STRIPS`."""
         return _header(self, strip)
 
     def tables(self) -> bytes:
-        """The quantisation and Huffman tables, as segments."""
+        """The quantisation and Huffman tables, as DQT and DHT marker segments."""
         return _tables(self)
 
     def script_header(self) -> Header:
-        """What the released script of JPEG-LM makes of a header: tables right after SOI."""
+        """The header as JPEG-LM's released script writes it: tables right after SOI."""
         stripped, tables = self.header("tables"), self.tables()
         data = stripped.data[:2] + tables + stripped.data[2:]
         return Header(data, stripped.size_at + len(tables))
@@ -184,7 +190,7 @@ def _header(settings: JpegFormat, strip: str) -> Header:
     if strip == "header":
         return Header(b"", -1)
     file = settings.write(Image.new(settings.mode, (1, 1)), 2 if strip == "tables" else 0)
-    found = list(segments(file))
+    found = list(marker_segments(file))
     frame = next(segment for segment in found if segment.marker == SOF0)
     # SOF0: marker, length (2 bytes each), precision (1), then height and width.
     return Header(file[: found[-1].end], frame.start + 5)

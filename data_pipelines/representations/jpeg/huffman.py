@@ -1,7 +1,7 @@
 """Huffman tables of a JPEG file (ITU-T T.81, Annex C and B.2.4.2).
 
-The tables in use are the typical ones of T.81 Annex K.3; they are read from the header that the
-encoder writes, not copied here.
+libjpeg-turbo uses the typical tables of T.81 Annex K.3. They are read from the header that it
+writes, so no table is copied here. The automaton and the coefficient reader and writer use them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from data_pipelines.representations.jpeg.format import DHT, JpegFormat, segments
+from data_pipelines.representations.jpeg.format import DHT, JpegFormat, marker_segments
 
 DC, AC = 0, 1
 EOB = 0x00  # end of block: only zeros follow
@@ -43,12 +43,12 @@ class HuffmanTable:
 
 
 def read_tables(header: bytes) -> dict[tuple[int, int], HuffmanTable]:
-    """(DC or AC, identifier) -> table, of all DHT segments in a header that ends with SOS.
+    """(DC or AC, identifier) -> table, of all DHT marker segments in a header that ends with SOS.
 
     Raises ValueError for a header or a table that is cut short.
     """
     tables = {}
-    for segment in segments(header):
+    for segment in marker_segments(header):
         if segment.marker != DHT:
             continue
         at = segment.start + 4

@@ -1,13 +1,13 @@
-"""Baseline JPEG files as documents (JPEG-LM, arXiv 2408.08459).
+"""The JPEG representation: baseline JPEG files as documents (JPEG-LM, arXiv 2408.08459).
 
-The modelled stream is a file as libjpeg-turbo writes it, less what is stripped:
+The modelled stream is a file as libjpeg-turbo writes it, without the parts that `strip` removes:
 
     strip      stream                                              bytes before the scan (RGB)
     "none"     SOI APP0 DQT SOF0 DHT [DRI] SOS scan EOI            623, with restart markers 629
     "tables"   SOI APP0 SOF0 [DRI] SOS scan EOI (the paper)        53, 59
     "header"   scan EOI                                            0
 
-All that is stripped is the same for every image, so `to_bytes` gives the whole file back.
+The stripped parts are the same for every image, so `to_bytes` restores the whole file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, features
 
 from data_pipelines.media import images
 from data_pipelines.representations import base
-from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.jpeg import byte_machine as jpeg_machine
-from data_pipelines.representations.jpeg import salvage as jpeg_salvage
-from data_pipelines.representations.jpeg import validity
+from data_pipelines.representations.jpeg import coefficients, validity
+from data_pipelines.representations.jpeg.byte_machine import JpegMachine, make_machine
 from data_pipelines.representations.jpeg.format import (
     EOI,
     MAX_SIDE,
@@ -32,11 +31,12 @@ from data_pipelines.representations.jpeg.format import (
     SUBSAMPLINGS,
     JpegFormat,
 )
-from data_pipelines.representations.jpeg.salvage import Salvage
+from data_pipelines.representations.jpeg.salvage import Salvage, salvage_scan
+from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
-# A made-up header can state any size; a fixed size was asked for.
-_MAX_SALVAGED_PIXELS = 2**26
-_BYTES = tokenizers.ByteTokenizer()
+_MAX_SALVAGED_PIXELS = 2**26  # where the size comes from a header, which may be damaged
+_NO_SIZE = "the stream's header is damaged, so the image's size is unknown; expected a whole header"
+_BYTES = ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +44,18 @@ class JpegRepresentation(base.TokenizedRepresentation):
     """Images as the bytes of baseline JPEG files.
 
     Attributes:
-      size: side of the square that images are cut and resized to; or (width, height), the largest
-        centred part of that shape being used; or None to keep each image's own size.
+      size: side of the square that images are cropped and resized to; or (width, height); or None
+        to keep each image's own size. The largest centred crop of that shape is used.
       mode: "RGB" or "L" (grey).
       quality: libjpeg's, 1-100.
-      subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; of no meaning for grey.
+      subsampling: of chroma, "4:4:4", "4:2:2" or "4:2:0"; ignored for grey.
       restart_interval: MCUs between restart markers (at most 65,535); 0 writes none.
-      strip: what the stream leaves out: "none", "tables" or "header".
+      strip: what is removed from the stream: "none", "tables" or "header".
       tokenizer: bytes -> tokens.
 
     Raises:
-      ValueError: an option out of its range, or size=None with strip="header", which would leave
-        the size nowhere.
+      ValueError: an option out of its range, or size=None with strip="header", because then
+        neither the options nor the stream hold the size.
     """
 
     size: int | tuple[int, int] | None = 256
@@ -64,13 +64,13 @@ class JpegRepresentation(base.TokenizedRepresentation):
     subsampling: str = "4:2:0"
     restart_interval: int = 1
     strip: str = "tables"
-    tokenizer: tokenizers.Tokenizer = _BYTES
+    tokenizer: Tokenizer = _BYTES
 
     name: ClassVar[str] = "jpeg"
     suffix: ClassVar[str] = ".jpg"
 
     def __post_init__(self) -> None:
-        # Spellings of one meaning become equal values, with one fingerprint.
+        # Options with the same meaning become equal values, with one fingerprint.
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
         if isinstance(self.size, tuple) and len(set(self.size)) == 1 and len(self.size) == 2:
@@ -82,12 +82,12 @@ class JpegRepresentation(base.TokenizedRepresentation):
             raise ValueError(f"found strip={self.strip!r}, expected one of {known}")
         if self.size is None and self.strip == "header":
             raise ValueError(
-                'size=None with strip="header" leaves the size of an image nowhere; '
+                'found size=None with strip="header", which stores the size of an image nowhere; '
                 'give a size, or strip="tables"'
             )
         if self.size is not None:
             _check_size(self.size)
-        self.format  # noqa: B018  its options are checked by making it
+        self.format  # noqa: B018  making it checks its options
 
     @property
     def format(self) -> JpegFormat:
@@ -99,39 +99,48 @@ class JpegRepresentation(base.TokenizedRepresentation):
         """(width, height) of every image, or None where each has its own."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @property
+    def encoder_versions(self) -> dict[str, str]:
+        """Pillow and libjpeg-turbo."""
+        turbo = features.version_feature("libjpeg_turbo")
+        return {"pillow": PIL.__version__, "libjpeg": turbo or features.version("jpg") or "unknown"}
+
     # Media and files
 
     def encode(self, media: Image.Image) -> np.ndarray:
-        """Image of any mode -> tokens, uint16 [n]: normalised, cut, resized, compressed.
+        """Image of any mode -> tokens, `token_dtype` [n]: normalised, cropped, resized, compressed.
 
         Raises ValueError for an image without pixels or with a side over 65,500.
         """
         return self.from_bytes(self.format.write(self.fit(media)))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The pixels that are compressed: of `mode` and `size`, without metadata.
+        """The image that is compressed: of `mode` and `size`, without metadata.
 
-        The largest centred part of the right shape is resized with Pillow's antialiased bilinear
+        The largest centred crop of the right shape is resized with Pillow's antialiased bilinear
         filter, as in the released script of JPEG-LM.
         """
         if not isinstance(image, Image.Image):
             found = type(image).__name__
             raise ValueError(f"found a {found}, expected a PIL image")
         if min(image.size) < 1:
-            raise ValueError(f"the image has {image.width} x {image.height} pixels, expected some")
+            raise ValueError(
+                f"the image has {image.width} x {image.height} pixels, expected at least 1 x 1"
+            )
         image = images.normalise(image, self.mode)
         if self.fixed_size is None:
             _check_size(image.size)
             return image
-        return _resize(_centre(image, self.fixed_size), self.fixed_size)
+        return _resize(_centre_crop(image, self.fixed_size), self.fixed_size)
 
     def decode(self, tokens: np.ndarray) -> Image.Image:
         """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
 
-        The stream is taken up to its first EOI, or given one. What no viewer opens, or opens as an
-        image of another size, is shown by `salvage`. Other damage is not reported: see `validate`.
+        The stream is used up to its first EOI; EOI is appended if there is none. `salvage` decodes
+        streams that Pillow cannot open, or opens with another size or mode. Other damage is not
+        reported: see `validate`.
 
-        Raises ValueError for a token that stands for no bytes, and where nothing can be shown.
+        Raises ValueError for a token that stands for no bytes, and if nothing can be shown.
         """
         stream = self.tokenizer.decode(tokens)
         start = self._scan_start(stream)
@@ -140,23 +149,28 @@ class JpegRepresentation(base.TokenizedRepresentation):
             image = images.open_image(self._restore(stream[:start] + scan + EOI))
         except images.ImageError:
             return self._salvage(stream).image
-        # libjpeg makes a grey image of an empty scan: that is not showing anything.
+        # libjpeg decodes an empty scan to a uniformly grey image, which shows nothing of it.
         as_expected = image.mode == self.mode and image.size == (self.fixed_size or image.size)
         return image if scan and as_expected else self._salvage(stream).image
 
-    def to_bytes(self, tokens: np.ndarray) -> bytes:
-        """Tokens, integer [n] -> the whole JPEG file, byte for byte what the encoder wrote.
+    def decode_prefix(self, tokens: np.ndarray) -> Image.Image:
+        """A prompt -> the image with its MCUs; the others have the mean colour. See `salvage`."""
+        return self.salvage(tokens).image
 
-        Where the stream does not begin with the representation's own header, what was stripped is
-        put right after SOI. Raises ValueError for a token that stands for no bytes.
+    def to_bytes(self, tokens: np.ndarray) -> bytes:
+        """Tokens, integer [n] -> the whole JPEG file, byte for byte as the encoder wrote it.
+
+        If the stream does not begin with the representation's own header, the tables are inserted
+        right after its first two bytes. Raises ValueError for a token that stands for no bytes.
         """
         return self._restore(self.tokenizer.decode(tokens))
 
     def from_bytes(self, file: bytes) -> np.ndarray:
-        """A whole JPEG file -> tokens, uint16 [n].
+        """A whole JPEG file -> tokens, `token_dtype` [n].
 
-        Raises ValueError unless the file is of these settings (an image of other pixels, quality,
-        sampling, tables or comments: decode and `encode` it). Its scan is not judged here.
+        The scan is not validated here. Raises ValueError unless the header is that of these
+        settings; decode and `encode` files of another size, mode, quality, sampling, or with other
+        tables or comments.
         """
         return self.tokenizer.encode(self._strip(file))
 
@@ -183,57 +197,67 @@ class JpegRepresentation(base.TokenizedRepresentation):
             return stream
         return stream[:2] + self.format.tables() + stream[2:]
 
-    # Parts and judgement
+    def related_sizes(self, tokens: np.ndarray) -> dict[str, float]:
+        """Bytes of the stream and the file with the same coefficients, without restart markers."""
+        if not self.restart_interval:
+            return {}
+        plain = coefficients.with_restart_interval(self.to_bytes(tokens), self.format, 0)
+        bare = dataclasses.replace(self, restart_interval=0, tokenizer=_BYTES)
+        return {
+            "stream_without_restarts_bytes": float(bare.from_bytes(plain).size),
+            "file_without_restarts_bytes": float(len(plain)),
+        }
+
+    # Prompts, validation and salvage
 
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
         """The leading tokens that hold int(ratio * rows) whole rows of MCUs.
 
         They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
-        last one. Without a marker there, the byte that the next row shares is left out.
+        last MCU. Without a marker there, a byte that the next row shares is not included.
 
         256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
-        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two a row. As
-        there, a ratio of 0 gives no token at all; less than a row gives the header, 1 the whole
-        document.
+        of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two per row. As
+        there, a ratio of 0 gives no tokens; less than a row gives the header, 1 the whole document.
 
         Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
         """
         if not 0 <= ratio <= 1:
-            raise ValueError(f"found a prefix ratio of {ratio}, expected one from 0 to 1")
+            raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
         if ratio == 0:
             return tokens[:0]
         stream = self.tokenizer.decode(tokens)
         header = self.format.header(self.strip)
         size = self.fixed_size or header.size(stream)
         if size is None:
-            raise ValueError("the stream's header is damaged, so the image's size is not known")
+            raise ValueError(_NO_SIZE)
         geometry = self.format.geometry(*size)
         as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
         step = 8 if as_script else geometry.columns
         mcus = int(ratio * (geometry.mcus // step)) * step
-        end = validity.place_after(stream, self.format, header, size, mcus)
+        end = validity.offset_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 
     def validate(self, tokens: np.ndarray) -> base.Validity:
-        """Judges a document strictly: could the encoder have written it? See `jpeg_entropy`."""
+        """Strict validation of a document: see `validity.validate_streams`."""
         return self.validate_batch([tokens])[0]
 
     def validate_batch(self, documents: Sequence[np.ndarray]) -> list[base.Validity]:
-        """`validate` of each document, tokens integer [n]; far faster than one at a time."""
+        """`validate` of each document, tokens integer [n]; much faster than one at a time."""
         contents = [self._content(tokens) for tokens in documents]
         streams = [stream for stream, _ in contents]
         header = self.format.header(self.strip)
-        walks = validity.walk(streams, self.format, header, self.fixed_size)
+        results = validity.validate_streams(streams, self.format, header, self.fixed_size)
         return [
-            _validity(walk, len(stream), error)
-            for walk, (stream, error) in zip(walks, contents, strict=True)
+            _document_validity(result, len(stream), error)
+            for result, (stream, error) in zip(results, contents, strict=True)
         ]
 
     def salvage(self, tokens: np.ndarray) -> Salvage:
-        """Restores what can be shown of a damaged document, and tells what was filled in.
+        """Restores as much of a damaged document as possible, and reports what was filled in.
 
-        Tokens that stand for no bytes are passed over. Raises ValueError if there is nothing to
-        show, and for an image of its own size whose header is damaged.
+        Tokens that stand for no bytes are ignored. Raises ValueError if there is nothing to show,
+        and with size=None if the header is damaged.
         """
         return self._salvage(self.tokenizer.decode(np.asarray(tokens)[self._is_content(tokens)]))
 
@@ -241,27 +265,27 @@ class JpegRepresentation(base.TokenizedRepresentation):
         header = self.format.header(self.strip)
         size = self.fixed_size or header.size(stream)
         if size is None:
-            raise ValueError("the stream's header is damaged, so the image's size is not known")
+            raise ValueError(_NO_SIZE)
         geometry = self.format.geometry(*size)
         if geometry.width * geometry.height > _MAX_SALVAGED_PIXELS and self.size is None:
             raise ValueError(
-                f"the header states {size[0]} x {size[1]} pixels, expected at most "
-                f"{_MAX_SALVAGED_PIXELS} in all"
+                f"the header states {size[0]} x {size[1]} pixels, expected a product of at most "
+                f"{_MAX_SALVAGED_PIXELS:,}"
             )
-        return jpeg_salvage.salvage(stream[self._scan_start(stream) :], self.format, geometry)
+        return salvage_scan(stream[self._scan_start(stream) :], self.format, geometry)
 
     def _scan_start(self, stream: bytes) -> int:
-        """Where the scan begins, also in a stream whose header is damaged."""
+        """Offset of the scan, also in a stream whose header is damaged."""
         header = self.format.header(self.strip).data
         sos = self.format.header("none").data.rpartition(b"\xff\xda")[2]
         at = stream.find(b"\xff\xda" + sos, 0, 2 * len(header))
         return at + 2 + len(sos) if at >= 0 else min(len(header), len(stream))
 
-    def byte_machine(self, size: tuple[int, int] | None = None) -> jpeg_machine.JpegMachine:
-        """What may follow in the bytes of a strictly valid stream; see `jpeg_machine`.
+    def byte_machine(self, size: tuple[int, int] | None = None) -> JpegMachine:
+        """The byte machine of strictly valid streams; see `JpegMachine`.
 
         Args:
-          size: (width, height), where images have their own.
+          size: (width, height), required if the representation has size=None.
 
         Raises ValueError if the size is missing or not this representation's.
         """
@@ -272,10 +296,11 @@ class JpegRepresentation(base.TokenizedRepresentation):
         size = size or self.fixed_size
         if size is None:
             raise ValueError(
-                "images have their own sizes; say to which one to constrain them, as by --size"
+                "images have their own sizes; give the one to constrain them to, for example with "
+                "--size"
             )
         _check_size(size)
-        return jpeg_machine.machine(self.format, self.format.header(self.strip).at(*size), size)
+        return make_machine(self.format, self.format.header(self.strip).at(*size), size)
 
     def to_config(self) -> dict[str, Any]:
         return {
@@ -290,11 +315,13 @@ class JpegRepresentation(base.TokenizedRepresentation):
         }
 
 
-def _validity(walk: validity.Walk, length: int, token_error: str) -> base.Validity:
-    """The judgement on a stream of this length, which a wrong token may have ended."""
-    if token_error and (not walk.error or walk.byte >= length):
-        return base.Validity(False, walk.units, walk.expected, token_error)
-    return base.Validity(not walk.error, walk.units, walk.expected, walk.error)
+def _document_validity(
+    result: validity.StreamValidity, length: int, token_error: str
+) -> base.Validity:
+    """The validity of a document whose stream, of this length, may end at a wrong token."""
+    if token_error and (not result.error or result.byte >= length):
+        return base.Validity(False, result.units, result.expected, token_error)
+    return base.Validity(not result.error, result.units, result.expected, result.error)
 
 
 def _check_size(size: Any) -> None:
@@ -309,8 +336,8 @@ def _check_size(size: Any) -> None:
         )
 
 
-def _centre(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """The largest centred part of the image with the proportions of shape (width, height)."""
+def _centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest centred crop with the aspect ratio of shape (width, height)."""
     width, height = image.size
     if width * shape[1] > height * shape[0]:
         width = max(1, round(height * shape[0] / shape[1]))

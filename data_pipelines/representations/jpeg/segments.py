@@ -1,8 +1,10 @@
-"""Walking runs of entropy-coded bytes through the automaton, many at a time.
+"""Runs many entropy-coded segments through the automaton of `automaton.py` at once.
 
-A *segment* is the bytes between two markers, byte stuffing removed. Segments know nothing of each other,
-so they walk in step, one byte of each at a time; the few longest ones finish alone, for a numpy
-call is dear for a handful of values.
+An entropy-coded segment (T.81, B.1.1.5) is the data of one restart interval: the bytes between two
+markers, here with byte stuffing removed. `validity` cuts scans into segments and calls `run`.
+
+Segments are independent, so they advance together, one byte of each per numpy call. Once fewer
+than `MIN_BATCH` remain, each of them is finished alone in Python, which is then faster.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 
 from data_pipelines.representations.jpeg.automaton import START, Automaton, Reject
 
-_FEW = 16  # segments; fewer than this walk one by one
+MIN_BATCH = 16  # segments; fewer than this are processed one at a time
 
 
 class Fault(enum.IntEnum):
@@ -27,11 +29,11 @@ class Fault(enum.IntEnum):
 
 
 class Segments(NamedTuple):
-    """Segments to walk. All but `data` [segments].
+    """Entropy-coded segments. All fields but `data` have the shape [segments].
 
     Attributes:
-      data: the bytes of all segments, uint8.
-      start: place of the first byte in `data`.
+      data: the bytes of all segments without stuffing, uint8.
+      start: offset of the segment's first byte in `data`.
       length: number of bytes.
       mcus: MCUs that the segment should hold, at least 1.
     """
@@ -42,14 +44,14 @@ class Segments(NamedTuple):
     mcus: np.ndarray
 
 
-class Stops(NamedTuple):
-    """Where segments fail. All int64 [segments].
+class Failures(NamedTuple):
+    """Where each segment fails. All fields are int64 [segments].
 
     Attributes:
-      byte: place in the segment of the byte that is wrong, or after which it is: too long or too
-        short. 0 for an empty segment, -1 for a segment without damage.
-      state: of the automaton before that byte.
-      left: MCUs not yet ended before that byte.
+      byte: offset in the segment of the first byte that is wrong. The last byte, where the segment
+        is too long or too short; 0 for an empty segment; -1 for a segment without a fault.
+      state: state of the automaton before that byte.
+      left: MCUs not yet complete before that byte.
     """
 
     byte: np.ndarray
@@ -57,37 +59,45 @@ class Stops(NamedTuple):
     left: np.ndarray
 
     def set(self, segments: np.ndarray, byte: object, state: object, left: object) -> None:
-        """Notes a stop of some segments."""
+        """Records the failures of some segments."""
         self.byte[segments], self.state[segments], self.left[segments] = byte, state, left
 
 
-def run(segments: Segments, machine: Automaton) -> Stops:
-    """Walks segments and finds where each one first fails."""
-    order = np.argsort(-segments.length, kind="stable")  # those still walking are then the first
-    walk = _Walk(
+def run(segments: Segments, machine: Automaton) -> Failures:
+    """Runs all segments through the automaton and returns where each one first fails."""
+    order = np.argsort(-segments.length, kind="stable")  # the unfinished ones then come first
+    progress = _Progress(
         machine,
         Segments(
             segments.data, segments.start[order], segments.length[order], segments.mcus[order]
         ),
         state=np.full(len(order), START, np.int32),
         left=segments.mcus[order].astype(np.int32),
-        stops=Stops(*(np.full(len(order), fill, np.int64) for fill in (-1, START, 0))),
+        failures=Failures(*(np.full(len(order), fill, np.int64) for fill in (-1, START, 0))),
     )
-    _walk_to_last_byte(walk)
-    _walk_last_byte(walk)
-    stops = Stops(*(np.empty_like(column) for column in walk.stops))
-    stops.set(order, *walk.stops)
-    return stops
+    _run_to_last_byte(progress)
+    _run_last_byte(progress)
+    failures = Failures(*(np.empty_like(column) for column in progress.failures))
+    failures.set(order, *progress.failures)
+    return failures
 
 
 def examine(machine: Automaton, state: int, left: int, byte: int) -> tuple[int, int, Fault | None]:
-    """Walks one byte bit by bit, up to the first wrong bit or through the byte.
+    """Runs one byte bit by bit, up to the first wrong bit or through the whole byte.
 
-    Returns (bits before the last MCU ended, else 8; MCUs left; what is wrong, if anything).
+    Args:
+      machine: the automaton.
+      state: its state before the byte.
+      left: MCUs of the segment not yet complete before the byte.
+      byte: 0-255.
+
+    Returns:
+      (bits up to the end of the segment's last MCU, or 8 if that MCU does not end in this byte;
+      MCUs left; the fault, if any).
     """
     end = 0 if left == 0 else 8
-    for place in range(8):
-        bit = byte >> (7 - place) & 1
+    for index in range(8):
+        bit = byte >> (7 - index) & 1
         if left == 0:
             if not bit:
                 return end, left, Fault.PADDING
@@ -97,43 +107,43 @@ def examine(machine: Automaton, state: int, left: int, byte: int) -> tuple[int, 
         if state < START:
             return end, left, Fault(state)
         if left == 0:
-            end = place + 1
+            end = index + 1
     return end, left, None
 
 
 def whole_bytes(machine: Automaton, segment: bytes, mcus: int) -> int:
-    """Number of leading bytes of a segment that hold nothing but its first MCUs.
+    """Number of leading bytes of a segment that hold nothing but its first `mcus` MCUs.
 
-    Raises ValueError if it does not have so many.
+    Raises ValueError if the segment has fewer MCUs.
     """
-    at, state, left, _ = _walk_alone(machine, segment, 0, START, mcus)
+    at, state, left, _ = _run_alone(machine, segment, 0, START, mcus)
     end = 0
     if segment:
-        # The last wanted MCU ends inside this byte; what follows it there is of no concern.
+        # The last MCU asked for ends inside this byte; the bits after it are ignored.
         end, left, _ = examine(machine, state, left, segment[at])
     if left > 0:
-        raise ValueError(f"{left} of {mcus} MCUs are not there")
+        raise ValueError(f"{left} of {mcus} MCUs are missing from the segment")
     return at + (end == 8)
 
 
-class _Walk(NamedTuple):
+class _Progress(NamedTuple):
     machine: Automaton
     segments: Segments  # longest first
     state: np.ndarray
     left: np.ndarray
-    stops: Stops
+    failures: Failures
 
 
-def _walk_to_last_byte(walk: _Walk) -> None:
-    """Takes every segment to its last byte, where its last MCU has to end, or to where it fails."""
-    machine, (data, start, length, _), state, left, stops = walk
-    shortest_first = length[::-1]
+def _run_to_last_byte(progress: _Progress) -> None:
+    """Advances every segment to its last byte, in which its last MCU has to end, or to a fault."""
+    machine, (data, start, length, _), state, left, failures = progress
+    ascending = length[::-1]
     longest = int(length[0]) if len(length) else 0
     for t in range(longest - 1):
-        # The segments in which this is not the last byte.
-        n = len(length) - int(np.searchsorted(shortest_first, t + 1, side="right"))
-        if n < _FEW:
-            _finish_alone(walk, t, n)
+        # The segments in which byte t is not the last one.
+        n = len(length) - int(np.searchsorted(ascending, t + 1, side="right"))
+        if n < MIN_BATCH:
+            _finish_alone(progress, t, n)
             return
         byte = data[start[:n] + t]
         before, left_before = state[:n].copy(), left[:n].copy()
@@ -142,38 +152,38 @@ def _walk_to_last_byte(walk: _Walk) -> None:
         left[:n] -= ended
         failed = np.flatnonzero((state[:n] < Reject.DEAD) | (left[:n] <= 0))
         if len(failed):
-            stops.set(failed, t, before[failed], left_before[failed])
+            failures.set(failed, t, before[failed], left_before[failed])
             state[failed], left[failed] = Reject.DEAD, 1
 
 
 def _step_nibble(machine: Automaton, state: np.ndarray, nibble: np.ndarray) -> np.ndarray:
-    """Takes states four bits on, in place. Returns the number of MCUs that ended, [segments]."""
+    """Advances states by four bits, in place. Returns how many MCUs ended, [segments]."""
     step = machine.nibbles.take((state << 4) + nibble)
     np.right_shift(step, 5, out=state)
     step &= 31
     return step
 
 
-def _finish_alone(walk: _Walk, t: int, n: int) -> None:
-    """Takes the first n segments from byte t on, one after the other."""
-    machine, (data, start, length, _), state, left, stops = walk
+def _finish_alone(progress: _Progress, t: int, n: int) -> None:
+    """Advances the first n segments from byte t to their last byte, one segment at a time."""
+    machine, (data, start, length, _), state, left, failures = progress
     for i in range(n):
         if state[i] == Reject.DEAD:
             continue
         segment = data[start[i] : start[i] + length[i]].tobytes()
-        at, now, remaining, failed = _walk_alone(machine, segment, t, int(state[i]), int(left[i]))
+        at, now, remaining, failed = _run_alone(machine, segment, t, int(state[i]), int(left[i]))
         state[i], left[i] = now, remaining
         if failed:
-            stops.set(i, at, now, remaining)  # type: ignore[arg-type]
+            failures.set(i, at, now, remaining)  # type: ignore[arg-type]
             state[i] = Reject.DEAD
 
 
-def _walk_alone(
+def _run_alone(
     machine: Automaton, segment: bytes, t: int, state: int, left: int
 ) -> tuple[int, int, int, bool]:
-    """One segment from byte t up to its last byte.
+    """Advances one segment from byte t to its last byte.
 
-    Returns (byte, state and MCUs left before it, whether it is wrong).
+    Returns (offset of the byte reached, state and MCUs left before it, whether it is wrong).
     """
     table = machine.nibbles.data
     for at in range(t, len(segment) - 1):
@@ -186,9 +196,9 @@ def _walk_alone(
     return len(segment) - 1, state, left, False
 
 
-def _walk_last_byte(walk: _Walk) -> None:
-    """The last byte of each segment, bit by bit: its last MCU ends inside it, and ones fill it up."""
-    machine, (data, start, length, _), state, left, stops = walk
+def _run_last_byte(progress: _Progress) -> None:
+    """Runs the last byte of each segment bit by bit: its last MCU ends there, then padding."""
+    machine, (data, start, length, _), state, left, failures = progress
     alive = np.flatnonzero((state != Reject.DEAD) & (length > 0))
     now, remaining = state[alive], left[alive]
     byte = data[start[alive] + length[alive] - 1]
@@ -198,10 +208,10 @@ def _walk_last_byte(walk: _Walk) -> None:
         bit = byte >> shift & 1
         padding = remaining == 0
         wrong |= padding & (bit == 0)
-        place = 2 * now + bit
-        remaining -= ends.take(place) & ~padding
-        now = np.where(padding, now, bits.take(place))
+        entry = 2 * now + bit
+        remaining -= ends.take(entry) & ~padding
+        now = np.where(padding, now, bits.take(entry))
     failed = alive[np.flatnonzero(wrong | (remaining > 0))]
-    stops.set(failed, length[failed] - 1, state[failed], left[failed])
+    failures.set(failed, length[failed] - 1, state[failed], left[failed])
     empty = np.flatnonzero(length == 0)
-    stops.set(empty, 0, START, left[empty])
+    failures.set(empty, 0, START, left[empty])

@@ -1,4 +1,4 @@
-"""Folders of shards as one set: numbered, planned and refused together."""
+"""Folders of shards as one set of documents: numbering, plans and mismatches."""
 
 import collections
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import representations
-from data_pipelines.loading.joined_shards import JoinedShards, stages
+from data_pipelines.loading.joined_shards import JoinedShards, mixture_schedule
 from data_pipelines.loading.loader import Loader
 from data_pipelines.packing.mixture import Mixture
 from data_pipelines.prepare import prepare
@@ -38,11 +38,11 @@ def folders(tmp_path_factory):
 
 
 def load(documents, mixture=(), batch_size=5):
-    plan = documents.plan(seq_len=512, mode="pack", seed=3, too_long="drop", stages=mixture)
+    plan = documents.plan(seq_len=512, mode="pack", seed=3, too_long="drop", schedule=mixture)
     return Loader(documents.parts, plan, batch_size=batch_size)
 
 
-def test_every_key_of_all_folders_comes_once_an_epoch_across_a_batch(folders):
+def test_every_key_of_all_folders_comes_once_per_epoch_across_a_batch(folders):
     documents = JoinedShards(folders, "train")
     loader = load(documents, batch_size=3)
     rows_per_epoch = loader.plan.rows_per_epoch
@@ -72,37 +72,37 @@ def test_every_key_of_all_folders_comes_once_an_epoch_across_a_batch(folders):
         assert found == contents
 
 
-def test_rows_come_from_folders_as_the_weights_say_and_change_at_a_step(folders):
+def test_rows_come_from_folders_by_weights_that_change_at_a_step(folders):
     documents = JoinedShards(folders, "train")
-    loader = load(documents, stages(((0, (1, 0)), (4, (1, 4))), 5))
+    loader = load(documents, mixture_schedule(((0, (1, 0)), (4, (1, 4))), 5))
     assert isinstance(loader.plan, Mixture)
     first, later = loader.plan.rows(np.arange(20)), loader.plan.rows(np.arange(20, 120))
     assert {documents.key(n).split("/")[1][:3] for n in first.pieces[:, 0]} == {"one"}
     of_two = [documents.key(int(row[0, 0])).split("/")[1].startswith("two") for row in later]
     assert sum(of_two) == 80
-    assert "from row 20 on 0.2 : 0.8" in str(loader.plan)
+    assert "shares 0.2 : 0.8 from row 20" in str(loader.plan)
 
 
-def test_a_folder_that_held_nothing_out_has_no_part_in_the_evaluation(folders):
-    heldout = JoinedShards(folders, "eval")
-    assert [part.folder for part in heldout.parts] == [folders[0]]
-    with pytest.raises(ValueError, match="two/shards: no documents in the split 'eval'"):
+def test_folders_without_an_eval_split_are_ignored_in_evaluation(folders):
+    evaluation = JoinedShards(folders, "eval")
+    assert [part.folder for part in evaluation.parts] == [folders[0]]
+    with pytest.raises(ValueError, match="two/shards: .*'eval'"):
         JoinedShards(folders[1:], "eval")
 
 
-def test_labels_of_other_names_are_refused_where_they_are_tokens(folders, tmp_path):
+def test_different_label_names_are_refused_with_label_tokens(folders, tmp_path):
     other = make(tmp_path, 3, classes=("a", "c"))
-    with pytest.raises(ValueError, match=r"labels of other names \(b, c\)"):
+    with pytest.raises(ValueError, match=r"\(b, c\)"):
         JoinedShards([folders[0], other], "train")
 
 
-def test_another_representation_is_refused_naming_both(folders, tmp_path):
+def test_another_representation_is_refused(folders, tmp_path):
     other = make(tmp_path, 3, representation=OPTIONS | {"quality": 30})
     with pytest.raises(ValueError, match="'quality': 50.*'quality': 30"):
         JoinedShards([folders[0], other], "train")
 
 
-def test_damaged_documents_of_all_folders_are_counted_and_told_once(folders, tmp_path, caplog):
+def test_damaged_documents_of_all_folders_are_counted_and_reported_once(folders, tmp_path, caplog):
     other = make(tmp_path, 9)
     path = next(other.glob("train-00000*.array_record"))
     data = bytearray(path.read_bytes())
@@ -116,7 +116,7 @@ def test_damaged_documents_of_all_folders_are_counted_and_told_once(folders, tmp
     assert sum(str(path) in line for line in caplog.messages) == 1
 
 
-def test_the_representation_is_that_of_all(folders):
+def test_the_representation_is_the_same_for_all_folders(folders):
     documents = JoinedShards(folders, "train")
     assert documents.representation == representations.load(folders[1])
 
@@ -129,11 +129,11 @@ def test_the_representation_is_that_of_all(folders):
         ([[0, [3, 1]], [10, [1, 0.5]]], [(0, (3.0, 1.0)), (80, (1.0, 0.5))]),  # as JSON has them
     ],
 )
-def test_weights_are_shares_or_shares_from_steps_on(weights, expected):
-    assert stages(weights, 8) == expected
+def test_mixture_weights_are_constant_or_change_at_steps(weights, expected):
+    assert mixture_schedule(weights, 8) == expected
 
 
 @pytest.mark.parametrize("weights", [("a", "b"), (0, (1, 2)), ((0, 1, 2),), ((0, ("x",)),)])
-def test_other_weights_are_refused_with_both_forms(weights):
+def test_malformed_mixture_weights_are_refused(weights):
     with pytest.raises(ValueError, match=r"\(3, 1\).*\(1000, \(1, 1\)\)"):
-        stages(weights, 8)
+        mixture_schedule(weights, 8)

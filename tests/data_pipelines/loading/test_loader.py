@@ -1,4 +1,4 @@
-"""Batches are a pure function of the step, whoever reads them."""
+"""Batches are a pure function of the step, for any number of readers."""
 
 import collections
 import dataclasses
@@ -15,8 +15,8 @@ from absl import flags
 from PIL import Image
 
 from data_pipelines.loading.loader import Loader
-from data_pipelines.packing import plan as packing
 from data_pipelines.packing.mixture import Mixture
+from data_pipelines.packing.planner import MODES, make_plan
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation, Validity
 from data_pipelines.shards.reader import Shards
@@ -28,13 +28,11 @@ BOS, EOS, LABELS = 1000, 1001, 5
 
 @dataclasses.dataclass(frozen=True)
 class Numbers(Representation):
-    """Documents that are lists of numbers below 1000."""
+    """Documents are lists of numbers below 1000."""
 
     name: ClassVar[str] = "numbers"
     num_labels: int = LABELS
-    bos: int = BOS
-    eos: int = EOS
-    vocab_size: int = 1002 + LABELS
+    num_codes: int = BOS
 
     def encode(self, media):
         return np.asarray(media, np.uint16)
@@ -42,40 +40,28 @@ class Numbers(Representation):
     def decode(self, tokens):
         return tokens.tolist()
 
-    def to_bytes(self, tokens):
-        return np.asarray(tokens, "<u2").tobytes()
-
-    def from_bytes(self, file):
-        return np.frombuffer(file, "<u2").astype(np.uint16)
-
     def prompt(self, tokens, ratio):
         return tokens[: int(ratio * len(tokens))]
 
     def validate(self, tokens):
         return Validity(True, 1, 1)
 
-    def label_token(self, label):
-        return 1002 + label
-
-    @property
-    def byte_lengths(self):
-        return np.ones(self.vocab_size, np.int32)
-
     def to_config(self):
         return {"name": self.name, "num_labels": self.num_labels}
 
 
 class Memory:
-    """Documents in memory: what `Shards` offers, without files."""
+    """Documents in memory, with the interface of `Shards`."""
 
     def __init__(self, count: int, seed: int = 0, longest: int = 50, num_labels: int = LABELS):
         rng = np.random.default_rng(seed)
         self.tokens = [
             rng.integers(0, 1000, n).astype(np.uint16) for n in rng.integers(5, longest, count)
         ]
-        for original in range(count // 4):  # a quarter has a double
+        for original in range(count // 4):  # a quarter has a duplicate
             self.tokens[count - 1 - original] = self.tokens[original]
         self.lengths = np.array([len(tokens) for tokens in self.tokens], np.uint32)
+        self.codec_bytes = 3 * self.lengths + 1
         self.labels = rng.integers(-1, LABELS, count).astype(np.int32)
         self.representation = Numbers(num_labels)
         self.data_hash = f"{seed}/{count}/{longest}"
@@ -89,7 +75,7 @@ def loader(
 ) -> Loader:
     documents = [Memory(200)] if documents is None else documents
     lengths = np.concatenate([part.lengths for part in documents]).astype(np.int64) + 1
-    plan = packing.plan(lengths, seq_len=seq_len, mode=mode, seed=plan_seed)
+    plan = make_plan(lengths, seq_len=seq_len, mode=mode, seed=plan_seed)
     return Loader(documents, plan, batch_size=batch_size, **options)
 
 
@@ -116,8 +102,8 @@ def pieces_of(batch):
     for row in range(len(batch["tokens"])):
         segments = batch["segments"][row]
         for segment in range(1, segments.max() + 1):
-            place = segments == segment
-            yield batch["tokens"][row][place], batch["targets"][row][place]
+            inside = segments == segment
+            yield batch["tokens"][row][inside], batch["targets"][row][inside]
 
 
 def contents(sources) -> collections.Counter:
@@ -128,7 +114,7 @@ def contents(sources) -> collections.Counter:
 
 
 def contents_of_rows(rows) -> collections.Counter:
-    """The same of what rows hold, documents that go on in the next row included."""
+    """The same for rows, including documents that continue in the next row."""
     targets = rows["targets"][rows["weights"] > 0]
     ends = np.flatnonzero(targets == EOS) + 1
     assert ends[-1] == len(targets)
@@ -138,6 +124,20 @@ def contents_of_rows(rows) -> collections.Counter:
 
 
 # What a batch holds
+
+
+def test_the_codec_bytes_of_a_document_are_spread_over_its_tokens():
+    """So that their sum is exact for whole documents, and in proportion for pieces of one."""
+    memory = Memory(60)
+    whole = loader([memory]).eval_batches()
+    assert sum(batch["codec_bytes"].sum() for batch in whole) == pytest.approx(
+        memory.codec_bytes.sum(), rel=1e-6
+    )
+    pieces = loader([memory], mode="concat", seq_len=16).eval_batches()
+    for batch in pieces:
+        ends = batch["targets"] == EOS
+        assert not batch["codec_bytes"][ends & (batch["weights"] > 0)].any()
+        assert (batch["codec_bytes"][~ends] > 0).tolist() == (batch["weights"][~ends] > 0).tolist()
 
 
 def test_arrays_have_the_shapes_and_types_that_they_should():
@@ -151,7 +151,7 @@ def test_arrays_have_the_shapes_and_types_that_they_should():
     }
 
 
-def test_a_packed_document_is_what_it_is_alone():
+def test_a_packed_document_equals_the_same_document_alone():
     documents = Memory(200)
     packed = loader([documents])
     for step in range(12):
@@ -172,8 +172,8 @@ def test_a_packed_document_is_what_it_is_alone():
             assert not any(part[row, at:].any() for part in batch.values())
 
 
-def test_nothing_is_learned_across_documents():
-    for mode in packing.MODES:
+def test_no_target_is_in_another_document():
+    for mode in MODES:
         for batch in first(loader(mode=mode).batches(), 20):
             same = batch["segments"][:, 1:] == batch["segments"][:, :-1]
             inside = same & (batch["segments"][:, 1:] > 0)
@@ -203,7 +203,7 @@ def test_concatenated_pieces_join_to_whole_documents():
 
 def test_a_document_cut_to_a_row_has_no_end():
     documents = Memory(30, longest=150)
-    plan = packing.plan(documents.lengths + 1, seq_len=ROW, too_long="cut")
+    plan = make_plan(documents.lengths + 1, seq_len=ROW, too_long="cut")
     cut = Loader(documents, plan, batch_size=4)
     batch = cut.read_rows(np.arange(plan.rows_per_epoch))
     order = plan.rows(np.arange(plan.rows_per_epoch)).pieces[:, 0].tolist()
@@ -246,8 +246,8 @@ def test_labels_are_dropped_as_often_as_asked_and_the_same_each_time():
 # Every document once
 
 
-@pytest.mark.parametrize("mode", packing.MODES)
-def test_every_document_is_read_once_an_epoch_across_batches(mode):
+@pytest.mark.parametrize("mode", MODES)
+def test_every_document_is_read_once_per_epoch_across_batches(mode):
     """Two sources, documents that occur twice, and epochs that end inside a batch."""
     sources = [Memory(120, seed=1), Memory(75, seed=2)]
     both = loader(sources, mode=mode, batch_size=7)
@@ -263,7 +263,7 @@ def test_every_document_is_read_once_an_epoch_across_batches(mode):
 
 def test_a_mixture_of_sources_is_read_like_any_plan():
     sources = [Memory(120, seed=1), Memory(75, seed=2)]
-    plans = [packing.plan(source.lengths + 1, seq_len=ROW) for source in sources]
+    plans = [make_plan(source.lengths + 1, seq_len=ROW) for source in sources]
     mixed = Loader(sources, Mixture(plans, [(0, (3, 1)), (40, (0, 1))]), batch_size=8)
     alone = [
         Loader(source, plan, batch_size=1) for source, plan in zip(sources, plans, strict=True)
@@ -274,7 +274,7 @@ def test_a_mixture_of_sources_is_read_like_any_plan():
     rows = [part.read_rows(np.arange(n)) for part, n in zip(alone, counts, strict=True)]
     together = collections.Counter(row.tobytes() for row in joined(batches)["targets"])
     assert together == collections.Counter(row.tobytes() for row in joined(rows)["targets"])
-    with pytest.raises(TypeError, match="no end"):
+    with pytest.raises(TypeError, match="no epochs"):
         mixed.eval_batches()
 
 
@@ -315,9 +315,9 @@ def test_every_key_of_real_shards_is_read_once_an_epoch(tmp_path):
 # Hosts and steps
 
 
-@pytest.mark.parametrize("mode", packing.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_read_the_same_global_batches_however_many_they_are(mode, hosts):
+def test_any_number_of_hosts_reads_the_same_global_batches(mode, hosts):
     whole = [loader(mode=mode).read_rows(8 * step + np.arange(8)) for step in range(30)]
     shares = np.split(np.arange(8), hosts)
     parts = [first(loader(mode=mode).batches(rows=share), 30) for share in shares]
@@ -325,7 +325,7 @@ def test_hosts_read_the_same_global_batches_however_many_they_are(mode, hosts):
 
 
 @pytest.mark.parametrize("start", [0, 1, 31, 1000])
-def test_a_run_that_starts_at_a_step_goes_on_as_one_that_came_there(start):
+def test_batches_from_a_step_equal_those_of_an_uninterrupted_run(start):
     reference = loader(label_dropout=0.3)
     batches = reference.batches(start)
     assert batches.step == start
@@ -335,8 +335,8 @@ def test_a_run_that_starts_at_a_step_goes_on_as_one_that_came_there(start):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_real_processes_resume_what_eight_hosts_began(processes, tmp_path):
-    """Eight hosts stop in the middle of an epoch; fresh processes go on, byte for byte."""
+def test_new_processes_resume_the_batches_of_eight_hosts(processes, tmp_path):
+    """Eight hosts stop in the middle of an epoch; new processes resume, byte for byte."""
     whole = loader(label_dropout=0.3)
     stop, end = 5, 25
     assert 8 * stop % whole.plan.rows_per_epoch and 8 * end > whole.plan.rows_per_epoch
@@ -369,33 +369,39 @@ def test_worker_processes_do_not_change_batches():
         with pytest.raises(RuntimeError, match="mark_as_parsed"):
             loader(workers=2).batches()
         flags.FLAGS.mark_as_parsed()
-    for mode in packing.MODES:
-        assert_equal(
-            first(loader(mode=mode, workers=2).batches(3), 140),
-            first(loader(mode=mode).batches(3), 140),
-        )
+    # One mixture has plans of both modes, so that workers are started once.
+    documents = [Memory(200), Memory(100, seed=1)]
+    plans = [
+        make_plan(part.lengths + 1, seq_len=ROW, mode=mode)
+        for part, mode in zip(documents, MODES, strict=True)
+    ]
+    mixture = Mixture(plans, [(0, (1, 1))])
+    assert_equal(
+        first(Loader(documents, mixture, batch_size=8, workers=2).batches(3), 140),
+        first(Loader(documents, mixture, batch_size=8).batches(3), 140),
+    )
 
 
 # Evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 500])
-def test_evaluation_sees_every_document_once_in_batches_of_one_shape(batch_size):
+def test_evaluation_reads_every_document_once_in_batches_of_one_shape(batch_size):
     documents = Memory(200)
-    held_out = loader([documents], batch_size=batch_size)
-    batches = list(held_out.eval_batches())
-    assert len(batches) == held_out.num_eval_batches
+    evaluation = loader([documents], batch_size=batch_size)
+    batches = list(evaluation.eval_batches())
+    assert len(batches) == evaluation.num_eval_batches
     assert {batch["tokens"].shape for batch in batches} == {(batch_size, ROW)}
     rows = joined(batches)
-    assert not rows["weights"][held_out.plan.rows_per_epoch :].any()
+    assert not rows["weights"][evaluation.plan.rows_per_epoch :].any()
     assert contents_of_rows(rows) == contents([documents])
 
 
-def test_every_host_gets_as_many_batches_of_evaluation():
-    held_out = loader(batch_size=8)
-    whole = list(held_out.eval_batches())
+def test_every_host_gets_the_same_number_of_evaluation_batches():
+    evaluation = loader(batch_size=8)
+    whole = list(evaluation.eval_batches())
     for hosts in (2, 8):
-        parts = [list(held_out.eval_batches(rows=rows)) for rows in np.split(np.arange(8), hosts)]
+        parts = [list(evaluation.eval_batches(rows=rows)) for rows in np.split(np.arange(8), hosts)]
         assert_equal(whole, [joined(step) for step in zip(*parts, strict=True)])
 
 
@@ -403,7 +409,7 @@ def test_every_host_gets_as_many_batches_of_evaluation():
 
 
 def test_each_process_reads_the_rows_its_devices_hold():
-    finish([run_here("place", devices=8)])
+    check_placement()
 
 
 def test_processes_that_share_rows_read_them_both():
@@ -414,15 +420,15 @@ def test_processes_that_share_rows_read_them_both():
     finish([run_here("distributed", rank, port, devices=2) for rank in range(2)])
 
 
-# What is refused, and what is set aside
+# Rejected documents and options
 
 
-def test_documents_set_aside_as_damaged_leave_padding():
+def test_documents_rejected_as_damaged_become_padding():
     class Damaged(Memory):
         def read(self, documents):
             return [np.zeros(0, np.uint16) if d == 3 else self.tokens[d] for d in documents]
 
-    for mode in packing.MODES:
+    for mode in MODES:
         whole, damaged = (loader([kind(60)], mode=mode) for kind in (Memory, Damaged))
         rows = whole.plan.rows_per_epoch
         sound, torn = (part.read_rows(np.arange(rows)) for part in (whole, damaged))
@@ -438,7 +444,7 @@ def test_documents_of_another_length_than_planned_are_refused():
         def read(self, documents):
             return [self.tokens[d][:-1] if d == 3 else self.tokens[d] for d in documents]
 
-    with pytest.raises(ValueError, match="Document 3 has .* stored length"):
+    with pytest.raises(ValueError, match="Document 3 has 16 tokens, expected the 17"):
         loader([Changed(20)]).read_rows(np.arange(40))
     with pytest.raises(ValueError, match="Document 3 has"):
         first(loader([Changed(20)]).batches(), 5)
@@ -447,8 +453,8 @@ def test_documents_of_another_length_than_planned_are_refused():
 def test_a_plan_for_other_documents_is_refused():
     documents = Memory(20)
     for lengths in (documents.lengths, documents.lengths[:-1] + 1):
-        plan = packing.plan(lengths, seq_len=ROW)
-        with pytest.raises(ValueError, match="The plan was made for .* these are 20 documents"):
+        plan = make_plan(lengths, seq_len=ROW)
+        with pytest.raises(ValueError, match="expected 20 documents of 557"):
             Loader(documents, plan, batch_size=2)
 
 
@@ -460,19 +466,19 @@ def test_sources_of_different_representations_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "at least 1 row"),
-        ({"label_dropout": 1.5}, "label_dropout must be from 0 to 1, not 1.5"),
-        ({"documents": [Memory(9, num_labels=2)]}, "tokens for 2 labels only"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"label_dropout": 1.5}, "label_dropout is 1.5"),
+        ({"documents": [Memory(9, num_labels=2)]}, "up to 4.*2 label tokens.*at least 5"),
     ],
 )
-def test_impossible_options_are_refused_in_words(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         loader(**options)
-    with pytest.raises(ValueError, match="-3 was asked for"):
+    with pytest.raises(ValueError, match="start_step is -3"):
         loader().batches(-3)
 
 
-def test_the_fingerprint_covers_all_that_decides_a_batch():
+def test_the_fingerprint_covers_everything_that_affects_a_batch():
     prints = {
         loader(**options).fingerprint
         for options in (
@@ -526,7 +532,8 @@ def read_in_process(start: str, end: str, rank: str, processes: str, path: str) 
     np.savez(path, **arrays)
 
 
-def place_in_process() -> None:
+def check_placement() -> None:
+    """Compares global arrays on eight simulated devices with the rows of the plan."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -571,7 +578,6 @@ if __name__ == "__main__":
     role, *rest = sys.argv[1:]
     roles: dict[str, Callable[..., None]] = {
         "read": read_in_process,
-        "place": place_in_process,
         "distributed": place_in_one_of_two_processes,
     }
     roles[role](*rest)

@@ -1,4 +1,4 @@
-"""Augmentation: the same copies everywhere, as light as promised, and copy 0 untouched."""
+"""Augmentation: reproducible copies within the stated ranges; copy 0 is the image itself."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_a_fresh_process_makes_the_same_copies(digits):
     assert result.stdout == Augment(flip=True).apply(image, key, 5, 16).tobytes()
 
 
-# Warps of two copies of the digit 0, as Pillow's coefficients. They change only when the way warps
-# are drawn changes; then every augmented document does, and prepared data must be made anew to be
-# comparable. If that is meant, print `_matrix` again and put the new figures here.
+# Warps of two copies of the digit 0, as Pillow's coefficients. They change only when the sampling
+# of warps changes; then every augmented document changes, and prepared data must be made again to
+# be comparable. If that is intended, replace them by the new values.
 GOLDEN = {
     1: (0.12096, -0.021734, 1.035211, 0.021306, 0.121035, -0.418718),
     2: (-0.135414, 0.020943, 7.305519, 0.023612, 0.134948, -0.807234),
@@ -95,7 +95,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("copy", GOLDEN)
 def test_warps_are_the_golden_ones(copy):
-    matrix = Augment(flip=True)._matrix("digits/0000", copy, (64, 64), (8, 8))
+    matrix = Augment(flip=True).matrix("digits/0000", copy, (64, 64), (8, 8))
     assert matrix == pytest.approx(GOLDEN[copy], abs=2e-6), "see the comment at GOLDEN"
 
 
@@ -122,9 +122,9 @@ def test_copies_are_as_sharp_as_originals(digits):
 def test_shifts_cover_their_range_and_no_more(shift):
     image = square(64, 20)
     augment = Augment(rotation=0, shift=shift, scale=0, shear=0)
-    places = np.array([centroid(augment.apply(image, "k", n)) for n in range(1, 200)]) - 0.5
-    assert np.abs(places).max() <= shift + 1e-3
-    assert np.abs(places).max() >= 0.95 * shift and np.abs(places.mean(0)).max() < 0.01
+    centres = np.array([centroid(augment.apply(image, "k", n)) for n in range(1, 200)]) - 0.5
+    assert np.abs(centres).max() <= shift + 1e-3
+    assert np.abs(centres).max() >= 0.95 * shift and np.abs(centres.mean(0)).max() < 0.01
 
 
 def test_scales_cover_their_range_and_no_more():

@@ -1,4 +1,4 @@
-"""What the tests of every byte machine do with one."""
+"""Functions for tests of byte machines."""
 
 import numpy as np
 
@@ -11,12 +11,23 @@ def states(machine, count):
     return type(machine.start())(*(np.full(count, value) for value in machine.start()))
 
 
-def ends_right(machine, streams):
-    """Whether the machine takes each stream and is then at its end."""
+def rows_of(state):
+    """A state of arrays [B] as one of arrays [B, 1]."""
+    return type(state)(*(field[:, None] for field in state))
+
+
+def select(condition, new, old):
+    """`new` where the condition holds, else `old`, for each field of two states."""
+    return type(old)(*(np.where(condition, a, b) for a, b in zip(new, old, strict=True)))
+
+
+def accepts(machine, streams):
+    """Whether the machine accepts each stream and is then at its end, bool [streams]."""
+    lengths = np.array([len(stream) for stream in streams])
+    data = np.zeros((len(streams), lengths.max()), np.int32)
+    for row, stream in zip(data, streams, strict=True):
+        row[: len(stream)] = np.frombuffer(stream, np.uint8)
     state = states(machine, len(streams))
-    for place in range(max(map(len, streams))):
-        there = np.array([place < len(stream) for stream in streams])
-        byte = np.array([stream[place] if place < len(stream) else 0 for stream in streams])
-        after = machine.step(state, byte.astype(np.int32))
-        state = type(state)(*(np.where(there, a, b) for a, b in zip(after, state, strict=True)))
+    for position, byte in enumerate(data.T):
+        state = select(position < lengths, machine.step(state, byte), state)
     return machine.min_bytes_to_end(state) == 0

@@ -1,4 +1,4 @@
-"""Tokens of codec bytes: ids, round trips, refusals, training, and agreement with transformers."""
+"""Tokenizers: ids, round trips, errors, training, and agreement with transformers."""
 
 import copy
 import json
@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from data_pipelines.representations import tokenizer
-from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer, train_bpe
+from data_pipelines.representations.tokenizer import (
+    BpeTokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_config,
+    train_bpe,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tokenizer"
 MODELS = ("trained_here", "dummy_prefix", "unknown_prefix")
@@ -25,7 +31,7 @@ def golden_documents() -> list[bytes]:
 
 
 def codec_like(count: int, seed: int = 0) -> list[bytes]:
-    """Documents of skewed bytes with restart markers between, so that there is much to merge."""
+    """Documents with frequent byte pairs: random bytes with restart markers between."""
     rng = np.random.default_rng(seed)
     documents = []
     for _ in range(count):
@@ -36,7 +42,7 @@ def codec_like(count: int, seed: int = 0) -> list[bytes]:
 
 
 @pytest.fixture(params=["bytes", *MODELS])
-def any_tokenizer(request) -> tokenizer.Tokenizer:
+def any_tokenizer(request) -> Tokenizer:
     if request.param == "bytes":
         return ByteTokenizer(num_labels=3)
     return BpeTokenizer(golden_model(request.param), num_labels=3)
@@ -64,7 +70,7 @@ def test_bpe_keeps_the_ids_of_its_model_and_appends_labels():
     assert tokens.vocab_size == 322
 
 
-def test_documents_come_back_from_their_tokens(any_tokenizer):
+def test_decoding_returns_the_documents(any_tokenizer):
     for data in [*golden_documents(), *codec_like(5, seed=7)]:
         ids = any_tokenizer.encode(data)
         assert ids.dtype == np.uint16 and ids.ndim == 1
@@ -84,7 +90,7 @@ def test_a_batch_is_encoded_as_its_documents_are(any_tokenizer, num_threads):
     assert any_tokenizer.encode_batch([]) == []
 
 
-def test_tables_tell_the_bytes_of_every_id(any_tokenizer):
+def test_token_bytes_and_byte_lengths_cover_every_id(any_tokenizer):
     pieces, lengths = any_tokenizer.token_bytes, any_tokenizer.byte_lengths
     assert len(pieces) == any_tokenizer.vocab_size and lengths.shape == (any_tokenizer.vocab_size,)
     assert lengths.dtype == np.int32 and lengths.tolist() == [len(piece) for piece in pieces]
@@ -95,7 +101,7 @@ def test_tables_tell_the_bytes_of_every_id(any_tokenizer):
         lengths[0] = 5
 
 
-def test_decoding_names_the_first_token_that_is_no_content(any_tokenizer):
+def test_decoding_reports_the_first_token_without_bytes(any_tokenizer):
     good = any_tokenizer.encode(b"\xff\xd8").tolist()
     vocab_size = any_tokenizer.vocab_size
     for bad, name in [
@@ -106,24 +112,24 @@ def test_decoding_names_the_first_token_that_is_no_content(any_tokenizer):
         (-1, "outside the vocabulary"),
         (1 << 20, "outside the vocabulary"),
     ]:
-        with pytest.raises(ValueError, match=rf"token {bad} \({name}.*\) at place {len(good)} "):
+        with pytest.raises(ValueError, match=rf"token {bad} \({name}.*\) at position {len(good)} "):
             any_tokenizer.decode([*good, bad, any_tokenizer.bos])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_unknown_token_is_refused_but_where_the_model_itself_puts_it(name):
+def test_unk_is_allowed_only_as_the_dummy_prefix(name):
     tokens = BpeTokenizer(golden_model(name))
     ids = tokens.encode(b"\xff\xd8").tolist()
     assert (ids[0] == 0) == (name == "unknown_prefix")
-    with pytest.raises(ValueError, match=rf"token 0 \(<unk>\) at place {len(ids)}"):
+    with pytest.raises(ValueError, match=rf"token 0 \(<unk>\) at position {len(ids)}"):
         tokens.decode([*ids, 0])
     if name != "unknown_prefix":
-        with pytest.raises(ValueError, match="at place 0"):
+        with pytest.raises(ValueError, match="at position 0"):
             tokens.decode([0, *ids])
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 2), int), np.array([1.5]), np.array(["a"])])
-def test_decoding_takes_a_row_of_integers_only(any_tokenizer, wrong):
+def test_decoding_of_other_types_raises(any_tokenizer, wrong):
     with pytest.raises(ValueError, match="expected integer tokens"):
         any_tokenizer.decode(wrong)
 
@@ -134,7 +140,7 @@ def test_no_tokens_are_no_bytes(any_tokenizer):
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_is_refused(any_tokenizer, label):
+def test_a_label_out_of_range_raises(any_tokenizer, label):
     with pytest.raises(ValueError, match=f"label {label} is not one of the tokenizer's 3 labels"):
         any_tokenizer.label_token(label)
 
@@ -148,8 +154,8 @@ def test_ids_must_fit_uint16():
             make(-1)
 
 
-def test_tokenizers_are_values(any_tokenizer):
-    same = copy.deepcopy(any_tokenizer)  # by what a process pool sends
+def test_tokenizers_compare_by_value(any_tokenizer):
+    same = copy.deepcopy(any_tokenizer)  # uses __reduce__, as pickling does
     assert same == any_tokenizer and hash(same) == hash(any_tokenizer)
     assert not same.byte_lengths.flags.writeable
     other = type(any_tokenizer)(*([same.model] if isinstance(same, BpeTokenizer) else []), 4)
@@ -159,34 +165,34 @@ def test_tokenizers_are_values(any_tokenizer):
     assert len(repr(any_tokenizer)) < 100
 
 
-def test_a_config_makes_the_same_tokenizer_again(any_tokenizer):
+def test_a_config_gives_an_equal_tokenizer(any_tokenizer):
     config = json.loads(json.dumps(any_tokenizer.to_config()))
     model = any_tokenizer.model if isinstance(any_tokenizer, BpeTokenizer) else None
-    assert tokenizer.from_config(config, model) == any_tokenizer
+    assert tokenizer_from_config(config, model) == any_tokenizer
 
 
-def test_a_config_refuses_another_model_or_none():
+def test_a_config_with_another_model_or_none_raises():
     config = BpeTokenizer(golden_model("trained_here")).to_config()
     with pytest.raises(ValueError, match=f"expected {config['model_sha256']}"):
-        tokenizer.from_config(config, golden_model("dummy_prefix"))
+        tokenizer_from_config(config, golden_model("dummy_prefix"))
     with pytest.raises(ValueError, match=r"give the bytes of tokenizer\.model"):
-        tokenizer.from_config(config)
+        tokenizer_from_config(config)
     with pytest.raises(ValueError, match="kind 'words'"):
-        tokenizer.from_config({"kind": "words"})
+        tokenizer_from_config({"kind": "words"})
 
 
 def test_a_tokenizer_is_loaded_by_name_or_path(tmp_path):
-    assert tokenizer.load("bytes", num_labels=2) == ByteTokenizer(2)
+    assert load_tokenizer("bytes", num_labels=2) == ByteTokenizer(2)
     model = golden_model("trained_here")
     (tmp_path / "tokenizer.model").write_bytes(model)
-    loaded = tokenizer.load(str(tmp_path / "tokenizer.model"), num_labels=2)
+    loaded = load_tokenizer(str(tmp_path / "tokenizer.model"), num_labels=2)
     assert loaded == BpeTokenizer(model, 2)
     with pytest.raises(ValueError, match="is no file"):
-        tokenizer.load(str(tmp_path / "missing.model"))
+        load_tokenizer(str(tmp_path / "missing.model"))
 
 
 @pytest.mark.parametrize("garbage", [b"", b"not a model", golden_model("trained_here")[:3000]])
-def test_what_is_no_model_is_refused(garbage):
+def test_other_files_than_models_raise(garbage):
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         BpeTokenizer(garbage)
 
@@ -210,20 +216,20 @@ class _Sink:
         self.model += data
 
 
-def test_a_model_of_text_is_refused():
+def test_a_model_of_text_raises():
     model = train_other(["some words of text, not codec bytes"] * 5, vocab_size=30)
     with pytest.raises(ValueError, match="no piece of the SentencePiece model is made of codec"):
         BpeTokenizer(model)
 
 
-def test_a_model_without_eos_is_refused():
+def test_a_model_without_eos_raises():
     characters = [chr(10240 + byte) for byte in ALL_BYTES]
     model = train_other(characters, vocab_size=259, eos_id=-1, character_coverage=1.0)
     with pytest.raises(ValueError, match="EOS id -1; expected both"):
         BpeTokenizer(model)
 
 
-def test_bytes_that_a_model_cannot_hold_are_refused_not_lost():
+def test_bytes_without_a_piece_raise():
     half = ["".join(chr(10240 + byte) for byte in range(128))] * 3
     tokens = BpeTokenizer(train_other(half, vocab_size=140))
     assert tokens.decode(tokens.encode(bytes(range(128)))) == bytes(range(128))
@@ -233,14 +239,14 @@ def test_bytes_that_a_model_cannot_hold_are_refused_not_lost():
         tokens.encode_batch([b"\x01", b"\xff"])
 
 
-def test_the_default_normaliser_leaves_codec_characters_alone():
+def test_the_default_normaliser_keeps_codec_characters():
     text = "".join(chr(10240 + byte) for byte in ALL_BYTES)
     model = train_other([text] * 3, vocab_size=270, character_coverage=1.0)
     tokens = BpeTokenizer(model)
     assert tokens.decode(tokens.encode(ALL_BYTES)) == ALL_BYTES
 
 
-def test_training_counts_all_pieces_and_needs_no_byte_to_occur():
+def test_training_includes_bytes_that_do_not_occur():
     tokens = BpeTokenizer(train_bpe([b"\xff\xd0" * 50], vocab_size=261))
     assert tokens.vocab_size == 261
     assert sorted(tokens.token_bytes)[:3] == [b"", b"", b""]
@@ -254,7 +260,7 @@ def test_training_adds_no_prefix_and_learns_restart_markers():
     assert {bytes([0x7F, 0xFF, 0xD0 + i]) for i in range(8)} <= set(tokens.token_bytes)
 
 
-def test_training_depends_on_documents_alone():
+def test_training_depends_only_on_the_documents():
     documents = codec_like(50)
     model = train_bpe(documents)
     assert train_bpe(iter(documents)) == model
@@ -263,7 +269,7 @@ def test_training_depends_on_documents_alone():
 
 
 def test_training_reads_long_documents_whole():
-    """SentencePiece skips them by default, or ends the process past 65,535 characters."""
+    """SentencePiece ignores them by default, or aborts past 65,535 characters."""
     short = codec_like(20)
     marked = b"\x05" * 140_000 + b"\xab\xcd\xef" * 3000
     learned = set(BpeTokenizer(train_bpe([*short, marked])).token_bytes)
@@ -271,30 +277,30 @@ def test_training_reads_long_documents_whole():
     assert b"\xab\xcd\xef" not in BpeTokenizer(train_bpe(short)).token_bytes
 
 
-def test_the_longest_piece_is_bounded():
+def test_max_piece_bytes():
     model = train_bpe([b"\x01\x02\x03\x04" * 100], vocab_size=261, max_piece_bytes=2)
     assert max(map(len, BpeTokenizer(model).token_bytes)) == 2
 
 
 @pytest.mark.parametrize("options", [{"vocab_size": 258}, {"vocab_size": 65537}])
-def test_training_refuses_a_vocabulary_out_of_range(options):
+def test_training_with_a_vocab_size_out_of_range_raises(options):
     with pytest.raises(ValueError, match=r"expected 259 .* to 65536"):
         train_bpe([b"abc"], **options)
 
 
-def test_training_refuses_pieces_out_of_range():
+def test_training_with_max_piece_bytes_out_of_range_raises():
     for wrong in (0, 513):
         with pytest.raises(ValueError, match="expected 1 to 512"):
             train_bpe([b"abc"], max_piece_bytes=wrong)
 
 
 @pytest.mark.parametrize("documents", [[], [b""], [b"abc"]])
-def test_training_on_too_little_says_so(documents):
-    with pytest.raises(ValueError, match="could not learn 320 pieces from .* give more documents"):
+def test_training_on_too_little_raises(documents):
+    with pytest.raises(ValueError, match="could not train 320 pieces from .* give more documents"):
         train_bpe(documents)
 
 
-def test_an_error_of_the_source_passes_through_training():
+def test_an_error_of_the_documents_is_raised_by_training():
     def broken():
         yield b"abc"
         raise OSError("the disk is gone")
@@ -306,12 +312,12 @@ def test_an_error_of_the_source_passes_through_training():
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("ids_*.json")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_equal_those_of_transformers(path, name):
-    """If this fails the project is wrong; how the ids were made is told in make.py."""
+    """tests/golden/tokenizer/make.py made the expected ids. Do not change them if this fails."""
     golden = json.loads(path.read_text())
     tokens = BpeTokenizer(golden_model(name))
     mine = [tokens.encode(data).tolist() for data in golden_documents()]
     if name == "unknown_prefix" and golden["versions"]["transformers"].startswith("5."):
-        mine = [ids[1:] for ids in mine]  # 5 leaves out the UNK that SentencePiece puts first
+        mine = [ids[1:] for ids in mine]  # 5 omits the UNK that SentencePiece puts first
     assert [[tokens.bos, *ids] for ids in mine] == golden["ids"][name]
 
 

@@ -1,4 +1,4 @@
-"""What was written comes back as it was, and what was damaged since does not pass for it."""
+"""Shards return the documents that were written, and damage is detected."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from PIL import Image
 
 from data_pipelines import representations
 from data_pipelines.prepare import prepare
-from data_pipelines.shards import files, reader
-from data_pipelines.shards.files import Document, Reject, ShardError, TableReader
+from data_pipelines.shards import reader, storage
 from data_pipelines.shards.reader import DamagedShard, MismatchError, Shards
+from data_pipelines.shards.storage import Document, Reject, ShardError, TableReader
 
 OPTIONS = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
 
@@ -49,9 +49,9 @@ def folder(prepared, tmp_path):
     return shutil.copytree(prepared / "shards", tmp_path / "shards")
 
 
-def flip(path, place):
+def flip(path, offset):
     data = bytearray(path.read_bytes())
-    data[place] ^= 0x20
+    data[offset] ^= 0x20
     path.write_bytes(data)
 
 
@@ -145,15 +145,15 @@ def test_a_damaged_record_can_be_skipped_and_is_counted(folder):
         np.testing.assert_array_equal(found[document], expected[document])
 
 
-def test_whatever_bit_flips_no_wrong_token_comes_out(folder):
+def test_a_flipped_bit_never_gives_a_wrong_token(folder):
     expected = Shards(folder).read(range(60))
     path = folder / "train-00000-of-00003.array_record"
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    set_aside = 0
-    for place in rng.integers(0, len(whole) * 8, 300):
+    rejected = 0
+    for bit in rng.integers(0, len(whole) * 8, 300):
         data = bytearray(whole)
-        data[place // 8] ^= 1 << (place % 8)
+        data[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(data)
         documents = Shards(folder, on_damage="skip")
         for document, tokens in enumerate(documents.read(range(60))):
@@ -161,8 +161,8 @@ def test_whatever_bit_flips_no_wrong_token_comes_out(folder):
                 assert not len(tokens)
             else:
                 np.testing.assert_array_equal(tokens, expected[document])
-        set_aside += bool(documents.damaged)
-    assert set_aside > 10  # most of so small a file is unused room
+        rejected += bool(documents.damaged)
+    assert rejected > 10  # most of so small a file is unused room
 
 
 @pytest.mark.parametrize("damage", ["footer", "cut", "empty", "missing", "text"])
@@ -226,7 +226,7 @@ def test_an_unfinished_folder_is_refused(tmp_path):
         Shards(tmp_path)
 
 
-def test_an_unknown_split_is_refused_with_those_there_are(prepared):
+def test_an_unknown_split_is_refused_with_the_available_ones(prepared):
     with pytest.raises(ValueError, match="'eval'.*has: train"):
         Shards(prepared / "shards", "eval")
 
@@ -243,7 +243,7 @@ def test_a_table_that_holds_pickles_is_refused(folder):
         Shards(folder).key(0)
 
 
-def test_shards_of_another_representation_are_refused_naming_both(prepared):
+def test_shards_of_another_representation_are_refused(prepared):
     documents = Shards(prepared / "shards")
     documents.require(representations.make(**OPTIONS))
     other = representations.make(**{**OPTIONS, "quality": 75})
@@ -260,7 +260,7 @@ def document(key, copy=0, length=5):
 
 def test_a_shard_is_the_same_bytes_every_time(tmp_path):
     sidecars = [
-        files.write_shard(
+        storage.write_shard(
             tmp_path / name, "train-00000-of-00001", [document("a"), document("a", 1)], [], {}
         )
         for name in ("one", "two")
@@ -272,15 +272,15 @@ def test_a_shard_is_the_same_bytes_every_time(tmp_path):
 @pytest.mark.parametrize("key", ["plain", "naïve", "写真/猫", "صورة", "a\u2028b", 'q"\\n', "\x85"])
 def test_keys_in_any_script_come_back(tmp_path, key):
     rejects = [Reject(key, 0, f"cannot read {key}")]
-    files.write_shard(tmp_path, "s", [document(key)], rejects, {})
-    assert TableReader(files.table_path(tmp_path, "s")).load().keys == (key,)
-    assert files.read_rejects(tmp_path, "s") == rejects
+    storage.write_shard(tmp_path, "s", [document(key)], rejects, {})
+    assert TableReader(storage.table_path(tmp_path, "s")).load().keys == (key,)
+    assert storage.read_rejects(tmp_path, "s") == rejects
 
 
 def test_copies_share_their_images_row(tmp_path):
     documents = [document("a"), document("a", 1, 9), document("b", 0, 2)]
-    files.write_shard(tmp_path, "s", documents, [], {})
-    table = TableReader(files.table_path(tmp_path, "s")).load()
+    storage.write_shard(tmp_path, "s", documents, [], {})
+    table = TableReader(storage.table_path(tmp_path, "s")).load()
     assert table.lengths.tolist() == [5, 9, 2]
     assert table.images.tolist() == [0, 0, 1]
     assert table.copies.tolist() == [0, 1, 0]
@@ -289,38 +289,38 @@ def test_copies_share_their_images_row(tmp_path):
 
 
 def test_a_shard_without_documents_can_be_written_and_read(tmp_path):
-    sidecar = files.write_shard(tmp_path, "s", [], [], {})
+    sidecar = storage.write_shard(tmp_path, "s", [], [], {})
     assert sidecar["documents"] == 0
-    assert files.read_sidecar(tmp_path, "s") == sidecar
+    assert storage.read_sidecar(tmp_path, "s") == sidecar
 
 
 def test_a_shard_that_lost_bytes_does_not_count_as_finished(tmp_path):
-    files.write_shard(tmp_path, "s", [document("a")], [], {})
-    path = files.record_path(tmp_path, "s")
+    storage.write_shard(tmp_path, "s", [document("a")], [], {})
+    path = storage.record_path(tmp_path, "s")
     path.write_bytes(path.read_bytes()[:-1])
-    assert files.read_sidecar(tmp_path, "s") is None
+    assert storage.read_sidecar(tmp_path, "s") is None
 
 
-def test_an_error_of_the_producer_leaves_nothing_that_counts(tmp_path):
+def test_an_error_of_the_producer_leaves_no_finished_shard(tmp_path):
     def documents():
         yield document("a")
         raise RuntimeError("the source went away")
 
     with pytest.raises(RuntimeError, match="went away"):
-        files.write_shard(tmp_path, "s", documents(), [], {})
+        storage.write_shard(tmp_path, "s", documents(), [], {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_that_counts(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_finished_shard(tmp_path):
     """A limit on the size of files makes the operating system refuse the write, as a full disk."""
     code = """
 import sys, numpy as np
-from data_pipelines.shards import files as shard_files
+from data_pipelines.shards import storage
 from data_pipelines.utils.files import WriteError
 tokens = np.zeros(50_000, np.uint16)
-documents = (shard_files.Document(tokens, str(n), 0, -1, bytes(16)) for n in range(100_000))
+documents = (storage.Document(tokens, str(n), 0, -1, bytes(16)) for n in range(100_000))
 try:
-    shard_files.write_shard(sys.argv[1], "s", documents, [], {})
+    storage.write_shard(sys.argv[1], "s", documents, [], {})
 except WriteError as error:
     print(error)
     print(next(documents).key)

@@ -1,4 +1,4 @@
-"""Distances give the known answers, whatever the order, the blocks and the number of images."""
+"""Distances have known values, independent of order, blocks and number of images."""
 
 import importlib.util
 
@@ -17,7 +17,8 @@ from evals.distances.frechet import (
 )
 from evals.distances.kernels import kid, mmd_gaussian
 from evals.distances.neighbours import density_coverage, precision_recall
-from evals.distances.statistics import FeatureError, Statistics, checked, disjoint
+from evals.distances.statistics import Statistics, check_features, disjoint
+from evals.features.base import FeatureError
 from tests.evals.reference import GOLDEN, golden_module
 
 
@@ -26,7 +27,7 @@ def gaussian(n, d, seed=0, mean=0.0, scale=1.0):
 
 
 def correlated(n, d, seed=0):
-    """Like Inception's: never negative, correlated, some dimensions a thousand times others."""
+    """Like Inception's: non-negative, correlated, with very different scales."""
     rng = np.random.default_rng(seed)
     mixed = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) / np.sqrt(d)
     return (np.maximum(mixed + 0.3, 0) * np.geomspace(1e-3, 1, d)).astype(np.float32)
@@ -44,7 +45,7 @@ def by_square_root(a, b):
     return difference @ difference + np.trace(a.covariance + b.covariance - 2 * root.real)
 
 
-def test_gaussians_of_equal_covariance_are_as_far_apart_as_their_means():
+def test_with_equal_covariances_the_distance_is_that_of_the_means():
     covariance = random_covariance(20, 0)
     first, second = gaussian(2, 20)
     a, b = Statistics(first, covariance), Statistics(second, covariance)
@@ -52,7 +53,7 @@ def test_gaussians_of_equal_covariance_are_as_far_apart_as_their_means():
     assert frechet(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_commuting_covariances_are_as_far_apart_as_the_roots_of_their_eigenvalues():
+def test_with_commuting_covariances_the_distance_is_that_of_root_eigenvalues():
     rotation = np.linalg.qr(gaussian(20, 20).astype(np.float64))[0]
     ours, theirs = np.random.default_rng(1).uniform(0.1, 5, (2, 20))
     a = Statistics(np.zeros(20), rotation * ours @ rotation.T)
@@ -67,7 +68,7 @@ def test_the_trace_term_is_that_of_the_matrix_square_root(n):
     assert frechet(a, b) == pytest.approx(by_square_root(a, b), rel=1e-5 if n < 40 else 1e-9)
 
 
-def test_it_is_not_the_sum_of_roots_of_the_symmetrised_product():
+def test_the_trace_term_is_not_that_of_the_symmetrised_product():
     """`eigvalsh(S1 @ S2)` reads one triangle of a product that is not symmetric."""
     a = Statistics(np.zeros(8), random_covariance(8, 1))
     b = Statistics(np.zeros(8), random_covariance(8, 2))
@@ -87,12 +88,12 @@ def test_a_set_is_at_distance_zero_from_itself_and_from_its_permutation(n, d):
 
 
 @pytest.mark.parametrize("sizes", [(80, 90), (12, 90), (80, 9), (12, 9)])
-def test_swapping_the_sets_changes_nothing(sizes):
+def test_the_distance_is_symmetric(sizes):
     a, b = Statistics.of(correlated(sizes[0], 40, 1)), Statistics.of(correlated(sizes[1], 40, 2))
     assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-9)
 
 
-def test_fewer_images_than_dimensions_give_what_the_full_covariances_give():
+def test_with_fewer_images_than_dimensions_roots_equal_full_covariances():
     x, y = correlated(30, 64, 1), correlated(25, 64, 2)
     few, other = Statistics.of(x), Statistics.of(y)
     assert few.root is not None
@@ -101,15 +102,15 @@ def test_fewer_images_than_dimensions_give_what_the_full_covariances_give():
     assert frechet(full, other) == pytest.approx(frechet(few, other), rel=1e-6)
 
 
-def test_features_far_from_zero_lose_no_digits():
-    """In float32, or without centring, the covariance of these is noise."""
+def test_features_far_from_zero_keep_their_accuracy():
+    """In float32, or without centring, the covariance would be noise."""
     features = gaussian(500, 10, scale=1e-3).astype(np.float64) + 1e3
     expected = np.cov(features.T)
     np.testing.assert_allclose(Statistics.of(features).covariance, expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [25, 9000])
-def test_statistics_in_blocks_are_those_of_all_at_once(n):
+def test_statistics_in_blocks_equal_those_of_all_features(n):
     features = correlated(n, 40)
     found = Statistics.of(features)
     np.testing.assert_allclose(found.mean, features.mean(0, dtype=np.float64), rtol=1e-12)
@@ -118,7 +119,7 @@ def test_statistics_in_blocks_are_those_of_all_at_once(n):
     )
 
 
-def test_leaving_vectors_out_undoes_merging_them():
+def test_without_undoes_merged():
     x, y = correlated(100, 20, 1), correlated(50, 20, 2)
     both = Statistics.of(x).merged(Statistics.of(y))
     left = both.without(Statistics.of(y))
@@ -127,7 +128,7 @@ def test_leaving_vectors_out_undoes_merging_them():
 
 
 @pytest.mark.parametrize(("n", "d"), [(400, 10), (60, 100)])
-def test_the_standard_error_is_the_spread_over_other_images_of_the_same_kind(n, d):
+def test_the_standard_error_is_the_deviation_over_other_samples(n, d):
     references = Statistics.of(gaussian(4 * n, d, 99, mean=0.5))
     estimates = [frechet_of_features(gaussian(n, d, seed), references) for seed in range(20)]
     spread = np.std([estimate.value for estimate in estimates], ddof=1)
@@ -142,8 +143,8 @@ def test_too_few_images_have_a_distance_but_no_standard_error():
     assert np.isfinite(estimate.value) and np.isnan(estimate.standard_error)
 
 
-def test_the_distance_at_infinity_is_nearer_to_the_truth():
-    """Both sets are drawn from the same Gaussian: the truth is zero."""
+def test_the_distance_at_infinity_has_less_bias():
+    """Both sets are sampled from the same Gaussian: the true distance is zero."""
     references = Statistics(np.zeros(20), np.eye(20))
     features = gaussian(600, 20)
     biased = frechet(Statistics.of(features), references)
@@ -169,14 +170,14 @@ def test_kid_is_the_unbiased_mmd(sizes):
 
 
 def test_kid_of_many_images_is_averaged_over_groups(monkeypatch):
-    monkeypatch.setattr(kernels, "_GROUP", 50)
+    monkeypatch.setattr(kernels, "GROUP_SIZE", 50)
     x, y = gaussian(200, 8, 1), gaussian(150, 8, 2, mean=0.5)
     whole, grouped = brute_force_mmd(x, y, kernels.polynomial), kid(x, y)
     assert grouped.value != pytest.approx(whole, rel=1e-9)
     assert abs(grouped.value - whole) < 4 * grouped.standard_error
 
 
-def test_kids_standard_error_is_its_spread():
+def test_kids_standard_error_is_its_deviation():
     estimates = [
         kid(gaussian(200, 8, seed), gaussian(200, 8, seed + 100, mean=0.3)) for seed in range(20)
     ]
@@ -191,8 +192,8 @@ def test_the_gaussian_mmd_is_that_of_unit_vectors():
     assert mmd_gaussian(x, y).value == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_model_that_repeats_one_good_image_has_precision_and_no_recall():
-    """The direction: others had the two swapped for years."""
+def test_repeating_one_good_image_gives_precision_without_recall():
+    """Precision and recall are easily swapped."""
     references = gaussian(300, 4, 1)
     collapsed = references[:1] + gaussian(300, 4, 2, scale=1e-3)
     found = precision_recall(collapsed, references)
@@ -203,12 +204,12 @@ def test_a_model_that_repeats_one_good_image_has_precision_and_no_recall():
     assert density_coverage(gaussian(300, 4, 3), references).coverage > 0.9
 
 
-def test_density_is_one_for_images_of_the_same_kind():
+def test_density_is_one_for_samples_of_the_same_distribution():
     found = density_coverage(gaussian(1500, 4, 1), gaussian(1500, 4, 2))
     assert 0.9 < found.density < 1.1
 
 
-def test_neighbours_are_those_of_the_definition():
+def test_precision_density_and_coverage_equal_their_definition():
     x, y = gaussian(50, 3, 1), gaussian(60, 3, 2)
     to = np.linalg.norm(x[:, None].astype(np.float64) - y[None], axis=2)
     radii = np.sort(np.linalg.norm(y[:, None].astype(np.float64) - y[None], axis=2), axis=1)
@@ -219,14 +220,14 @@ def test_neighbours_are_those_of_the_definition():
     assert density.coverage == np.mean(to.min(0) <= radii[:, 5])
 
 
-def test_inception_score_of_certain_and_balanced_classes_is_their_number():
+def test_inception_score_of_certain_balanced_classes_is_their_number():
     logits = np.tile(np.eye(10) * 50, (100, 1))
     assert inception_score(logits, splits=1).value == pytest.approx(10, rel=1e-9)
     assert 9 < inception_score(logits).value < 10  # parts are not quite balanced
     assert inception_score(np.zeros((100, 10))).value == pytest.approx(1, abs=1e-12)
 
 
-def test_not_finite_features_are_refused_by_number():
+def test_features_that_are_not_finite_are_rejected_with_their_number():
     features = gaussian(20, 4)
     features[7, 2] = np.nan
     for use in (Statistics.of, lambda x: kid(x, x), lambda x: precision_recall(x, x)):
@@ -234,7 +235,7 @@ def test_not_finite_features_are_refused_by_number():
             use(features)
 
 
-def test_too_few_images_are_refused_in_words():
+def test_too_few_images_are_rejected():
     with pytest.raises(FeatureError, match=r"found features of shape \(1, 4\)"):
         Statistics.of(gaussian(1, 4))
     with pytest.raises(FeatureError, match="found 3 images, expected more than 3"):
@@ -269,11 +270,11 @@ def test_other_tools_read_ours(tmp_path):
         np.testing.assert_array_equal(file["sigma"][:], ours.covariance)
 
 
-def test_unusable_files_of_statistics_are_refused(tmp_path):
+def test_unusable_files_of_statistics_are_rejected(tmp_path):
     path = tmp_path / "stats.npz"
-    with pytest.raises(NpzError, match="no file"):
+    with pytest.raises(NpzError, match="stats.npz"):
         Statistics.load(path)
-    path.write_bytes(b"PK\x03\x04 cut short")
+    path.write_bytes(b"PK\x03\x04 truncated")
     with pytest.raises(NpzError, match="stats.npz"):
         Statistics.load(path)
     np.savez(path, arr_0=np.zeros(3))
@@ -298,7 +299,7 @@ def test_parts_are_disjoint_and_nearly_equal():
     parts = disjoint(23, 5)
     assert sorted(np.concatenate(parts).tolist()) == list(range(23))
     assert {len(part) for part in parts} == {4, 5}
-    assert checked(np.ones((2, 1))).shape == (2, 1)
+    assert check_features(np.ones((2, 1))).shape == (2, 1)
 
 
 def check_metrics(theirs):
@@ -310,7 +311,7 @@ def check_metrics(theirs):
         "inception_score": inception_score(logits).value,
         **precision_recall(generated, references)._asdict(),
     }
-    assert 0 < theirs["recall"] != theirs["precision"] < 1  # the case tells them apart
+    assert 0 < theirs["recall"] != theirs["precision"] < 1  # the values distinguish the two
     for name, value in found.items():
         assert value == pytest.approx(float(theirs[name]), abs=1e-6, rel=1e-6), name
 

@@ -1,4 +1,4 @@
-"""DINOv2 computes what `transformers` computes."""
+"""DINOv2 equals that of `transformers`."""
 
 import json
 
@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from evals.features import dinov2
-from evals.features.weights import Weights, WeightsError
+from evals.features.base import WeightsError
+from evals.features.weights import Weights
 from tests.evals.reference import GOLDEN, golden_module
 
 HERE = GOLDEN.parent / "dinov2"
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def random_weights():
     return golden_module("weights", HERE)
 
 
@@ -25,13 +26,13 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def tensors(drawn, golden):
+def tensors(random_weights, golden):
     shapes = json.loads(str(golden["shapes"]))
-    return {name: drawn.draw(name, shape) for name, shape in shapes.items()}
+    return {name: random_weights.draw(name, shape) for name, shape in shapes.items()}
 
 
-def test_class_tokens_equal_those_of_transformers(drawn, golden, tensors):
-    found = jax.jit(dinov2.class_token)(dinov2.load(tensors), drawn.images())
+def test_class_tokens_equal_those_of_transformers(random_weights, golden, tensors):
+    found = jax.jit(dinov2.class_token)(dinov2.load(tensors), random_weights.images())
     assert golden["class_token"].std() > 0.5
     np.testing.assert_allclose(found, golden["class_token"], atol=1e-4, rtol=0)
 
@@ -45,7 +46,7 @@ def test_it_is_an_extractor_of_images_of_any_size(tensors):
     assert extractor.apply(batch)["class_token"].shape == (len(batch), 128)
 
 
-def test_weights_of_something_else_are_refused(tensors):
+def test_weights_of_another_network_are_rejected(tensors):
     del (rest := dict(tensors))["encoder.layer.1.mlp.fc1.weight"]
     with pytest.raises(
         WeightsError, match=r"no encoder.layer.1.mlp.fc1.weight; expected .* DINOv2"

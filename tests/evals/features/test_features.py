@@ -1,4 +1,4 @@
-"""Features depend on neither batch, devices nor interruptions, and name what they leave out."""
+"""Features depend on neither batch, devices nor interruptions; rejected images are named."""
 
 import dataclasses
 import io
@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.distances.statistics import FeatureError
+from data_pipelines.utils.npz import NpzError
 from evals.features import extractors, features, inception
-from evals.features.features import Extractor, FeatureSet, extract
-from evals.features.weights import Weights, WeightsError
+from evals.features.base import INDEX, Extractor, FeatureError, FeatureSet, WeightsError
+from evals.features.features import extract
+from evals.features.weights import Weights
 from evals.inputs.images import Images, open_images
 from tests.evals.plugin import patches
 from tests.evals.reference import PARTIAL, golden_module
 
-drawn = golden_module("weights")
+golden_inputs = golden_module("weights")
 
 
 def noise(number, size=(20, 24)):
@@ -40,7 +41,7 @@ def folder(tmp_path):
 
 
 def counting(extractor):
-    """The extractor, and the batches that it was given."""
+    """The extractor, and the list of batches of its calls."""
     seen = []
 
     def apply(batch):
@@ -51,11 +52,11 @@ def counting(extractor):
 
 
 def fid_64():
-    tensors = {n: drawn.draw(n, shape) for n, shape in inception.required(["64"]).items()}
-    return extractors.fid_inception(Weights(tensors, "0" * 64, "drawn"), 64)
+    tensors = {n: golden_inputs.draw(n, shape) for n, shape in inception.required(["64"]).items()}
+    return extractors.fid_inception(Weights(tensors, "0" * 64, "random"), 64)
 
 
-def test_features_do_not_depend_on_the_batch_nor_its_filling(folder, tmp_path):
+def test_features_depend_on_neither_batch_size_nor_padding(folder, tmp_path):
     extractor = fid_64()
     assert jax.local_device_count() == 8
     found = [
@@ -88,15 +89,15 @@ def test_an_interruption_costs_one_part(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(images, dataclasses.replace(extractor, apply=stop), out, batch_size=8)
     with pytest.raises(FeatureError, match="no complete set of features"):
-        FeatureSet.load(out / features.folder_name(extractor))
+        FeatureSet.load(out / extractor.folder_name)
     whole = extract(images, extractor, out, batch_size=8)
     assert len(seen) == 3  # two before, and only the third after
     fresh = extract(images, patches(), tmp_path / "fresh", batch_size=8)
     np.testing.assert_array_equal(whole.main, fresh.main)
-    assert whole.about == fresh.about
+    assert whole.metadata == fresh.metadata
 
 
-def test_a_changed_image_is_looked_at_again_with_its_part_alone(folder, tmp_path, monkeypatch):
+def test_a_changed_image_computes_only_its_part_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "PART", 4)
     extractor, seen = counting(patches())
     before = extract(open_images(str(folder)), extractor, tmp_path / "out", batch_size=8)
@@ -105,7 +106,7 @@ def test_a_changed_image_is_looked_at_again_with_its_part_alone(folder, tmp_path
     assert len(seen) == 3 + 1
     changed = np.flatnonzero((before.main != after.main).any(1))
     assert changed.tolist() == [5]
-    assert before.about["inputs"] != after.about["inputs"]
+    assert before.metadata["inputs"] != after.metadata["inputs"]
 
 
 def test_a_damaged_part_is_made_again(folder, tmp_path):
@@ -118,14 +119,14 @@ def test_a_damaged_part_is_made_again(folder, tmp_path):
     np.testing.assert_array_equal(before.main, after.main)
 
 
-def test_another_extractor_has_features_of_its_own(folder, tmp_path):
+def test_every_extractor_has_a_separate_folder(folder, tmp_path):
     images = open_images(str(folder))
     for version in ("1", "2"):
         extract(images, patches(version), tmp_path / "out")
     assert len(list((tmp_path / "out").glob("features-patches-*"))) == 2
 
 
-def test_files_that_are_no_images_are_counted_and_named(folder, tmp_path):
+def test_unreadable_files_are_rejected_and_named(folder, tmp_path):
     whole = (folder / "03.png").read_bytes()
     (folder / "03.png").write_bytes(whole[: len(whole) // 2])
     (folder / "bad.png").write_bytes(b"no image")
@@ -143,14 +144,14 @@ def test_no_readable_image_at_all_is_an_error(tmp_path):
         extract(open_images(str(tmp_path / "images")), patches(), tmp_path / "out")
 
 
-def test_images_of_several_sizes_are_looked_at_together_and_counted(folder, tmp_path):
+def test_images_of_several_sizes_share_batches_and_are_counted(folder, tmp_path):
     (folder / "wide.png").write_bytes(png(noise(0, (10, 70))))
     found = extract(open_images(str(folder)), fid_64(), tmp_path / "out")
     assert found.sizes == {"24 x 20": 10, "70 x 10": 1}
     assert found.main.shape == (11, 64)
 
 
-def test_nan_features_are_refused_by_the_name_of_the_image(folder, tmp_path):
+def test_nan_features_are_rejected_with_the_name_of_the_image(folder, tmp_path):
     def broken(batch):
         values = batch.reshape(len(batch), -1).copy()
         values[2] = np.nan
@@ -169,30 +170,30 @@ def test_equal_pixels_have_equal_digests(folder, tmp_path):
 
 
 def test_processes_share_the_parts(folder, tmp_path, monkeypatch):
-    """Each makes its own; the last to come finds all of them."""
+    """Each process writes its own parts; the last one finds all of them."""
     monkeypatch.setattr(features, "PART", 4)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", lambda _: None)
-    images, made = open_images(str(folder)), []
+    images, batches = open_images(str(folder)), []
     for process in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         extractor, seen = counting(patches())
-        if process:  # the index needs all parts, for which it would have waited
-            with pytest.raises(ValueError, match="no file"):
+        if process:  # the index needs all parts; the barrier is patched out
+            with pytest.raises(NpzError, match="part-00000.npz"):
                 extract(images, extractor, tmp_path / "out", batch_size=8)
         else:
             found = extract(images, extractor, tmp_path / "out", batch_size=8)
-        made.append(len(seen))
-    assert made == [1, 2] and len(found) == 10
+        batches.append(len(seen))
+    assert batches == [1, 2] and len(found) == 10
 
 
-def test_an_extractor_is_known_by_what_decides_its_numbers():
+def test_the_fingerprint_depends_on_the_settings():
     one, other = patches("1"), patches("2")
     assert one.fingerprint == patches("1").fingerprint != other.fingerprint
 
 
 class ArrayImages(Images):
-    """Someone else's images."""
+    """A user-defined set of images."""
 
     def __init__(self):
         super().__init__("arrays", {"kind": "noise"})
@@ -207,11 +208,11 @@ class ArrayImages(Images):
         return png(noise(number))
 
 
-def test_any_images_will_do(tmp_path):
+def test_a_user_defined_set_of_images_is_extracted(tmp_path):
     found = extract(ArrayImages(), patches(), tmp_path)
     assert found.keys == ["image 0", "image 1", "image 2"]
-    index = json.loads(next(tmp_path.rglob(features.INDEX)).read_text())
-    assert index["about"]["images"] == {"from": "arrays", "kind": "noise"}
+    index = json.loads(next(tmp_path.rglob(INDEX)).read_text())
+    assert index["metadata"]["images"] == {"from": "arrays", "kind": "noise"}
 
 
 def test_extractors_are_made_by_name(tmp_path):
@@ -219,26 +220,24 @@ def test_extractors_are_made_by_name(tmp_path):
     assert extractors.make("digits").name == "digit_classifier"
     with pytest.raises(ValueError, match="cannot be imported"):
         extractors.make("tests.evals.plugin:absent")
-    with pytest.raises(
-        ValueError, match="returned a NoneType, expected an evals.features.features.Extr"
-    ):
+    with pytest.raises(ValueError, match="returned a NoneType.*Extractor"):
         extractors.make("tests.evals.plugin:nothing")
     with pytest.raises(ValueError, match="found features 'clip', expected inception, dinov2"):
         extractors.make("clip")
-    with pytest.raises(WeightsError, match="needs --weights=FILE.*Nothing is fetched unasked"):
+    with pytest.raises(WeightsError, match="needs --weights=FILE"):
         extractors.make("inception")
 
 
-@pytest.mark.skipif(not PARTIAL.is_file(), reason=f"no {PARTIAL.name} beside the repository")
-def test_partial_weights_say_how_far_they_reach():
+@pytest.mark.skipif(not PARTIAL.is_file(), reason=f"no {PARTIAL.name} next to the repository")
+def test_partial_weights_name_the_features_they_cover():
     extractor = extractors.make("inception", weights=str(PARTIAL), dims=64)
-    assert extractor.about["weights_known_as"] is None
-    assert len(extractor.about["weights_sha256"]) == 64 and extractor.main == "64"
-    with pytest.raises(WeightsError, match=r"missing.* They reach 64, 192, 768, spatial"):
+    assert extractor.settings["weights_known_as"] is None
+    assert len(extractor.settings["weights_sha256"]) == 64 and extractor.main == "64"
+    with pytest.raises(WeightsError, match=r"missing.* They cover 64, 192, 768, spatial"):
         extractors.make("inception", weights=str(PARTIAL), dims=2048)
 
 
-def test_digit_features_tell_digits_apart():
+def test_digit_features_classify_digits():
     data = pytest.importorskip("sklearn.datasets").load_digits()
     extractor: Extractor = extractors.make("digits")
     pixels = np.rint(data.images[:200] * 255 / 16).astype(np.uint8)

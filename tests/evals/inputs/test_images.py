@@ -1,4 +1,4 @@
-"""Images come from files, archives, records and shards by the same numbers."""
+"""evals.inputs.images: files, archives, records and shards give the same images by number."""
 
 import io
 import tarfile
@@ -74,14 +74,14 @@ def test_documents_of_prepared_shards(tmp_path):
         source=f"folder:{tmp_path / 'images'}", representation=options, out=out, copies=1, workers=1
     )
     images = open_images(f"shards:{out}:train")
-    assert len(images) == 12 and images.about["decoded_from"]
+    assert len(images) == 12 and images.metadata["decoded_from"]
     assert {found.shape for found in pixels(images)} == {(16, 16, 3)}
     assert sorted(images.key(number) for number in range(12))[:2] == ["0.png", "0.png#1"]
     with pytest.raises(ValueError, match="no split 'eval'"):
         open_images(str(out))
 
 
-def test_a_representation_cuts_references_as_it_cuts_its_own(tmp_path):
+def test_fitted_images_are_cropped_and_coded_by_the_representation(tmp_path):
     (tmp_path / "one.png").write_bytes(encoded(1))
     representation = representations.make("jpeg", size=24, quality=10)
     images = open_images(str(tmp_path))
@@ -93,7 +93,7 @@ def test_a_representation_cuts_references_as_it_cuts_its_own(tmp_path):
     assert 1 < np.abs(plain.astype(int) - coded).mean() < 20
 
 
-def test_grey_images_are_shown_in_colour(tmp_path):
+def test_grey_images_are_converted_to_rgb(tmp_path):
     Image.fromarray(photo(0)[..., 0]).save(tmp_path / "grey.png")
     (found,) = pixels(open_images(str(tmp_path)))
     assert found.shape == (30, 40, 3)
@@ -102,7 +102,7 @@ def test_grey_images_are_shown_in_colour(tmp_path):
     assert coded.shape == (8, 8, 3)
 
 
-def test_a_place_without_images_is_refused(tmp_path):
+def test_a_path_without_images_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="there are no images at .*absent"):
         open_images(str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="holds no image"):

@@ -1,4 +1,4 @@
-"""One page from many results: complete, self-contained, readable on a phone and by ear."""
+"""evals.report: the page is complete, self-contained, accessible and narrow enough for phones."""
 
 import html.parser
 import json
@@ -19,7 +19,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 class Reader(html.parser.HTMLParser):
-    """What is in a page, as a screen reader would find it."""
+    """The elements and texts of a page."""
 
     VOID = frozenset({"meta", "link", "img", "path", "use", "rect"})
 
@@ -82,7 +82,7 @@ def evaluation(tmp_path):
     return Evaluation.read(folder, tuple(KINDS))
 
 
-def test_the_page_holds_all_numbers_and_escapes_what_it_is_given(run, evaluation, tmp_path):
+def test_the_page_holds_all_numbers_and_escapes_values(run, evaluation, tmp_path):
     report([run], [evaluation], tmp_path / "out" / "report.html")
     text = (tmp_path / "out" / "report.html").read_text()
     cells = Reader(text).text["td"]
@@ -92,9 +92,7 @@ def test_the_page_holds_all_numbers_and_escapes_what_it_is_given(run, evaluation
     assert "Samples after 10 steps" in text
 
 
-def test_the_page_needs_nothing_but_itself_and_links_to_files_that_are_there(
-    run, evaluation, tmp_path
-):
+def test_the_page_is_self_contained_and_links_to_existing_files(run, evaluation, tmp_path):
     out = tmp_path / "report.html"
     report([run], [evaluation], out)
     found = Reader(out.read_text())
@@ -108,7 +106,7 @@ def test_the_page_needs_nothing_but_itself_and_links_to_files_that_are_there(
     assert all((tmp_path / link).is_file() for link in links)
 
 
-def test_the_page_can_be_read_by_ear(run, evaluation, tmp_path):
+def test_the_page_has_what_screen_readers_need(run, evaluation, tmp_path):
     report([run, run], [evaluation], tmp_path / "report.html")
     found = Reader((tmp_path / "report.html").read_text())
     assert found.every("html")[0]["lang"] == "en"
@@ -116,24 +114,24 @@ def test_the_page_can_be_read_by_ear(run, evaluation, tmp_path):
     assert len(found.every("caption")) == len(found.every("table")) >= 3
     assert all(a["scope"] in ("row", "col") for a in found.every("th"))
     figures = [a for a in found.every("figure") if "role" in a]
-    assert any("eval" in a["aria-label"] or "held out" in a["aria-label"] for a in figures)
+    assert any("eval" in a["aria-label"] for a in figures)
     names = [a["id"] for _, a in found.elements if "id" in a]
     assert len([n for n in names if n.startswith("section-")]) == len(found.every("h2"))
     assert len(found.every("h1")) == 1
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look with")
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_it_without_scrolling_sideways(run, evaluation, tmp_path, width):
+def test_a_browser_needs_no_horizontal_scrolling(run, evaluation, tmp_path, width):
     out = tmp_path / "report.html"
     report([run], [evaluation], out)
     probe = """<script>addEventListener("load", () => {
       document.documentElement.dataset.seen = JSON.stringify({
         wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
-        tables: document.querySelectorAll("table").length, drawn:
+        tables: document.querySelectorAll("table").length, rendered:
         [...document.querySelectorAll("figure svg")].every(s => s.clientHeight > 50)
       })})</script></html>"""
-    # A window cannot be as down_projection as a phone: the page is looked at in a frame that is.
+    # A window cannot be as narrow as a phone: the page is loaded in a frame of that width.
     framed = tmp_path / "page.html"
     framed.write_text(out.read_text().replace("</html>", probe))
     outer = f"""<!doctype html><iframe width="{width}" height="900" src="page.html"
@@ -156,24 +154,24 @@ def test_a_browser_shows_it_without_scrolling_sideways(run, evaluation, tmp_path
     seen = json.loads(title[1].replace("&quot;", '"'))
     assert seen["wide"] <= seen["window"] <= width
     assert seen["window"] > width - 20, "the frame is wider than its scroll bar takes"
-    assert seen["tables"] >= 3 and seen["drawn"]
+    assert seen["tables"] >= 3 and seen["rendered"]
 
 
 @pytest.mark.parametrize(
-    ("write", "sentence"),
+    ("write", "message"),
     [
-        (lambda folder: None, "has no result of an evaluation; expected one of metrics.json"),
-        (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json is no JSON"),
+        (lambda folder: None, "expected one of metrics.json"),
+        (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json is not JSON"),
         (lambda folder: (folder / "metrics.json").write_text("[]"), "holds a list"),
     ],
 )
-def test_a_folder_without_results_is_refused(tmp_path, write, sentence):
+def test_a_folder_without_results_is_rejected(tmp_path, write, message):
     write(tmp_path)
-    with pytest.raises(ReportError, match=sentence):
+    with pytest.raises(ReportError, match=message):
         Evaluation.read(tmp_path, tuple(KINDS))
 
 
-def test_a_folder_that_is_no_run_is_refused_by_the_command(tmp_path):
+def test_a_folder_without_a_run_gives_one_message(tmp_path):
     result = subprocess.run(
         [
             sys.executable,
@@ -187,21 +185,21 @@ def test_a_folder_that_is_no_run_is_refused_by_the_command(tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert "has no metrics.jsonl; expected the workdir of a training run" in result.stderr
+    assert "workdir of a training run" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_name_in_a_result_cannot_lead_out_of_its_folder(evaluation):
-    assert evaluation.beside("grid.png").name == "grid.png"
+def test_a_result_cannot_name_a_file_outside_its_folder(evaluation):
+    assert evaluation.file("grid.png").name == "grid.png"
     for name in ("../secret.png", "/etc/passwd"):
-        with pytest.raises(ReportError, match="is not in there"):
-            evaluation.beside(name)
+        with pytest.raises(ReportError, match="outside the folder"):
+            evaluation.file(name)
 
 
-def test_a_large_picture_is_reduced_and_a_video_is_put_in_whole(tmp_path):
-    shown = page.picture(Image.new("RGB", (4000, 100)), "wide")
-    assert 'width="1600"' in shown and 'alt="wide"' in shown
+def test_a_large_picture_is_reduced_and_a_video_is_embedded(tmp_path):
+    html = page.picture(Image.new("RGB", (4000, 100)), "wide")
+    assert 'width="1600"' in html and 'alt="wide"' in html
     (tmp_path / "a.mp4").write_bytes(b"abc")
     assert "data:video/mp4;base64,YWJj" in page.video(tmp_path / "a.mp4", "a clip")
-    with pytest.raises(ValueError, match="no video that browsers play"):
+    with pytest.raises(ValueError, match="browsers play"):
         page.video(tmp_path / "a.avi", "a clip")

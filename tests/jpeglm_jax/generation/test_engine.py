@@ -1,4 +1,4 @@
-"""The engine: what is drawn depends on the seed and the prompt, on any mesh, in any company."""
+"""The engine: a document depends on seed, number and prompt, on any mesh and in any batch."""
 
 from typing import NamedTuple
 
@@ -14,37 +14,69 @@ from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import make_mesh
 from tests.jpeglm_jax.conftest import tiny
+from tests.jpeglm_jax.runs import count_compilations
 
-EOS, BOS, VOCAB = 1, 2, 20
-NO_FILTER = SamplingParams()
+EOS, BOS, VOCAB, SEQ_LEN = 1, 2, 20, 24
+UNFILTERED = SamplingParams()
+GREEDY = SamplingParams(temperature=0.0)
+ONE, EIGHT = (), (("replica", 2), ("fsdp", 2), ("tensor", 2))
+PROMPTS = [np.array([BOS]), np.array([BOS, 5, 6]), np.array([BOS, 7]), np.array([BOS])] * 3
+
+
+class Model:
+    """A model of one layer with random weights; engines and weights are made once each."""
+
+    def __init__(self):
+        config = tiny(**{"model.layers": 1})
+        self.spec = ModelSpec(model_config(config.model, VOCAB, "cpu"))
+        self.weights, self.engines = {}, {}
+        self.forward = jax.jit(lambda params, *rows: nnx.merge(self.spec.graph, params)(*rows))
+
+    def params(self, sizes=ONE):
+        if sizes not in self.weights:
+            mesh = make_mesh(dict(sizes), devices=jax.devices()[: 8 if sizes else 1])
+            self.weights[sizes] = mesh, self.spec.init_on(mesh, 3)
+        return self.weights[sizes]
+
+    def engine(self, sampling_params=UNFILTERED, sizes=ONE, seed=0, batch_size=8, constraint=None):
+        key = sampling_params, sizes, seed, batch_size, constraint
+        if key not in self.engines:
+            self.engines[key] = Engine(
+                self.spec,
+                self.params(sizes)[0],
+                sampling_params,
+                batch_size=batch_size,
+                seq_len=SEQ_LEN,
+                seed=seed,
+                eos=EOS,
+                bos=BOS,
+                constraint=constraint,
+            )
+        return self.engines[key]
+
+    def sample(self, prompts, *options, sizes=ONE, numbers=None, **more):
+        samples = self.engine(*options, sizes=sizes, **more)(
+            self.params(sizes)[1], prompts, numbers
+        )
+        return sorted(samples, key=lambda sample: sample.number)
+
+    def logits(self, row):
+        """Logits at every position of a row but the last, from one forward pass."""
+        padded = np.zeros((1, SEQ_LEN), np.int32)
+        padded[0, : len(row)] = row
+        positions = np.arange(SEQ_LEN)[None]
+        found = self.forward(self.params()[1], padded, np.ones_like(padded), positions)
+        return np.asarray(found)[0, : len(row) - 1]
 
 
 @pytest.fixture(scope="module")
-def spec():
-    config = tiny()
-    model = model_config(config.model, VOCAB, "cpu")
-    return ModelSpec(model)
+def model():
+    return Model()
 
 
-def engine_of(spec, mesh, sampling_params=NO_FILTER, length=24, seed=0, batch_size=8, **options):
-    return Engine(
-        spec,
-        mesh,
-        sampling_params,
-        batch_size=batch_size,
-        length=length,
-        seed=seed,
-        eos=EOS,
-        bos=BOS,
-        **options,
-    )
-
-
-def draw(spec, prompts, sizes=None, numbers=None, **options):
-    mesh = make_mesh(sizes or {}, devices=jax.devices()[: 8 if sizes else 1])
-    params = spec.init_on(mesh, 3)
-    samples = engine_of(spec, mesh, **options)(params, prompts, numbers)
-    return sorted(samples, key=lambda sample: sample.number)
+def whole_row(sample, start=BOS):
+    """A document as the model reads it."""
+    return np.concatenate([[start], sample.tokens, [EOS] * sample.complete]).astype(int)
 
 
 def same(a, b):
@@ -56,104 +88,85 @@ def same(a, b):
     )
 
 
-PROMPTS = [np.array([BOS]), np.array([BOS, 5, 6]), np.array([BOS, 7]), np.array([BOS])] * 3
-
-
-def test_a_document_depends_on_its_number_and_prompt_alone(spec):
-    together = draw(spec, PROMPTS)
+def test_a_document_depends_on_its_number_and_prompt_alone(model):
+    together = model.sample(PROMPTS)
     assert len({tuple(sample.tokens) for sample in together}) > 6
-    assert same(draw(spec, PROMPTS[5:7], numbers=[5, 6]), together[5:7])
-    assert not same(draw(spec, PROMPTS, seed=1), together)
+    assert same(model.sample(PROMPTS[5:7], numbers=[5, 6]), together[5:7])
+    assert not same(model.sample(PROMPTS, seed=1), together)
 
 
-def test_a_document_is_the_same_whoever_shares_the_batch_and_whenever_it_enters(spec):
+def test_a_document_does_not_depend_on_the_batch_or_on_when_it_enters(model):
     """Twelve documents through two rows: each enters when another has left."""
-    together = draw(spec, PROMPTS)
+    together = model.sample(PROMPTS)
     assert len({len(sample.tokens) for sample in together}) > 3
-    in_turn = draw(spec, PROMPTS, batch_size=2)
+    in_turn = model.sample(PROMPTS, batch_size=2)
     assert same(in_turn, together)
-    backwards = draw(spec, PROMPTS[::-1], numbers=range(11, -1, -1), batch_size=2)
+    backwards = model.sample(PROMPTS[::-1], numbers=range(11, -1, -1), batch_size=2)
     assert same(backwards, together)
 
 
-def test_nothing_is_compiled_twice(spec):
-    mesh = make_mesh({}, devices=jax.devices()[:1])
-    params = spec.init_on(mesh, 3)
-    engine = engine_of(spec, mesh, batch_size=4)
-    for count in (12, 3):
-        assert len(list(engine(params, PROMPTS[:count]))) == count
-    for function in (engine._enter, engine._read, engine._advance, engine._weights):
-        assert function.jitted._cache_size() == 1
+def test_nothing_is_compiled_twice(model):
+    model.sample(PROMPTS[1:2])
+    with count_compilations() as compilations:
+        assert len(model.sample(PROMPTS)) == 12
+        assert len(model.sample(PROMPTS[:3])) == 3
+    assert not compilations
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_any_mesh_draws_the_same(spec, guidance):
+def test_the_mesh_does_not_change_the_samples(model, guidance):
     sampling_params = SamplingParams(guidance=guidance)
-    split = draw(
-        spec, PROMPTS, {"replica": 2, "fsdp": 2, "tensor": 2}, sampling_params=sampling_params
-    )
-    assert same(split, draw(spec, PROMPTS, sampling_params=sampling_params))
+    split = model.sample(PROMPTS, sampling_params, sizes=EIGHT)
+    assert same(split, model.sample(PROMPTS, sampling_params))
 
 
-def test_guidance_moves_away_from_the_model_without_a_label(spec):
-    """Greedy draws are those of the guided logits, computed of whole rows."""
+def test_guided_logits_are_extrapolated_from_the_unconditional_ones(model):
+    """Greedy tokens are those of the guided logits, computed for whole rows."""
     prompts = [np.array([5]), np.array([6, 9]), np.array([7])]
-    samples = draw(spec, prompts, sampling_params=SamplingParams(temperature=0.0, guidance=2.5))
-    params = spec.init(3)
-
-    def logits(row):
-        places = np.arange(len(row))[None]
-        return nnx.merge(spec.graph, params)(row[None], np.ones_like(places), places)[0]
-
+    samples = model.sample(prompts, SamplingParams(temperature=0.0, guidance=2.5))
     for prompt, sample in zip(prompts, samples, strict=True):
-        row = np.concatenate([prompt[:1], sample.tokens, [EOS] * sample.complete]).astype(int)
-        given, plain = logits(row[:-1]), logits(np.concatenate([[BOS], row[1:-1]]))
-        guided = plain + 2.5 * (given - plain)
-        chosen = np.asarray(jnp.argmax(guided, axis=-1))
-        assert chosen[len(prompt) - 1 :].tolist() == row[len(prompt) :].tolist()
+        row = whole_row(sample, prompt[0])
+        conditional, unconditional = model.logits(row), model.logits([BOS, *row[1:]])
+        guided = unconditional + 2.5 * (conditional - unconditional)
+        assert guided.argmax(-1)[len(prompt) - 1 :].tolist() == row[len(prompt) :].tolist()
 
 
-def test_a_guided_model_is_itself_at_one_and_without_its_label_at_zero(spec):
-    greedy = SamplingParams(temperature=0.0)
+def test_guidance_of_zero_ignores_the_label(model):
     prompts = [np.array([5]), np.array([6])]
-    plain = draw(spec, [np.array([BOS])] * 2, sampling_params=greedy)
-    unguided = draw(spec, prompts, sampling_params=SamplingParams(temperature=0.0, guidance=0.0))
-    assert [s.tokens.tolist() for s in unguided] == [s.tokens.tolist() for s in plain]
+    unconditional = model.sample([np.array([BOS])] * 2, GREEDY)
+    guided = model.sample(prompts, SamplingParams(temperature=0.0, guidance=0.0))
+    assert [s.tokens.tolist() for s in guided] == [s.tokens.tolist() for s in unconditional]
 
 
-def test_prompts_are_kept_and_the_likelihood_is_that_of_the_whole_row(spec):
-    samples = draw(spec, PROMPTS)
-    graph, params = spec.graph, spec.init(3)
-    for prompt, sample in zip(PROMPTS, samples, strict=True):
+def test_prompts_are_kept_and_the_log_likelihood_is_that_of_the_whole_row(model):
+    for prompt, sample in zip(PROMPTS, model.sample(PROMPTS), strict=True):
         assert sample.tokens[: len(prompt) - 1].tolist() == prompt[1:].tolist()
-        row = np.concatenate([[BOS], sample.tokens, [EOS] * sample.complete]).astype(int)
-        assert len(row) <= 24
+        row = whole_row(sample)
+        assert len(row) <= SEQ_LEN
         assert EOS not in sample.tokens
-        places = np.arange(len(row))[None]
-        logits = nnx.merge(graph, params)(row[None], np.ones_like(places), places)
-        log_probs = jax.nn.log_softmax(logits[0, :-1])[np.arange(len(row) - 1), row[1:]]
-        drawn = float(log_probs[len(prompt) - 1 :].sum())
-        assert sample.log_likelihood == pytest.approx(drawn, rel=1e-3)
+        log_probs = jax.nn.log_softmax(model.logits(row))[np.arange(len(row) - 1), row[1:]]
+        expected = float(log_probs[len(prompt) - 1 :].sum())
+        assert sample.log_likelihood == pytest.approx(expected, rel=1e-3)
 
 
-def test_temperature_zero_takes_the_likeliest(spec):
-    greedy = draw(spec, PROMPTS[:4], sampling_params=SamplingParams(temperature=0.0))
-    assert same(
-        greedy,
-        draw(spec, PROMPTS[:4], sampling_params=SamplingParams(temperature=0.0), seed=9),
-    )
-    assert same(greedy, draw(spec, PROMPTS[:4], sampling_params=SamplingParams(top_k=1), seed=5))
+def test_temperature_zero_takes_the_most_likely_token(model):
+    greedy = model.sample(PROMPTS[:4], GREEDY)
+    for prompt, sample in zip(PROMPTS, greedy, strict=False):
+        row = whole_row(sample)
+        chosen = model.logits(row).argmax(-1)
+        assert chosen[len(prompt) - 1 :].tolist() == row[len(prompt) :].tolist()
+    assert same(greedy, model.sample(PROMPTS[:4], SamplingParams(top_k=1), seed=5))
 
 
 class Alternating(NamedTuple):
-    """Odd tokens after even ones and even ones after odd, ended by EOS in the last place."""
+    """Odd tokens after even ones and even ones after odd; EOS at the last position."""
 
     bos: int = BOS
 
     def start(self, prompts):
         return {"last": np.array([prompt[-1] for prompt in prompts], np.int32)}
 
-    def needed(self, state):
+    def min_tokens_to_end(self, state):
         return np.ones_like(state["last"])
 
     def allowed(self, state, remaining_B):
@@ -166,20 +179,20 @@ class Alternating(NamedTuple):
         return {"last": tokens_B}
 
 
-@pytest.mark.parametrize("sizes", [None, {"replica": 2, "fsdp": 2, "tensor": 2}])
-def test_a_constraint_holds_for_every_document(spec, sizes):
-    for sample in draw(spec, PROMPTS, sizes, constraint=Alternating()):
-        assert sample.complete and len(sample.tokens) == 22
-        drawn = sample.tokens[len(PROMPTS[sample.number]) - 1 :]
-        assert (drawn > BOS).all()
-        assert (np.diff(drawn.astype(int)) % 2 == 1).all()
+@pytest.mark.parametrize("sizes", [ONE, EIGHT])
+def test_a_constraint_holds_for_every_document(model, sizes):
+    for sample in model.sample(PROMPTS, sizes=sizes, constraint=Alternating()):
+        assert sample.complete and len(sample.tokens) == SEQ_LEN - 2
+        sampled = sample.tokens[len(PROMPTS[sample.number]) - 1 :]
+        assert (sampled > BOS).all()
+        assert (np.diff(sampled.astype(int)) % 2 == 1).all()
 
 
-def test_an_empty_prompt_is_refused(spec):
+def test_an_empty_prompt_is_refused(model):
     with pytest.raises(ValueError, match="prompt 0 is empty"):
-        draw(spec, [np.array([], int)])
+        model.sample([np.array([], int)])
 
 
-def test_a_prompt_that_fills_the_context_is_refused(spec):
-    with pytest.raises(ValueError, match="a prompt of 24 tokens"):
-        draw(spec, [np.full(24, BOS)])
+def test_a_prompt_that_fills_the_sequence_length_is_refused(model):
+    with pytest.raises(ValueError, match="prompt 0 has 24 tokens .* 24"):
+        model.sample([np.full(SEQ_LEN, BOS)])

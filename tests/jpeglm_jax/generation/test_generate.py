@@ -1,4 +1,4 @@
-"""From a workdir to files, by the command that a user gives."""
+"""Generation jobs and the command: from the folder of a run to files."""
 
 import dataclasses
 import json
@@ -19,9 +19,9 @@ from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
 from data_pipelines.utils.files import WriteError
 from evals import digits
-from jpeglm_jax import generate as generate_module
-from jpeglm_jax.generation import prompts
-from jpeglm_jax.generation.constraint import constraint
+from jpeglm_jax.generation import job, options, prompts
+from jpeglm_jax.generation.constraint import make_constraint
+from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.manifest import JobError
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.train import train
@@ -52,7 +52,7 @@ def generate(workdir, out, *arguments):
     )
 
 
-def test_every_document_asked_for_is_accounted_for(workdir, tmp_path):
+def test_every_requested_document_has_a_line_in_the_manifest(workdir, tmp_path):
     result = generate(workdir, tmp_path, "--num=12", "--batch_size=5")
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
@@ -63,14 +63,12 @@ def test_every_document_asked_for_is_accounted_for(workdir, tmp_path):
         if line["file"]:
             assert (tmp_path / line["file"]).read_bytes().startswith(b"\xff\xd8")
     assert Image.open(tmp_path / "grid.png").mode == "RGB"
-    judged = digits.judge(tmp_path)
-    assert judged["requested"] == 12
-    assert judged["classifier_accuracy"] > 0.97
+    counts = digits.recognition(tmp_path)
+    assert counts["requested"] == 12
+    assert counts["classifier_accuracy"] > 0.97
 
 
 def test_real_digits_are_recognised(digit_shards, tmp_path):
-    from data_pipelines.shards.reader import Shards
-
     documents = Shards(digit_shards, "eval")
     lines = []
     for number, tokens in enumerate(documents.read(range(60))):
@@ -78,28 +76,48 @@ def test_real_digits_are_recognised(digit_shards, tmp_path):
         line = {"file": f"{number}.jpg", "label": int(documents.labels[number])}
         lines.append(json.dumps(line | {"valid": documents.representation.validate(tokens).valid}))
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
-    judged = digits.judge(tmp_path)
-    assert judged["strictly_valid"] == 1.0
-    assert judged["recognised"] > 0.95
+    counts = digits.recognition(tmp_path)
+    assert counts["strictly_valid"] == 1.0
+    assert counts["recognised"] > 0.95
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--label=10"], "label is 10; this model knows 0 to 9"),
-        (["--step=7"], "there is no checkpoint of step 7"),
-        (["--num=0"], "num is 0"),
-        (["--top_p=2"], "top_p is 2.0"),
-        (["--task=2", "--num_tasks=2"], "task is 2; expected 0 to 1"),
-        (["--prompts=nowhere"], "nowhere"),
-        (["--prompts=tests/golden/convert"], "no image"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(workdir, tmp_path, arguments, sentence):
-    result = generate(workdir, tmp_path, *arguments)
-    assert result.returncode == 1
-    assert sentence in result.stderr
-    assert "Traceback" not in result.stderr
+WRONG_FLAGS = {
+    "--label=10": "label is 10; this model knows 0 to 9",
+    "--step=7": "there is no checkpoint of step 7",
+    "--num=0": "num is 0",
+    "--top_p=2": "top_p is 2.0",
+    "--task=2 --num_tasks=2": "task is 2; expected 0 to 1",
+    "--prompts=nowhere": "nowhere",
+    "--prompts=tests/golden/convert": "no image",
+}
+# Every command line runs in a fork of a process that has imported the program.
+EACH = """
+import json, os, runpy, sys
+import jpeglm_jax.generate
+
+for output, *arguments in json.loads(sys.argv[1]):
+    process = os.fork()
+    if not process:
+        with open(output, "w") as file:
+            os.dup2(file.fileno(), 2)
+        sys.argv = ["generate", *arguments]
+        runpy.run_module("jpeglm_jax.generate", run_name="__main__")
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+def test_a_wrong_flag_is_refused_in_one_sentence(workdir, tmp_path):
+    runs = [
+        [f"{tmp_path}/{n}", f"--workdir={workdir}", f"--out={tmp_path}/out", *arguments.split()]
+        for n, arguments in enumerate(WRONG_FLAGS)
+    ]
+    command = [sys.executable, "-c", EACH, json.dumps(runs)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1"] * len(WRONG_FLAGS)
+    for n, message in enumerate(WRONG_FLAGS.values()):
+        errors = (tmp_path / str(n)).read_text()
+        assert message in errors and "Traceback" not in errors
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +125,40 @@ def model(workdir):
     return checkpoint.load(workdir)
 
 
-def draw(model, out, num=7, **options):
-    """Constrained: what a model of three steps writes by itself shows nothing."""
-    options.setdefault("constraint", constraint(model.representation))
-    labels = prompts.every_label(model.representation, num)
-    requests = prompts.of_labels(model.representation, labels)
-    return generate_module.generate(model, out, requests, SamplingParams(), batch_size=4, **options)
+@pytest.fixture(autouse=True)
+def shared_engine(monkeypatch):
+    """Jobs with the same settings share a compiled engine."""
+    monkeypatch.setattr(job, "Engine", engine)
+
+
+ENGINES = {}
+
+
+def engine(spec, mesh, sampling_params, *, constraint, **settings):
+    key = spec, mesh, sampling_params, constraint is None, *sorted(settings.items())
+    if key not in ENGINES:
+        ENGINES[key] = Engine(spec, mesh, sampling_params, constraint=constraint, **settings)
+    return ENGINES[key]
+
+
+def sample(model, out, num=7, **more):
+    """Constrained: after three steps hardly any other document is valid."""
+    labels = prompts.cycle_labels(model.representation, num)
+    requests = prompts.label_requests(model.representation, labels)
+    constraint = make_constraint(model.representation)
+    more = {"batch_size": 4, "constraint": constraint} | more
+    return job.generate(model, out, requests, SamplingParams(), **more)
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monkeypatch):
-    assert draw(model, tmp_path / "whole").requested == 7
+def test_a_stopped_job_resumes_and_has_the_same_result(model, tmp_path, monkeypatch):
+    assert sample(model, tmp_path / "whole").requested == 7
     whole = contents(tmp_path / "whole")
     written = []
-    original = generate_module._write
+    original = job.write_document
 
     def stop_after_three(*arguments):
         if len(written) == 3:
@@ -131,16 +166,16 @@ def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monke
         written.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(generate_module, "_write", stop_after_three)
+    monkeypatch.setattr(job, "write_document", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
-        draw(model, tmp_path / "stopped")
+        sample(model, tmp_path / "stopped")
     part = tmp_path / "stopped" / "manifest-00000-of-00001.jsonl"
     assert len(part.read_text().splitlines()) == 3
     assert not (tmp_path / "stopped" / "manifest.jsonl").exists()
     with open(part, "a") as file:
         file.write('{"number": 4, "fi')  # a line that the stop cut short
-    monkeypatch.setattr(generate_module, "_write", original)
-    draw(model, tmp_path / "stopped")
+    monkeypatch.setattr(job, "write_document", original)
+    sample(model, tmp_path / "stopped")
     stopped = contents(tmp_path / "stopped")
     lines = [json.loads(line) for line in stopped.pop("manifest.jsonl").splitlines()]
     expected = [json.loads(line) for line in whole.pop("manifest.jsonl").splitlines()]
@@ -151,7 +186,7 @@ def test_a_job_that_was_stopped_goes_on_and_ends_the_same(model, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_in_a_sentence_with_what_is_on_disk(workdir, tmp_path):
+def test_ctrl_c_ends_in_one_sentence_and_keeps_finished_documents(workdir, tmp_path):
     arguments = [f"--workdir={workdir}", f"--out={tmp_path}", "--num=100000"]
     command = [sys.executable, "-m", "jpeglm_jax.generate", *arguments]
     process = subprocess.Popen(
@@ -159,7 +194,7 @@ def test_ctrl_c_ends_in_a_sentence_with_what_is_on_disk(workdir, tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # What runs in the background may ignore it, and so would its children.
+        # A background process may ignore SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     part = tmp_path / "manifest-00000-of-00001.jsonl"
@@ -169,17 +204,17 @@ def test_ctrl_c_ends_in_a_sentence_with_what_is_on_disk(workdir, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"what was drawn is in {tmp_path}, and the same command goes on with it" in errors
+    assert str(tmp_path) in errors and "resumes" in errors
     assert "Traceback" not in errors
     lines = [json.loads(line) for line in part.read_text().splitlines()]
     for line in lines:
         assert not line["file"] or (tmp_path / line["file"]).is_file()
 
 
-def test_tasks_share_the_documents_and_the_last_one_gathers_them(model, tmp_path):
-    draw(model, tmp_path / "one")
-    assert draw(model, tmp_path / "two", task=1, num_tasks=2) is None
-    assert draw(model, tmp_path / "two", task=0, num_tasks=2).requested == 7
+def test_tasks_share_the_documents_and_the_last_one_joins_the_manifests(model, tmp_path):
+    sample(model, tmp_path / "one")
+    assert sample(model, tmp_path / "two", task=1, num_tasks=2) is None
+    assert sample(model, tmp_path / "two", task=0, num_tasks=2).requested == 7
     assert not list((tmp_path / "two").glob("manifest-*"))
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert {k: v for k, v in one.items() if k.endswith("jpg")} == {
@@ -187,33 +222,33 @@ def test_tasks_share_the_documents_and_the_last_one_gathers_them(model, tmp_path
     }
 
 
-def test_a_finished_job_draws_nothing_and_another_job_is_refused(model, tmp_path, monkeypatch):
-    draw(model, tmp_path)
-    monkeypatch.setattr(generate_module, "Engine", None)
-    assert draw(model, tmp_path).requested == 7
-    with pytest.raises(JobError, match="seed is 5 here and 0 there"):
-        draw(model, tmp_path, seed=5)
+def test_a_finished_job_samples_nothing_and_another_job_is_refused(model, tmp_path, monkeypatch):
+    sample(model, tmp_path)
+    monkeypatch.setattr(job, "Engine", None)
+    assert sample(model, tmp_path).requested == 7
+    with pytest.raises(JobError, match="seed is 5 .* 0"):
+        sample(model, tmp_path, seed=5)
 
 
-def test_a_full_disk_ends_in_a_sentence_and_keeps_what_is_whole(model, tmp_path, monkeypatch):
-    original = generate_module.write_atomically
+def test_a_full_disk_is_reported_and_finished_documents_are_kept(model, tmp_path, monkeypatch):
+    original = job.write_atomically
 
     def full(path, data):
         if path.name == "000002.jpg":
-            raise ShardError(f"cannot write {path}: No space left on device")
+            raise WriteError(f"cannot write {path}: No space left on device")
         original(path, data)
 
-    monkeypatch.setattr(generate_module, "write_atomically", full)
+    monkeypatch.setattr(job, "write_atomically", full)
     with pytest.raises(WriteError, match="No space left"):
-        draw(model, tmp_path)
+        sample(model, tmp_path)
     part = (tmp_path / "manifest-00000-of-00001.jsonl").read_text().splitlines()
     assert len(part) < 7
     assert all((tmp_path / json.loads(line)["file"]).exists() for line in part)
-    monkeypatch.setattr(generate_module, "write_atomically", original)
-    assert draw(model, tmp_path).requested == 7
+    monkeypatch.setattr(job, "write_atomically", original)
+    assert sample(model, tmp_path).requested == 7
 
 
-def test_beginnings_are_kept_byte_for_byte_and_shown_beside_originals(workdir, tmp_path):
+def test_prompts_are_kept_byte_for_byte_and_shown_next_to_the_originals(workdir, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
@@ -223,88 +258,93 @@ def test_beginnings_are_kept_byte_for_byte_and_shown_beside_originals(workdir, t
     arguments = [f"--prompts={photos}", "--prefix_ratio=0.5", "--num=2", "--label=3"]
     result = generate(workdir, tmp_path / "out", *arguments)
     assert result.returncode == 0, result.stderr
-    assert "set aside: broken.jpg" in result.stdout
+    assert "rejected: broken.jpg" in result.stdout
     representation = checkpoint.load(workdir).representation
     lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
     assert len(lines) == 6
     for line in map(json.loads, lines):
         original = representation.encode(Image.open(photos / line["source"]))
-        given = representation.prompt(original, 0.5)
-        assert line["prompt_tokens"] == len(given) > 0 and line["label"] == 3
+        prefix = representation.prompt(original, 0.5)
+        assert line["prompt_tokens"] == len(prefix) > 0 and line["label"] == 3
         if line["file"]:
-            drawn = representation.from_bytes((tmp_path / "out" / line["file"]).read_bytes())
-            np.testing.assert_array_equal(drawn[: len(given)], given)
+            tokens = representation.from_bytes((tmp_path / "out" / line["file"]).read_bytes())
+            np.testing.assert_array_equal(tokens[: len(prefix)], prefix)
     pictures = sorted((tmp_path / "out" / "side_by_side").iterdir())
     assert [Image.open(picture).size for picture in pictures] == [(4 * 49 - 1, 48)] * 3
 
 
-def test_a_beginning_that_leaves_no_room_is_set_aside(model, tmp_path):
+def test_a_medium_whose_prompt_fills_the_sequence_length_is_rejected(model, tmp_path):
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
     representation = model.representation
-    media = list(prompts.encoded(representation, open_source(f"folder:{tmp_path}")))
-    with pytest.raises(ValueError, match=r"a\.png its beginning takes \d+ of 5 places"):
-        prompts.of_beginnings(representation, media, 1.0, length=5)
+    media = list(prompts.encode_source(representation, open_source(f"folder:{tmp_path}")))
+    with pytest.raises(ValueError, match=r"a\.png .* \d+ of 5 positions"):
+        prompts.completion_requests(representation, media, 1.0, seq_len=5)
     with pytest.raises(ValueError, match=r"prefix_ratio is 1\.5"):
-        prompts.of_beginnings(representation, media, 1.5, length=80)
+        prompts.completion_requests(representation, media, 1.5, seq_len=80)
 
 
-def test_held_out_documents_can_be_completed(model, digit_shards, tmp_path):
+def test_documents_of_an_eval_split_can_be_completed(model, digit_shards, tmp_path):
     shards = Shards(digit_shards, "eval")
-    found = prompts.of_beginnings(
-        model.representation, prompts.stored(shards), 0.5, num=2, most=3, length=80
+    media = prompts.read_shards(shards)
+    found = prompts.completion_requests(
+        model.representation, media, 0.5, num=2, max_media=3, seq_len=80
     )
-    assert len(found.requests) == 6 and len(found.tokens) == 3
-    for key, tokens in found.tokens.items():
+    assert len(found.requests) == 6 and len(found.originals) == 3
+    for key, tokens in found.originals.items():
         number = next(n for n in range(len(shards)) if shards.key(n) == key)
         np.testing.assert_array_equal(tokens, shards.read([number])[0])
 
 
-def test_a_beginning_that_leaves_no_room_for_a_valid_end_is_set_aside(model, digit_shards):
-    stored = prompts.stored(Shards(digit_shards, "eval"))
-    found = prompts.of_beginnings(model.representation, stored, 0.5, num=2, most=20, length=80)
-    allowed = constraint(model.representation)
+def test_a_medium_whose_prompt_no_valid_document_in_time_begins_with_is_rejected(
+    model, digit_shards
+):
+    media = prompts.read_shards(Shards(digit_shards, "eval"))
+    found = prompts.completion_requests(
+        model.representation, media, 0.5, num=2, max_media=20, seq_len=80
+    )
+    constraint = make_constraint(model.representation)
     lengths = [len(request.prompt) for request in found.requests]
-    needed = allowed.needed(allowed.start([request.prompt for request in found.requests]))
-    room = int(np.median(lengths + needed))
-    kept = prompts.ending_in_time(found, allowed, room)
-    assert 0 < len(kept.set_aside) < 20 and len(kept.requests) == 2 * len(kept.tokens)
-    assert len(kept.tokens) + len(kept.set_aside) == 20
-    assert f"of {room} places" in kept.set_aside[0][1]
-    with pytest.raises(ValueError, match="nothing can be completed: .* takes .* of 9 places"):
-        prompts.ending_in_time(found, allowed, 9)
+    state = constraint.start([request.prompt for request in found.requests])
+    seq_len = int(np.median(lengths + constraint.min_tokens_to_end(state)))
+    kept = prompts.reject_unfinishable(found, constraint, seq_len)
+    assert 0 < len(kept.rejected) < 20 and len(kept.requests) == 2 * len(kept.originals)
+    assert len(kept.originals) + len(kept.rejected) == 20
+    assert f"of {seq_len} positions" in kept.rejected[0][1]
+    with pytest.raises(ValueError, match="of 9 positions"):
+        prompts.reject_unfinishable(found, constraint, 9)
 
 
-def test_a_run_shows_a_label_each_or_goes_on_from_held_out_documents(model, digit_shards):
-    heldout = JoinedShards([digit_shards], "eval")
-    sample = ConfigDict({"num": 12, "prefix_ratio": 0.0})
-    assert [request.label for request in prompts.of_run(sample, heldout, 80)] == [*range(10), 0, 1]
-    sample.prefix_ratio = 0.5
-    found = prompts.of_run(sample, heldout, 80)
+def test_samples_of_a_run_take_the_labels_in_turn_or_complete_the_eval_split(model, digit_shards):
+    documents = JoinedShards([digit_shards], "eval")
+    config = ConfigDict({"num": 12, "prefix_ratio": 0.0})
+    found = prompts.sample_requests(config, documents, 80)
+    assert [request.label for request in found] == [*range(10), 0, 1]
+    config.prefix_ratio = 0.5
+    found = prompts.sample_requests(config, documents, 80)
     assert len({request.source for request in found}) == 12
     for number, request in enumerate(found):
-        tokens = heldout.parts[0].read([number])[0]
-        given = model.representation.prompt(tokens, 0.5)
-        np.testing.assert_array_equal(request.prompt, [model.representation.bos, *given])
+        tokens = documents.parts[0].read([number])[0]
+        prefix = model.representation.prompt(tokens, 0.5)
+        np.testing.assert_array_equal(request.prompt, [model.representation.bos, *prefix])
 
 
-def test_guidance_needs_labels_of_which_some_were_left_out(model):
-    assert generate_module.chosen_sampling_params(model, {"guidance": 2.0}).guidance == 2.0
+def test_guidance_needs_a_model_trained_with_label_dropout(model):
+    assert options.resolve_sampling_params(model, {"guidance": 2.0}).guidance == 2.0
     model = dataclasses.replace(model, config=model.config.copy_and_resolve_references())
     model.config.data.label_dropout = 0.0
-    with pytest.raises(ValueError, match="it needs a model trained with labels"):
-        generate_module.chosen_sampling_params(model, {"guidance": 2.0})
+    with pytest.raises(ValueError, match="guidance is 2.0; .* data.label_dropout"):
+        options.resolve_sampling_params(model, {"guidance": 2.0})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="expected the workdir of a training run"):
+    with pytest.raises(checkpoint.CheckpointError, match="checkpoints"):
         checkpoint.load(tmp_path)
 
 
 def test_another_checkpoint_can_be_loaded_and_averages_are_preferred(workdir):
     earlier, last = checkpoint.load(workdir, 2), checkpoint.load(workdir)
     assert (earlier.step, last.step) == (2, 3)
-    shapes = last.train_step.abstract_state().params
-    where = last.train_step.state_shardings(last.mesh).params
+    shapes, where = last.spec.abstract_params, last.spec.param_shardings(last.mesh)
     plain = checkpoint.Checkpoints(workdir).restore_params(shapes, where)
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), plain, last.params)
     assert all(jax.tree.leaves(differs))

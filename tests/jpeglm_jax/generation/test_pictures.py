@@ -1,4 +1,4 @@
-"""What a generation job shows: clips that play, originals beside what was made of them."""
+"""Pictures of a generation job: clips that play, completions next to their originals."""
 
 import io
 
@@ -31,38 +31,38 @@ def frames_of(data, kind):
         return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
 
 
-def test_clips_are_written_to_play_and_stand_beside_their_originals(clips, tmp_path):
+def test_clips_become_mp4_files_and_are_shown_next_to_their_originals(clips, tmp_path):
     originals = {f"v{step}.mp4#0": clips.encode(moving(step)) for step in (1, 2)}
     requests, lines = [], []
     for number, (key, tokens) in enumerate(originals.items()):
-        given = clips.prompt(tokens, 0.5)
-        requests.append(Request(np.concatenate([[clips.bos], given]), source=key))
+        prefix = clips.prompt(tokens, 0.5)
+        requests.append(Request(np.concatenate([[clips.bos], prefix]), source=key))
         name = f"{number:06d}.h264"
         (tmp_path / name).write_bytes(clips.to_bytes(tokens))
         lines.append({"number": number, "file": name, "source": key})
     requests.append(requests[0])
     lines.append({"number": 2, "file": "", "source": lines[0]["source"]})
-    pictures.draw(clips, tmp_path, lines, requests, originals)
+    pictures.write_pictures(clips, tmp_path, lines, requests, originals)
 
     for line, tokens in zip(lines, originals.values(), strict=False):
         played = frames_of((tmp_path / line["file"]).with_suffix(".mp4").read_bytes(), "mp4")
-        np.testing.assert_array_equal(played, clips.decode(tokens))  # moved, not encoded again
+        np.testing.assert_array_equal(played, clips.decode(tokens))  # remuxed, not encoded again
     names = {path.name for path in (tmp_path / "side_by_side").iterdir()}
     assert names == {f"{n:06d}.{kind}" for n in (0, 1) for kind in ("png", "mp4", "gif")}
     shown = frames_of((tmp_path / "side_by_side" / "000001.mp4").read_bytes(), "mp4")
     assert len(shown) == 6 and shown[0].shape == (128, 3 * 128 + 2 * 4, 3)
     middle = slice(132, 132 + 128)
-    assert shown[2][:, middle].min() < 50  # given
-    assert shown[3][:, middle].min() > 240  # no longer
+    assert shown[2][:, middle].min() < 50  # in the prompt
+    assert shown[3][:, middle].min() > 240  # after the prompt
     with Image.open(tmp_path / "side_by_side" / "000001.gif") as gif:
         assert gif.n_frames == 6 and gif.info["loop"] == 0 and gif.info["duration"] == 200
     assert Image.open(tmp_path / "grid.png").width > 5 * 48
 
 
-def test_a_stream_without_a_picture_is_passed_over(clips, tmp_path):
+def test_a_stream_without_a_picture_becomes_no_clip(clips, tmp_path):
     (tmp_path / "000000.h264").write_bytes(b"nothing")
     lines = [{"number": 0, "file": "000000.h264", "source": ""}]
-    pictures.draw(clips, tmp_path, lines, [Request(np.array([clips.bos]))], {})
+    pictures.write_pictures(clips, tmp_path, lines, [Request(np.array([clips.bos]))], {})
     assert not (tmp_path / "000000.mp4").exists()
     assert (tmp_path / "grid.png").exists()
 

@@ -1,4 +1,4 @@
-"""Filters keep what they say; a draw follows the probabilities."""
+"""Which tokens the sampling parameters keep, and how often each is sampled."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]]))
         (SamplingParams(temperature=0.0), [[1, 0, 0, 0], [0, 0, 0, 1]]),
     ],
 )
-def test_a_filter_keeps_what_it_says(sampling_params, kept):
+def test_sampling_params_keep_the_expected_tokens(sampling_params, kept):
     np.testing.assert_array_equal(np.isfinite(sampling_params(LOGITS)), np.array(kept, bool))
 
 
@@ -37,7 +37,7 @@ def test_filtered_logits_keep_their_proportions():
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "name"),
     [
         ({"temperature": -1}, "temperature"),
         ({"top_k": -1}, "top_k"),
@@ -46,16 +46,16 @@ def test_filtered_logits_keep_their_proportions():
         ({"guidance": -1}, "guidance"),
     ],
 )
-def test_impossible_filters_are_refused(change, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_impossible_sampling_params_are_refused(change, name):
+    with pytest.raises(ValueError, match=name):
         dataclasses.replace(SamplingParams(), **change)
 
 
-def test_draws_follow_the_probabilities_and_never_take_what_is_filtered_out():
+def test_tokens_are_sampled_by_their_probability_and_never_if_filtered_out():
     rows = 20_000
     keys = jax.vmap(jax.random.key)(jnp.arange(rows))
     logits = jnp.log(jnp.array([0.5, 0.0, 0.3, 0.2, 0.0]))
-    drawn = np.asarray(sample_token(keys, jnp.tile(logits, (rows, 1))))
-    shares = np.bincount(drawn, minlength=5) / rows
+    sampled = np.asarray(sample_token(keys, jnp.tile(logits, (rows, 1))))
+    shares = np.bincount(sampled, minlength=5) / rows
     np.testing.assert_allclose(shares, [0.5, 0, 0.3, 0.2, 0], atol=0.015)
     assert shares[1] == shares[4] == 0

@@ -1,4 +1,4 @@
-"""A command starts again with memory in large pages, once, as the same process."""
+"""A command restarts itself once with memory in large pages, as the same process."""
 
 import os
 import platform
@@ -26,9 +26,9 @@ def run(tunables=None):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
-def test_a_command_starts_again_once_with_all_it_was_given():
+def test_a_command_restarts_once_with_its_arguments():
     first, second, last = run()
-    assert first == second, "the same process, so that whoever started it still knows it"
+    assert first == second, "the same process, so that its launcher can still signal it"
     assert last == "glibc.malloc.hugetlb=1 ['--flag', 'a b'] 1"
 
 
@@ -39,7 +39,7 @@ def test_other_settings_of_the_allocator_are_kept():
     )
 
 
-def test_a_choice_that_was_made_is_left_alone():
+def test_an_existing_setting_of_large_pages_is_kept():
     lines = run("glibc.malloc.hugetlb=0")
     assert len(lines) == 2
     assert lines[-1].startswith("glibc.malloc.hugetlb=0 ")

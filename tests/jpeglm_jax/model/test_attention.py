@@ -1,4 +1,4 @@
-"""Every attention, compared with the plain form on packed rows; no document sees another."""
+"""Every attention implementation compared with the plain one on packed rows of documents."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ from jpeglm_jax.parallel import sharding
 from tests.jpeglm_jax.gpu import A100, H100
 
 LENGTH, HEADS, HEAD_DIM = 256, 4, 32
-# The kernels that can be run without the device they are for. For cuDNN see test_cudnn.py.
+# The implementations that can run on a CPU. For cuDNN see test_cudnn.py.
 CPU = {
     "splash": functools.partial(attention, implementation="splash", interpret=True),
     "triton": functools.partial(attention, implementation="triton", interpret=True),
@@ -36,7 +36,7 @@ def packed(groups=HEADS, rows=2, dtype=jnp.float32):
 
 
 def by_hand(q, k, v, segments):
-    """Attention with numpy, a document at a time: the definition."""
+    """Attention in NumPy, one document at a time: the definition."""
     q, k, v, segments = (np.asarray(x, np.float64) for x in (q, k, v, segments))
     out = np.zeros_like(q)
     for row in range(len(q)):
@@ -52,20 +52,20 @@ def by_hand(q, k, v, segments):
 
 
 def outputs_and_gradients(function, q, k, v, segments):
-    """What a form gives, and its gradients towards q, k and v where the loss looks."""
-    looks = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None]
+    """Outputs of an implementation and gradients of q, k and v; padding has no part in the loss."""
+    used = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None]
     direction = jax.random.normal(jax.random.key(1), q.shape)
 
     def loss(q, k, v):
         out = function(q, k, v, segments)
-        return jnp.sum(out.astype(jnp.float32) * direction * looks), out * looks
+        return jnp.sum(out.astype(jnp.float32) * direction * used), out * used
 
     gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return out, *gradients
 
 
 @pytest.mark.parametrize("groups", [HEADS, 2, 1])
-def test_the_plain_form_is_the_definition(groups):
+def test_the_plain_implementation_equals_the_definition(groups):
     q, k, v, segments = packed(groups)
     np.testing.assert_allclose(
         attention(q, k, v, segments), by_hand(q, k, v, segments), rtol=1e-5, atol=1e-5
@@ -74,7 +74,7 @@ def test_the_plain_form_is_the_definition(groups):
 
 @pytest.mark.parametrize("groups", [HEADS, 2])
 @pytest.mark.parametrize("name", CPU)
-def test_a_kernel_and_its_gradients_agree_with_the_plain_form(name, groups):
+def test_a_kernel_and_its_gradients_equal_the_plain_implementation(name, groups):
     arrays = packed(groups)
     expected = outputs_and_gradients(attention, *arrays)
     for a, b in zip(outputs_and_gradients(CPU[name], *arrays), expected, strict=True):
@@ -82,12 +82,12 @@ def test_a_kernel_and_its_gradients_agree_with_the_plain_form(name, groups):
 
 
 @pytest.mark.parametrize("name", ["xla", *CPU])
-def test_a_document_does_not_see_another(name):
-    form = CPU.get(name, attention)
+def test_a_document_does_not_attend_to_another(name):
+    implementation = CPU.get(name, attention)
     q, k, v, segments = packed(rows=1)
     others = (segments != 2)[..., None, None]
     noise = [jnp.where(others, 7.0 - 3.0 * x, x) for x in (q, k, v)]
-    before, after = (form(*x, segments) for x in ((q, k, v), noise))
+    before, after = (implementation(*x, segments) for x in ((q, k, v), noise))
     at = np.asarray(segments == 2)
     np.testing.assert_array_equal(np.asarray(before)[at], np.asarray(after)[at])
     assert not np.allclose(np.asarray(before)[~at], np.asarray(after)[~at])
@@ -99,7 +99,7 @@ def test_a_document_does_not_see_another(name):
     ids=["tensor", "sequence"],
 )
 @pytest.mark.parametrize("name", CPU)
-def test_a_kernel_on_a_mesh_is_that_on_one_device(name, sizes):
+def test_a_kernel_on_a_mesh_equals_that_on_one_device(name, sizes):
     arrays = packed(groups=4)
     expected = outputs_and_gradients(attention, *arrays)
     mesh = sharding.make_mesh(sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
@@ -109,7 +109,7 @@ def test_a_kernel_on_a_mesh_is_that_on_one_device(name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
-def test_starts_of_documents_give_the_mask():
+def test_document_starts_give_the_document_mask():
     segments = packed()[3]
     positions = np.arange(LENGTH)
     starts = np.asarray(documents.starts(segments))
@@ -161,7 +161,7 @@ def test_a_kernel_that_cannot_take_the_shape_is_rejected_by_name(name, asked, fo
         choose(name, IMPLEMENTATIONS[name][0], asked)
 
 
-def test_without_the_pallas_kernel_auto_takes_the_plain_form(monkeypatch):
+def test_without_the_pallas_kernel_auto_takes_the_plain_implementation(monkeypatch):
     from jpeglm_jax.model.kernels import triton
 
     monkeypatch.setattr(triton, "MODULE", "jax.experimental.pallas.ops.removed.attention")
@@ -178,15 +178,15 @@ def test_without_tokamax_the_message_names_the_extra():
 
 @pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="needs tokamax")
 @pytest.mark.parametrize("groups", [HEADS, 2])
-def test_tokamax_and_its_gradients_agree_with_the_plain_form(groups):
-    """The mask, the residuals and the rule, around tokamax's plain form of the operation."""
+def test_tokamax_and_its_gradients_equal_the_plain_implementation(groups):
+    """The mask, the residuals and the rule, around tokamax's plain implementation."""
     from jpeglm_jax.model.kernels import tokamax
 
     assert choose("tokamax", "gpu", shape(H100)) == "tokamax"
     arrays = packed(groups)
-    form = functools.partial(tokamax.attention, name="attention", plain=True)
+    implementation = functools.partial(tokamax.attention, name="attention", plain=True)
     expected = outputs_and_gradients(attention, *arrays)
-    for a, b in zip(outputs_and_gradients(form, *arrays), expected, strict=True):
+    for a, b in zip(outputs_and_gradients(implementation, *arrays), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 

@@ -87,7 +87,7 @@ def library(target, results, *, output_layouts, custom_call_api_version, legacy_
     return call
 
 
-FORM = functools.partial(cudnn.attention, name="attention", max_documents=5)
+IMPLEMENTATION = functools.partial(cudnn.attention, name="attention", max_documents=5)
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("groups", [HEADS, 2, 1])
-def test_outputs_and_gradients_agree_with_the_plain_form(groups, rows, on_a_cpu):
+def test_outputs_and_gradients_equal_the_plain_implementation(groups, rows, on_a_cpu):
     """Two rows of several documents, and keys of fewer heads: where offsets used to be wrong."""
     arrays = packed(groups, rows, jnp.bfloat16)
     expected = outputs_and_gradients(attention, *arrays)
-    for a, b in zip(outputs_and_gradients(FORM, *arrays), expected, strict=True):
+    for a, b in zip(outputs_and_gradients(IMPLEMENTATION, *arrays), expected, strict=True):
         largest = np.abs(np.asarray(b, np.float32)).max()
         np.testing.assert_allclose(
             np.asarray(a, np.float32), np.asarray(b, np.float32), atol=0.02 * largest
@@ -110,10 +110,10 @@ def test_outputs_and_gradients_agree_with_the_plain_form(groups, rows, on_a_cpu)
 
 def test_heads_in_parts_give_the_same(on_a_cpu, monkeypatch):
     arrays = packed(2, 2, jnp.bfloat16)
-    whole = outputs_and_gradients(FORM, *arrays)
+    whole = outputs_and_gradients(IMPLEMENTATION, *arrays)
     monkeypatch.setattr(cudnn, "MAX_WORKSPACE", 1)
     assert cudnn.num_parts(arrays[0].shape, 2, 5) == 2
-    for a, b in zip(outputs_and_gradients(FORM, *arrays), whole, strict=True):
+    for a, b in zip(outputs_and_gradients(IMPLEMENTATION, *arrays), whole, strict=True):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
@@ -206,4 +206,4 @@ def test_more_entries_than_offsets_can_count_are_rejected():
     q = jax.ShapeDtypeStruct((64, 12_288, 32, 128), jnp.bfloat16)
     segments = jax.ShapeDtypeStruct((64, 12_288), jnp.int32)
     with pytest.raises(ValueError, match="32 bits, too few for queries of"):
-        jax.eval_shape(FORM, q, q, q, segments)
+        jax.eval_shape(IMPLEMENTATION, q, q, q, segments)

@@ -66,7 +66,7 @@ def test_unusable_images_are_counted_and_named_and_the_run_goes_on(tmp_path, cap
     last = train(settings(folder, **{"evaluate.every": 2}), tmp_path / "run")
     assert np.isfinite(last["eval/loss"])
     said = capsys.readouterr().out
-    assert f"set aside: {len(UNUSABLE)} images" in said
+    assert f"rejected: {len(UNUSABLE)} inputs" in said
     assert "the file is empty" in said
     rejects = tmp_path / "run" / "data" / "rejects.jsonl"
     assert str(rejects) in said
@@ -81,8 +81,8 @@ def test_documents_longer_than_a_row_are_counted(tmp_path, capsys):
     (folder / "flat.png").write_bytes(file_of(Image.new("RGB", (24, 24)), "PNG"))
     noisy = {"representation.quality": 90, "seq_len": 80, "data.eval_fraction": 0.5}
     train(settings(folder, **noisy, **{"data.too_long": "cut"}), tmp_path / "cut")
-    assert "documents longer than a row cut to its length" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="longer than a row of 80 places"):
+    assert "documents longer than a row truncated" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="longer than seq_len 80"):
         train(settings(folder, **noisy), tmp_path / "dropped")
 
 

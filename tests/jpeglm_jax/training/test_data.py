@@ -40,7 +40,7 @@ def test_a_run_mixes_folders_in_shares_that_change_at_a_step(
     assert "train split: a mixture, from row 0 on 1 : 0, from row 24 on 0.25 : 0.75, of (1)" in said
     assert last["eval/loss"] > 0
     meta = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert meta["data"]["weights"] == [[0, [1, 0]], [3, [1, 3]]]
+    assert meta["data"]["mixture_weights"] == [[0, [1, 0]], [3, [1, 3]]]
 
 
 def test_weights_for_other_folders_are_refused_in_words(digit_shards, tmp_path):

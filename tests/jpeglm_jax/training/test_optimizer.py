@@ -1,4 +1,4 @@
-"""Spikes are skipped, counted, and not waited out for ever."""
+"""Learning rates by step, and steps with spikes, which are skipped and counted."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_a_spike_changes_neither_weights_nor_moments():
     weights, state = steps(optimizer.skip_spikes(inner, 10.0), [*usual, 1000.0, 1.0])
     np.testing.assert_array_equal(weights[150], weights[149])
     assert np.abs(weights[151] - weights[150]).max() > 0
-    assert int(state.skipped) == 1 and int(state.skipped) == 1
+    assert int(state.skipped) == 1
     spiked = steps(optimizer.skip_spikes(inner, 10.0), [*usual, 1000.0])[1]
     jax.tree.map(np.testing.assert_array_equal, spiked.inner, before.inner)
 
@@ -68,3 +68,59 @@ def test_a_factor_that_would_skip_usual_steps_is_refused(digit_shards, tmp_path)
     config = tiny(4, **{"data.shards": digit_shards, "optimizer.skip_spikes": 0.5})
     with pytest.raises(ValueError, match="skip_spikes is 0.5; expected 0"):
         train(config, tmp_path)
+
+
+def rates(steps, **changes):
+    config = jpeg.get_config("digits").optimizer
+    config.update({"learning_rate": 1.0, "final_fraction": 0.1, **changes})
+    return [float(optimizer.schedule(config, steps)(step)) for step in range(steps + 1)]
+
+
+def test_a_cosine_rises_linearly_and_falls_to_its_end_with_the_run():
+    found = rates(100, warmup_steps=10)
+    np.testing.assert_allclose(found[:11], np.arange(11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(found[55], 0.55, rtol=1e-6)
+    np.testing.assert_allclose(found[100], 0.1, rtol=1e-6)
+
+
+def test_wsd_is_constant_between_warm_up_and_decay():
+    found = rates(100, schedule="wsd", warmup_steps=10, decay_steps=20)
+    assert found[5] == pytest.approx(0.5) and found[90] == pytest.approx(0.55)
+    assert found[10:81] == [1.0] * 71 and found[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "expected"),
+    [
+        (50, dict(warmup_steps=2000), (5, 0, 45, True)),
+        (2000, dict(warmup_steps=2000), (200, 0, 1800, True)),
+        (2001, dict(warmup_steps=2000), (2000, 0, 1, False)),
+        (1, dict(warmup_steps=100), (0, 0, 1, True)),
+        (50, dict(schedule="wsd", warmup_steps=100, decay_steps=300), (12, 0, 38, True)),
+        (400, dict(schedule="wsd", warmup_steps=100, decay_steps=300), (100, 0, 300, False)),
+        (500, dict(schedule="wsd", warmup_steps=100, decay_steps=300), (100, 100, 300, False)),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_run_is_scaled(steps, changes, expected):
+    config = jpeg.get_config("digits").optimizer
+    config.update(changes)
+    assert optimizer.lengths(config, steps) == expected
+    assert all(np.isfinite(rates(steps, **changes)))
+
+
+def test_skipped_steps_advance_the_schedule():
+    """A skipped step takes its learning rate with it: the schedule ends with the run."""
+    config = jpeg.get_config("digits").optimizer
+    config.update(
+        learning_rate=1.0, warmup_steps=0, final_fraction=0.0, skip_spikes=2.0, weight_decay=0.0
+    )
+    axes, params = {"w": ("embed",)}, {"w": jnp.zeros(4)}
+    made = optimizer.make(config, 300, axes)
+    state, update = made.init(params), jax.jit(made.update)
+    for step in range(300):
+        norm = 1000.0 if 200 <= step < 203 else 1.0
+        updates, state = update({"w": jnp.full(4, norm / 2)}, state, params)
+    assert int(optimizer.skipped(state)) == 3
+    # Adam's direction is 1 for gradients that are all the same.
+    applied = float(jnp.abs(updates["w"]).max())
+    assert applied == pytest.approx(float(optimizer.schedule(config, 300)(299)), rel=1e-2)

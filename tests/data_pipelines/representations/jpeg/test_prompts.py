@@ -1,6 +1,6 @@
 """Prompts equal those of JPEG-LM's released script, token for token.
 
-If this fails the project is wrong; how the prompts were made is told in tests/golden/prompts.
+tests/golden/prompts documents how the expected prompts were made. Do not change them if this fails.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""JPEG documents: the bytes of the encoder, whole files back, prompts, salvage."""
+"""JPEG documents: the encoder's bytes, round trips, options, prompts, salvage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = [1, 7, 8, 16, 17, 64, (33, 18), (1, 40), None]
 
 
 def pillow_file(image, representation, **options):
-    """What Pillow makes of an image of the right size, by the call of the released script."""
+    """The file that Pillow writes when it is called as in JPEG-LM's released script."""
     if representation.restart_interval:
         options["restart_marker_blocks"] = representation.restart_interval
     out = io.BytesIO()
@@ -68,9 +68,9 @@ def test_the_stream_is_that_of_the_released_script():
         dict(subsampling="4:4:4", quality=100, restart_interval=65535),
     ],
 )
-def test_restoring_gives_the_plain_file_of_the_encoder(size, options, strip):
+def test_documents_are_restored_to_whole_files(size, options, strip):
     if size is None and strip == "header":
-        pytest.skip("refused: see test_unusable_options_are_refused")
+        pytest.skip("an error: see test_unusable_options_raise")
     representation = make("jpeg", size=size, strip=strip, **options)
     image = synthetic(50, 37, 1)
     tokens = representation.encode(image)
@@ -82,8 +82,8 @@ def test_restoring_gives_the_plain_file_of_the_encoder(size, options, strip):
     with Image.open(io.BytesIO(plain)) as expected:
         assert decoded.mode == expected.mode == representation.mode
         assert np.array_equal(np.asarray(decoded), np.asarray(expected))
-    judgement = representation.validate(tokens)
-    assert judgement.valid, judgement.error
+    result = representation.validate(tokens)
+    assert result.valid, result.error
 
 
 def test_files_restored_by_the_released_script_are_read():
@@ -101,14 +101,14 @@ def test_files_restored_by_the_released_script_are_read():
 
 
 @pytest.mark.parametrize("change", [dict(quality=26), dict(size=40), dict(restart_interval=2)])
-def test_files_of_other_settings_are_refused(change):
+def test_files_of_other_settings_raise(change):
     file = make("jpeg", **{"size": 48, **change})
     data = file.to_bytes(file.encode(synthetic(48, 48, 2)))
     with pytest.raises(ValueError, match="decode it and encode its pixels"):
         make("jpeg", size=48).from_bytes(data)
 
 
-def test_the_largest_centred_part_is_used():
+def test_the_largest_centred_crop_is_used():
     image = Image.new("RGB", (90, 30), "red")
     image.paste("blue", (30, 0, 60, 30))
     pixels = np.asarray(make("jpeg", size=30, quality=95).fit(image))
@@ -130,10 +130,9 @@ def test_no_metadata_reaches_the_file():
 
 # SHA-256 of the streams of synthetic(100, 80, 5), first 16 digits. They depend on the libjpeg-turbo
 # that Pillow was built with and on Pillow's resampling; Pillow 10.2.0 (libjpeg-turbo 3.0.1) and
-# 13.0.0 (3.2.0) agree. If one fails after an upgrade, look at the version that the failure names:
-# when the settings here and `synthetic` are as they were, the encoder has changed. Shards prepared
-# before and after it then differ in bytes (not in meaning): say so in the change that renews these
-# with the values found.
+# 13.0.0 (3.2.0) agree. If one fails after an upgrade, with the settings here and `synthetic`
+# unchanged, then the encoder has changed; the failure reports its version. Shards prepared before
+# and after it then differ in bytes (not in meaning): state that in the commit that updates these.
 GOLDEN = {
     (): "f6d0cfd73ec27b72",
     (("size", 64), ("strip", "header")): "b7ffde58c196c31d",
@@ -182,17 +181,17 @@ def test_golden_streams(options):
         (dict(tokenizer="/no/such/file"), "tokenizer"),
     ],
 )
-def test_unusable_options_are_refused(options, message):
+def test_unusable_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         make("jpeg", **options)
 
 
-def test_an_unknown_representation_is_refused_by_name():
+def test_an_unknown_name_raises():
     with pytest.raises(ValueError, match='"jpeg"'):
         make("jpg")
 
 
-def test_one_meaning_is_one_value():
+def test_options_of_equal_meaning_give_equal_values():
     assert make("jpeg", size=(64, 64)) == make("jpeg", size=64)
     assert make("jpeg", size=[64, 32]) == make("jpeg", size=(64, 32))
     grey = [make("jpeg", mode="L", subsampling=s) for s in ("4:2:0", "4:4:4")]
@@ -247,7 +246,7 @@ def test_saving_and_loading_gives_an_equal_value(tmp_path, bpe):
         representations.from_config(values[2].to_config())
 
 
-def test_wrong_media_are_refused():
+def test_wrong_media_raise():
     with pytest.raises(ValueError, match="PIL image"):
         make("jpeg").encode(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="pixels"):
@@ -256,7 +255,7 @@ def test_wrong_media_are_refused():
         make("jpeg", size=None, mode="L").encode(Image.new("L", (65501, 1)))
 
 
-def test_the_longest_side_there_is():
+def test_the_max_side():
     representation = make("jpeg", size=None, mode="L", restart_interval=0)
     tokens = representation.encode(Image.new("L", (65500, 1), 77))
     assert representation.decode(tokens).size == (65500, 1)
@@ -292,7 +291,7 @@ def test_prompts_hold_whole_rows_of_mcus_and_no_byte_of_the_next(restart_interva
     for rows in range(5):
         prompt = representation.prompt(tokens, (rows + 0.5) / 5)
         assert np.array_equal(prompt, tokens[: len(prompt)])
-        # The cut takes at most one started byte and the marker away from what is complete.
+        # The cut removes at most one shared byte and the marker after the complete MCUs.
         complete = representation.validate(prompt).units
         shared = (rows * 4) % restart_interval if restart_interval else rows
         assert complete in ((4 * rows - 1, 4 * rows) if shared else (4 * rows,))
@@ -307,7 +306,7 @@ def test_prompts_hold_whole_rows_of_mcus_and_no_byte_of_the_next(restart_interva
     assert representation.prompt(tokens, 0).size == 0
 
 
-def test_prompts_depend_on_no_later_row():
+def test_prompts_do_not_depend_on_later_rows():
     for interval in (0, 1, 3):
         representation = make("jpeg", size=64, restart_interval=interval)
         image = synthetic(64, 64, 1)
@@ -330,14 +329,14 @@ def test_bpe_prompts_are_the_tokens_of_the_byte_prefix(bpe):
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.01, float("nan")])
-def test_a_ratio_out_of_range_is_refused(ratio):
+def test_a_ratio_out_of_range_raises(ratio):
     representation = make("jpeg", size=16)
     with pytest.raises(ValueError, match="ratio"):
         representation.prompt(representation.encode(synthetic(16, 16, 1)), ratio)
 
 
 @pytest.mark.parametrize("interval", [0, 1, 3])
-def test_a_stream_damaged_before_the_cut_gives_no_prompt(interval):
+def test_prompts_of_streams_damaged_before_the_cut_raise(interval):
     representation = make("jpeg", size=64, restart_interval=interval)
     tokens = representation.encode(synthetic(64, 64, 1))
     with pytest.raises(ValueError, match="MCU"):
@@ -366,12 +365,12 @@ def test_salvage_of_a_valid_document_is_its_image():
         assert np.array_equal(salvage.image, representation.decode(tokens))
 
 
-# 4:4:4, so that no upsampled chroma bleeds from one MCU into its neighbours.
+# 4:4:4, so that upsampling of chroma does not mix neighbouring MCUs.
 SEPARATE = dict(size=64, subsampling="4:4:4", quality=60)
 
 
 def segments_of(tokens, header):
-    """Places (start, end) of the bytes between restart markers."""
+    """Offsets (start, end) of the entropy-coded segments."""
     ends = [
         i
         for i in range(header, len(tokens) - 1)
@@ -406,13 +405,13 @@ def segments_of(tokens, header):
         "a doubled segment",
         "a lost marker",
         "EOI for a marker",
-        "a misread marker",
+        "a damaged marker",
         "half a marker lost",
-        "a cut",
+        "truncated",
         "a lost header",
     ],
 )
-def test_salvage_puts_what_it_can_read_in_its_place(damage, lost):
+def test_salvage_positions_segments_by_restart_markers(damage, lost):
     representation = make("jpeg", **SEPARATE)
     tokens = representation.encode(synthetic(64, 64, 1))
     whole = representation.decode(tokens)
@@ -427,7 +426,7 @@ def test_salvage_puts_what_it_can_read_in_its_place(damage, lost):
         assert f"{len(filled)} of 64 MCUs were filled in" in salvage.report
 
 
-def test_salvage_without_markers_keeps_what_comes_before_the_damage():
+def test_salvage_without_restart_markers_keeps_mcus_before_the_damage():
     representation = make("jpeg", **SEPARATE, restart_interval=0)
     tokens = representation.encode(synthetic(64, 64, 1))
     whole = representation.decode(tokens)
@@ -447,7 +446,7 @@ def test_salvage_fills_with_the_mean_colour():
 
 
 @pytest.mark.parametrize("strip", ["none", "tables", "header"])
-def test_nothing_to_show_is_a_sentence(strip):
+def test_documents_without_mcus_raise(strip):
     representation = make("jpeg", size=64, strip=strip)
     header = np.frombuffer(representation.format.header(strip).at(64, 64), np.uint8)
     for restore in (representation.decode, representation.salvage):
@@ -458,7 +457,7 @@ def test_nothing_to_show_is_a_sentence(strip):
         representation.salvage(np.full(100, 0xFF, np.uint16))
 
 
-def test_decode_shows_what_a_viewer_would_and_salvages_the_rest():
+def test_decode_equals_a_viewer_or_salvage():
     representation = make("jpeg", size=64)
     tokens = representation.encode(synthetic(64, 64, 1))
     assert representation.decode(tokens[:-2]).size == (64, 64)
@@ -474,7 +473,7 @@ def test_decode_shows_what_a_viewer_would_and_salvages_the_rest():
         representation.decode(np.insert(tokens, 0, representation.bos))
 
 
-def test_a_made_up_size_is_bounded():
+def test_the_size_in_a_damaged_header_is_bounded():
     representation = make("jpeg", size=None)
     tokens = representation.encode(synthetic(64, 64, 1))
     at = representation.format.header("tables").size_at
@@ -495,7 +494,7 @@ def test_damaged_documents_decode_or_raise_value_error(options):
         representation.encode(synthetic(48, 48, seed)).astype(np.uint8).tobytes()
         for seed in range(4)
     ]
-    shown = 0
+    decoded = 0
     for stream in mutations(streams, 150, seed=5):
         tokens = np.frombuffer(stream, np.uint8)
         for restore in (representation.decode, lambda t: representation.salvage(t).image):
@@ -504,12 +503,12 @@ def test_damaged_documents_decode_or_raise_value_error(options):
             except ValueError as error:
                 assert str(error)
             else:
-                shown += 1
+                decoded += 1
                 assert image.size == (48, 48) or options["size"] is None
-    assert shown > 150
+    assert decoded > 150
 
 
-def test_photos_look_like_themselves():
+def test_decoded_photos_are_close_to_the_originals():
     images = photos(5)
     if not images:
         pytest.skip("needs ../shared/data/photos")
@@ -520,6 +519,6 @@ def test_photos_look_like_themselves():
         assert 10 * np.log10(255**2 / np.mean((pixels - decoded) ** 2)) > 22  # dB
 
 
-def test_options_are_fields_without_state():
+def test_config_holds_all_fields():
     names = [field.name for field in dataclasses.fields(make("jpeg"))]
     assert set(make("jpeg").to_config()) == {"name", *names}

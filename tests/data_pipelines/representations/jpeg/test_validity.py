@@ -1,4 +1,4 @@
-"""The walker against the oracle, and what each kind of damage is called."""
+"""Validation compared with the reference test `is_canonical`, and the errors it reports."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from data_pipelines.representations import make
 from data_pipelines.representations.jpeg import segments
 from data_pipelines.representations.jpeg.coefficients import is_canonical
 from tests.data_pipelines.representations.jpeg.mutations import mutations, photos, synthetic
+from tests.data_pipelines.representations.machines import names
 
-# Together they have every sampling, every way to strip, and intervals that do and do not divide.
+# Every sampling, every strip mode, and restart intervals that do and do not divide the MCUs.
 SETTINGS = [
     dict(size=48),
     dict(size=64, restart_interval=0),
@@ -24,10 +25,6 @@ SETTINGS = [
     dict(size=None, quality=50, restart_interval=1),
     dict(size=None, mode="L", quality=10, restart_interval=0, strip="none"),
 ]
-
-
-def names(settings):
-    return "-".join(str(value) for value in settings.values())
 
 
 def streams_of(representation, count=8):
@@ -42,42 +39,42 @@ def tokens_of(stream):
 
 
 def disagreements(settings, count, seed):
-    """Mutated streams on which walker and oracle differ, and how many were valid."""
+    """(streams on which validation and `is_canonical` differ, number of valid streams)."""
     representation = make("jpeg", **settings)
     mutated = list(mutations(streams_of(representation), count, seed))
-    judged = representation.validate_batch([tokens_of(stream) for stream in mutated])
+    results = representation.validate_batch([tokens_of(stream) for stream in mutated])
     wrong, valid = [], 0
-    for stream, judgement in zip(mutated, judged, strict=True):
+    for stream, result in zip(mutated, results, strict=True):
         file = representation.to_bytes(tokens_of(stream))
         canonical = is_canonical(file, representation.format, representation.fixed_size)
         valid += canonical
-        if canonical != judgement.valid:
-            wrong.append((stream.hex(), judgement))
+        if canonical != result.valid:
+            wrong.append((stream.hex(), result))
     return wrong, valid
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=names)
-def test_walker_and_oracle_agree_on_mutated_files(settings):
+def test_validation_agrees_with_the_reference(settings):
     wrong, valid = disagreements(settings, 400, seed=1)
     assert not wrong, wrong[0]
-    assert 20 <= valid <= 380, "both kinds of streams are needed to tell anything"
+    assert 20 <= valid <= 380, "valid and invalid streams are needed"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("settings", [*SETTINGS, dict(size=128), dict(size=256)], ids=names)
-def test_walker_and_oracle_agree_on_a_hundred_thousand_mutated_files(settings):
+def test_validation_agrees_with_the_reference_on_many_streams(settings):
     wrong, _ = disagreements(settings, 10_000, seed=2)
     assert not wrong, wrong[0]
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[4:5], ids=names)
-def test_segments_walked_alone_and_together_are_judged_alike(settings, monkeypatch):
+def test_segments_processed_alone_and_together_give_equal_results(settings, monkeypatch):
     representation = make("jpeg", **settings)
     mutated = list(map(tokens_of, mutations(streams_of(representation), 300, seed=3)))
-    monkeypatch.setattr(segments, "_FEW", 0)
+    monkeypatch.setattr(segments, "MIN_BATCH", 0)
     together = representation.validate_batch(mutated)
-    monkeypatch.setattr(segments, "_FEW", 1 << 30)
+    monkeypatch.setattr(segments, "MIN_BATCH", 1 << 30)
     assert representation.validate_batch(mutated) == together
     monkeypatch.undo()
     assert [representation.validate(tokens) for tokens in mutated] == together
@@ -85,22 +82,22 @@ def test_segments_walked_alone_and_together_are_judged_alike(settings, monkeypat
 
 @pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is not installed")
 @pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[1], SETTINGS[4]], ids=names)
-def test_jpegtran_gives_exactly_valid_files_back(settings, tmp_path):
-    # Sizes are multiples of the MCU: jpegtran rewrites blocks outside the image. It also keeps DC
-    # values in 16 bits, which so few damaged differences do not leave.
+def test_jpegtran_rewrites_exactly_the_valid_files_unchanged(settings, tmp_path):
+    # Sizes are multiples of the MCU: jpegtran rewrites blocks outside the image. It keeps DC
+    # values in 16 bits, which the few damaged differences do not exceed.
     representation = make("jpeg", **settings)
     restart = representation.restart_interval
     command = ["jpegtran", "-copy", "all", *(["-restart", f"{restart}B"] if restart else [])]
     mutated = list(mutations(streams_of(representation), 300, seed=4))
-    judged = representation.validate_batch([tokens_of(stream) for stream in mutated])
-    for stream, judgement in zip(mutated, judged, strict=True):
+    results = representation.validate_batch([tokens_of(stream) for stream in mutated])
+    for stream, result in zip(mutated, results, strict=True):
         file = representation.to_bytes(tokens_of(stream))
         written = subprocess.run(command, input=file, capture_output=True, check=False).stdout
-        assert (written == file) == judgement.valid, (judgement, stream.hex())
+        assert (written == file) == result.valid, (result, stream.hex())
 
 
-# One grey block of 8x8, and two of them side by side with a restart marker between: small enough to
-# write bit by bit. Codes of T.81 Annex K, tables K.3 and K.5.
+# One grey block of 8x8, and two of them side by side with and without a restart marker between,
+# written bit by bit. Codes of T.81 Annex K, tables K.3 and K.5.
 BLOCK = make("jpeg", size=8, mode="L", restart_interval=0, strip="header")
 PAIR = make("jpeg", size=(16, 8), mode="L", restart_interval=1, strip="header")
 UNMARKED_PAIR = make("jpeg", size=(16, 8), mode="L", restart_interval=0, strip="header")
@@ -112,7 +109,7 @@ EOI = b"\xff\xd9"
 
 
 def packed(bits, stuff=True):
-    """Bits as bytes, filled up with ones, FF stuffed."""
+    """Bits as bytes, padded with ones, FF stuffed."""
     bits += "1" * (-len(bits) % 8)
     data = int(bits, 2).to_bytes(len(bits) // 8, "big") if bits else b""
     return data.replace(b"\xff", b"\xff\x00") if stuff else data
@@ -128,11 +125,11 @@ VALID = {
 
 
 @pytest.mark.parametrize("case", VALID)
-def test_what_an_encoder_may_write_is_valid(case):
+def test_streams_of_an_encoder_are_valid(case):
     representation, stream = VALID[case]
-    judgement = representation.validate(tokens_of(stream))
-    assert judgement.valid and not judgement.error
-    assert judgement.units == judgement.expected
+    result = representation.validate(tokens_of(stream))
+    assert result.valid and not result.error
+    assert result.units == result.expected
     file = representation.to_bytes(tokens_of(stream))
     assert is_canonical(file, representation.format, representation.fixed_size)
 
@@ -188,38 +185,38 @@ INVALID = {
 
 
 @pytest.mark.parametrize("case", INVALID)
-def test_damage_is_located_and_named(case):
+def test_errors_have_offset_and_kind(case):
     representation, stream, units, error = INVALID[case]
-    judgement = representation.validate(tokens_of(stream))
-    assert not judgement.valid
-    assert error in judgement.error
-    assert judgement.units == units
+    result = representation.validate(tokens_of(stream))
+    assert not result.valid
+    assert error in result.error
+    assert result.units == units
     file = representation.to_bytes(tokens_of(stream))
     assert not is_canonical(file, representation.format, representation.fixed_size)
 
 
-def test_damage_deep_in_a_file_is_put_into_its_mcu():
+def test_errors_have_the_mcu_of_the_damage():
     representation = make("jpeg", size=256)
     tokens = representation.encode(synthetic(256, 256, 1))
     stream = bytearray(tokens.astype(np.uint8))
     marker = [i for i in range(59, len(stream)) if stream[i] == 0xFF and stream[i + 1] >= 0xD0]
     stream[marker[100] + 1] ^= 1
-    judgement = representation.validate(tokens_of(stream))
-    assert (judgement.units, judgement.expected) == (101, 256)
-    assert f"byte {marker[100]}: found marker FFD5 after MCU 100" in judgement.error
+    result = representation.validate(tokens_of(stream))
+    assert (result.units, result.expected) == (101, 256)
+    assert f"byte {marker[100]}: found marker FFD5 after MCU 100" in result.error
 
 
-def test_a_wrong_header_is_told_with_its_byte():
+def test_a_wrong_header_is_reported_with_its_offset():
     representation = make("jpeg", size=32)
     tokens = representation.encode(synthetic(32, 32, 1))
     tokens[20] = 7
-    judgement = representation.validate(tokens)
-    assert judgement.error == "byte 20: found 07 in the header, expected FF"
-    assert (judgement.units, judgement.expected) == (0, 4)
+    result = representation.validate(tokens)
+    assert result.error == "byte 20: found 07 in the header, expected FF"
+    assert (result.units, result.expected) == (0, 4)
 
 
 @pytest.mark.parametrize("strip", ["none", "tables"])
-def test_a_stated_size_decides_what_is_expected(strip):
+def test_expected_units_follow_the_size_in_the_header(strip):
     representation = make("jpeg", size=None, strip=strip)
     tokens = representation.encode(synthetic(40, 20, 1))
     assert representation.validate(tokens).expected == 6
@@ -231,33 +228,33 @@ def test_a_stated_size_decides_what_is_expected(strip):
     assert "the header states a side of 0 pixels" in representation.validate(tokens).error
 
 
-def test_special_tokens_are_damage_where_they_stand():
+def test_special_tokens_are_reported_with_their_position():
     representation = make("jpeg", size=64, num_labels=3)
     tokens = representation.encode(synthetic(64, 64, 1))
     for token in (representation.bos, representation.eos, representation.label_token(2), 60_000):
-        for place in (0, 70, len(tokens)):
-            judgement = representation.validate(np.insert(tokens, place, token))
-            assert not judgement.valid
-            assert f"token {token}" in judgement.error and f"place {place}" in judgement.error
-    assert judgement.units == 16
+        for position in (0, 70, len(tokens)):
+            result = representation.validate(np.insert(tokens, position, token))
+            assert not result.valid
+            assert f"token {token}" in result.error and f"position {position}" in result.error
+    assert result.units == 16
     damaged = np.insert(tokens, 300, representation.eos)
     damaged[61] ^= 255
-    assert "token" not in representation.validate(damaged).error, "the first damage is told"
+    assert "token" not in representation.validate(damaged).error, "the first damage is reported"
 
 
 @pytest.mark.parametrize("tokens", [np.zeros(3), np.zeros((2, 2), np.int32), np.array([], int)])
-def test_what_is_no_document_is_judged_not_raised(tokens):
+def test_tokens_of_wrong_type_are_invalid(tokens):
     assert not make("jpeg", size=8).validate(tokens).valid
 
 
-def test_a_batch_of_nothing_is_nothing():
+def test_an_empty_batch_gives_an_empty_list():
     assert make("jpeg").validate_batch([]) == []
 
 
 @pytest.mark.parametrize("strip", ["tables", "header"])
-def test_noise_is_judged_without_error(strip):
+def test_noise_is_invalid(strip):
     rng = np.random.default_rng(0)
     representation = make("jpeg", size=64, strip=strip)
     header = representation.format.header(strip).at(64, 64)
     documents = [tokens_of(header + rng.bytes(int(rng.integers(0, 500)))) for _ in range(200)]
-    assert not any(judgement.valid for judgement in representation.validate_batch(documents))
+    assert not any(result.valid for result in representation.validate_batch(documents))

@@ -1,11 +1,11 @@
-"""One shard on disk: records of tokens, a table of them, a sidecar that vouches for both.
+"""One shard on disk: records of tokens, a table of documents, and a sidecar with hashes.
 
-A shard named STEM is up to four files, written in this order, so that the last marks it done:
+A shard named STEM has up to four files. The sidecar is written last and marks the shard as done:
 
-  STEM.array_record    one record a document: its tokens as little-endian uint16
+  STEM.array_record    one record per document: its tokens, little-endian `token_dtype`
   STEM.npz             the table (`Table`): lengths, labels, keys, copies, content hashes
-  STEM.rejects.jsonl   what could not become a document, with its reason (absent if nothing)
-  STEM.json            the sidecar: counts, sizes and SHA-256 of the others
+  STEM.rejects.jsonl   rejected images and copies, with reasons (absent if there are none)
+  STEM.json            the sidecar: counts, sizes and SHA-256 of the other files
 
 docs/data.md documents every field.
 """
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from array_record.python import array_record_module
 from etils import epath
 
@@ -37,7 +38,7 @@ from data_pipelines.utils.files import (
     write_atomically,
 )
 
-# Codec bytes do not compress, and one record a group makes every document a random access.
+# Codec bytes do not compress further; one record per group allows random access to documents.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER = 32_768
@@ -47,18 +48,19 @@ _CHECK_EVERY = 256
 
 
 class ShardError(RuntimeError):
-    """A shard is not what was written."""
+    """A shard is damaged or does not match its manifest."""
 
 
 class Document(NamedTuple):
-    """One document on its way into a shard.
+    """One document to write.
 
     Attributes:
-      tokens: uint16 [n], unframed.
+      tokens: integer [n], without start and end token.
       key: the source's key of the image.
-      copy: 0 is the image itself, 1.. its augmented copies.
-      label: index into the source's label names; -1 none.
+      copy: 0 for the image itself, 1, 2, ... for its augmented copies.
+      label: index into the source's label names; -1 for none.
       content: the first 16 bytes of the SHA-256 of the encoded image file.
+      codec_bytes: bytes that the codec writes for it, see `Representation.codec_bytes`.
     """
 
     tokens: np.ndarray
@@ -66,10 +68,11 @@ class Document(NamedTuple):
     copy: int
     label: int
     content: bytes
+    codec_bytes: int = 0
 
 
 class Reject(NamedTuple):
-    """One image or copy that is not in the shards, and why."""
+    """One image or copy that was rejected, with the reason."""
 
     key: str
     copy: int
@@ -78,18 +81,20 @@ class Reject(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What is known of a shard's documents without reading them.
+    """The metadata of a shard's documents.
 
     Attributes:
-      lengths: uint32 [documents], tokens without framing.
-      images: uint32 [documents], row of the document's image in the three columns below.
-      copies: uint16 [documents], 0 is the image itself.
-      labels: int32 [images], -1 none.
+      lengths: uint32 [documents], tokens without start and end token.
+      codec_bytes: uint32 [documents], bytes that the codec writes for each.
+      images: uint32 [documents], index of the document's image in labels, content and keys.
+      copies: uint16 [documents], 0 for the image itself.
+      labels: int32 [images], -1 for none.
       content: uint8 [images, 16], leading bytes of the SHA-256 of the image file.
       keys: the source's keys [images].
     """
 
     lengths: np.ndarray
+    codec_bytes: np.ndarray
     images: np.ndarray
     copies: np.ndarray
     labels: np.ndarray
@@ -97,7 +102,7 @@ class Table:
     keys: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """An .npz without pickled objects; equal tables give equal bytes."""
+        """Encodes the table as .npz without pickled objects; equal tables give equal bytes."""
         encoded = [key.encode() for key in self.keys]
         offsets = np.zeros(len(encoded) + 1, np.uint64)
         np.cumsum([len(key) for key in encoded], out=offsets[1:])
@@ -105,6 +110,7 @@ class Table:
         np.savez(
             buffer,
             lengths=self.lengths,
+            codec_bytes=self.codec_bytes,
             images=self.images,
             copies=self.copies,
             labels=self.labels,
@@ -116,17 +122,17 @@ class Table:
 
 
 class TableReader:
-    """A shard's table read column by column: keys are not touched until they are asked for."""
+    """Reads a shard's table column by column, so that keys are read only when needed."""
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
 
     def column(self, name: str) -> np.ndarray:
-        """One column of `Table` by name. Raises ShardError if the file is missing or damaged."""
+        """Reads one column of `Table`. Raises ShardError if the file is missing or damaged."""
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return arrays[name]
-        except Exception as error:  # zipfile, numpy and the file system each raise their own
+        except Exception as error:  # zipfile, numpy and the file system raise different types
             raise ShardError(
                 f"{self._path}: the table's column '{name}' cannot be read ({error}); restore the "
                 "file, or delete the shard's .json and run prepare again to rebuild the shard"
@@ -136,13 +142,13 @@ class TableReader:
         return KeyColumn(self.column("key_offsets"), self.column("key_bytes").tobytes())
 
     def load(self) -> Table:
-        plain = ("lengths", "images", "copies", "labels", "content")
+        plain = ("lengths", "codec_bytes", "images", "copies", "labels", "content")
         return Table(**{name: self.column(name) for name in plain}, keys=tuple(self.keys()))
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyColumn(Sequence[str]):
-    """Keys held as one blob: about their UTF-8 size in memory, however many they are."""
+    """Keys as one UTF-8 blob with offsets, which takes less memory than a list of str."""
 
     offsets: np.ndarray
     blob: bytes
@@ -160,10 +166,11 @@ class KeyColumn(Sequence[str]):
 
 
 class _TableBuilder:
-    """Grows a table document by document; the copies of an image must follow each other."""
+    """Builds a table document by document; the copies of an image must be consecutive."""
 
     def __init__(self) -> None:
         self._lengths: list[int] = []
+        self._codec_bytes: list[int] = []
         self._images: list[int] = []
         self._copies: list[int] = []
         self._labels: list[int] = []
@@ -176,6 +183,7 @@ class _TableBuilder:
             self._labels.append(document.label)
             self._content.append(document.content)
         self._lengths.append(len(document.tokens))
+        self._codec_bytes.append(document.codec_bytes)
         self._images.append(len(self._keys) - 1)
         self._copies.append(document.copy)
 
@@ -183,6 +191,7 @@ class _TableBuilder:
         content = np.frombuffer(b"".join(self._content), np.uint8)
         return Table(
             lengths=np.array(self._lengths, np.uint32),
+            codec_bytes=np.array(self._codec_bytes, np.uint32),
             images=np.array(self._images, np.uint32),
             copies=np.array(self._copies, np.uint16),
             labels=np.array(self._labels, np.int32),
@@ -192,7 +201,7 @@ class _TableBuilder:
 
 
 def stem(split: str, index: int, count: int) -> str:
-    """'train-00003-of-00016'."""
+    """The name of a shard, as in 'train-00003-of-00016'."""
     return f"{split}-{index:05d}-of-{count:05d}"
 
 
@@ -213,7 +222,7 @@ def sidecar_path(folder: epath.PathLike, name: str) -> epath.Path:
 
 
 # Every finished shard has these files.
-LASTING = (record_path, table_path, sidecar_path)
+REQUIRED_FILES = (record_path, table_path, sidecar_path)
 
 
 def write_shard(
@@ -222,23 +231,25 @@ def write_shard(
     documents: Iterable[Document],
     rejects: Sequence[Reject],
     facts: dict[str, Any],
+    dtype: npt.DTypeLike = np.uint16,
 ) -> dict[str, Any]:
-    """Writes one whole shard and returns its sidecar.
+    """Writes one shard and returns its sidecar.
 
-    The records go to a temporary name, are closed, reopened, counted and hashed, and take their
-    final name only then; the sidecar comes last. A process killed at any point leaves either a
-    shard with its sidecar or none that counts as done.
+    Records are written under a temporary name, read back, counted and hashed, and then renamed; the
+    sidecar is written last. If the process is killed, the shard is either finished or has no
+    sidecar, and is then made again.
 
     Args:
-      folder: local or remote (`gs://`); a remote shard is built in a local scratch folder first.
+      folder: local or remote (`gs://`); a remote shard is built in a local temporary folder first.
       name: see `stem`.
-      documents: consumed once; only one is held at a time. Copies of an image are consecutive.
-      rejects: read after `documents` is exhausted, so its producer may still append to it.
-      facts: plain JSON values to store in the sidecar beside the counts.
+      documents: consumed once, one at a time. Copies of an image must be consecutive.
+      rejects: read after `documents` is exhausted, so its producer may append to it.
+      facts: JSON values to store in the sidecar in addition to the counts.
+      dtype: of the stored tokens, see `Representation.token_dtype`.
 
     Raises:
       WriteError: the disk is full.
-      ShardError: the file read back is not what was written.
+      ShardError: the file read back differs from what was written.
     """
     folder = epath.Path(folder)
     _remove_unfinished(folder, name)
@@ -246,7 +257,7 @@ def write_shard(
     with _scratch(folder) as scratch:
         temporary = scratch / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            _write_records(temporary, documents, builder)
+            _write_records(temporary, documents, np.dtype(dtype), builder)
             table = builder.table()
             _check_count(temporary, len(table.lengths))
             records = file_facts(temporary)
@@ -262,6 +273,7 @@ def write_shard(
         "documents": len(table.lengths),
         "images": len(table.keys),
         "tokens": int(table.lengths.sum(dtype=np.uint64)),
+        "token_dtype": np.dtype(dtype).name,
         "rejects": len(rejects),
         "records": records,
         "table": {"bytes": len(table_bytes), "sha256": hashlib.sha256(table_bytes).hexdigest()},
@@ -271,9 +283,9 @@ def write_shard(
 
 
 def read_sidecar(folder: epath.PathLike, name: str) -> dict[str, Any] | None:
-    """The sidecar of a finished shard; None if it is not finished.
+    """Reads the sidecar of a finished shard; None if the shard is not finished.
 
-    A sidecar whose shard is gone or has another size does not count: the shard is made again.
+    A shard whose files are missing or have another size than stated is not finished.
     """
     try:
         sidecar = json.loads(sidecar_path(folder, name).read_text())
@@ -297,7 +309,7 @@ def rejects_to_bytes(rejects: Iterable[Reject]) -> bytes:
 
 
 def open_records(path: epath.PathLike) -> array_record_module.ArrayRecordReader:
-    """Opens a file of records for random access. Raises ShardError, naming the file."""
+    """Opens a file of records for random access. Raises ShardError if it cannot be opened."""
     try:
         return array_record_module.ArrayRecordReader(
             os.fspath(path), READER_OPTIONS, file_reader_buffer_size=READER_BUFFER
@@ -306,13 +318,16 @@ def open_records(path: epath.PathLike) -> array_record_module.ArrayRecordReader:
         raise ShardError(f"{os.fspath(path)}: cannot be opened ({error})") from error
 
 
-def _write_records(path: epath.Path, documents: Iterable[Document], builder: _TableBuilder) -> None:
+def _write_records(
+    path: epath.Path, documents: Iterable[Document], dtype: np.dtype, builder: _TableBuilder
+) -> None:
+    stored = dtype.newbyteorder("<")
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
     try:
         for number, document in enumerate(documents):
-            writer.write(np.ascontiguousarray(document.tokens, "<u2").tobytes())
+            writer.write(np.ascontiguousarray(document.tokens, stored).tobytes())
             builder.add(document)
-            # A failed writer swallows records silently until it is closed: stop early instead.
+            # A failed writer ignores records silently until it is closed: stop early.
             if number % _CHECK_EVERY == 0 and not writer.ok():
                 break
         writer.close()
@@ -326,8 +341,8 @@ def _check_count(path: epath.Path, expected: int) -> None:
     reader.close()
     if found != expected:
         raise ShardError(
-            f"{path}: {found} records read back where {expected} were written; the disk may be "
-            "full or failing; run the same command again"
+            f"{path}: found {found} records, expected the {expected} that were written; the disk "
+            "may be full or failing: run the same command again"
         )
 
 
@@ -341,7 +356,7 @@ def _move(local: epath.Path, final: epath.Path) -> None:
 
 
 def _remove_unfinished(folder: epath.Path, name: str) -> None:
-    """Takes away the shard's sidecar first, then what a killed attempt left."""
+    """Removes the shard's sidecar first, then the files of a killed attempt."""
     sidecar_path(folder, name).unlink(missing_ok=True)
     rejects_path(folder, name).unlink(missing_ok=True)
     remove_unfinished(folder, f".{name}.*")
@@ -349,7 +364,7 @@ def _remove_unfinished(folder: epath.Path, name: str) -> None:
 
 @contextlib.contextmanager
 def _scratch(folder: epath.Path) -> Iterator[epath.Path]:
-    """Where records are written: the folder itself, or a local one for a remote folder."""
+    """The folder to write records to: the folder itself, or a local one if it is remote."""
     if is_remote(folder):
         with tempfile.TemporaryDirectory() as local:
             yield epath.Path(local)

@@ -1,4 +1,4 @@
-"""Keeping a few files open between reads, for threads and across forks."""
+"""Keeps a few files open between reads; safe for threads and after forks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class _Closable(Protocol):
 T = TypeVar("T", bound=_Closable)
 
 
-class Opened(Generic[T]):
-    """The few files used last, each lent to one thread at a time."""
+class FilePool(Generic[T]):
+    """The most recently used files, each lent to one thread at a time."""
 
-    def __init__(self, opener: Callable[[str], T], most: int) -> None:
-        self._opener, self._most = opener, most
+    def __init__(self, opener: Callable[[str], T], max_open: int) -> None:
+        self._opener, self._max_open = opener, max_open
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._files: collections.OrderedDict[str, T] = collections.OrderedDict()
 
     @contextlib.contextmanager
     def borrow(self, path: str) -> Iterator[T]:
-        """The open file at a path; closed, and opened anew next time, if its use raises."""
+        """Lends the open file at a path; closes it if its use raises."""
         if self._owner != os.getpid():
-            # A forked process shares the positions of its parent's files, and may have copied
-            # their lock while it was held: start from nothing.
+            # A forked process shares the file positions of its parent, and may have copied a held
+            # lock: open new files.
             self._lock = threading.Lock()
             self._files = collections.OrderedDict()
             self._owner = os.getpid()
@@ -43,5 +43,5 @@ class Opened(Generic[T]):
                 file.close()
                 raise
             self._files[path] = file
-            if len(self._files) > self._most:
+            if len(self._files) > self._max_open:
                 self._files.popitem(last=False)[1].close()

@@ -1,0 +1,114 @@
+"""Options of a generation job -> labels, sampling parameters, constraint and prompts.
+
+Sampling options default to the values of the run's configuration. The command `generate` and
+the evaluations resolve their flags here before they start a job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_pipelines.representations.base import Representation
+from data_pipelines.shards.reader import Shards
+from data_pipelines.sources import open_source
+from data_pipelines.utils.compare import differences
+from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.constraint import Constraint, make_constraint
+from jpeglm_jax.generation.prompts import Medium
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.trained import TrainedModel
+
+
+def resolve_labels(model: TrainedModel, num: int, label: int | None) -> list[int]:
+    """The label of each of `num` documents: `label`, or all labels in turn if it is None.
+
+    Raises ValueError for a label that the model does not know.
+    """
+    if label is None:
+        return prompts.cycle_labels(model.representation, num)
+    return [check_label(model.representation, label)] * num
+
+
+def check_label(representation: Representation, label: int) -> int:
+    """The label itself. Raises ValueError for one that the representation does not know."""
+    count = representation.num_labels
+    if not 0 <= label < count:
+        raise ValueError(
+            f"label is {label}; this model "
+            + (f"knows 0 to {count - 1}" if count else "was trained without labels")
+        )
+    return label
+
+
+def resolve_sampling_params(
+    model: TrainedModel, options: Mapping[str, float | None]
+) -> SamplingParams:
+    """The sampling parameters of `options`; for a value of None, that of the run's configuration.
+
+    Raises ValueError for a value out of range, and for guidance of a model without labels.
+    """
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    sampling_params = dataclasses.replace(
+        SamplingParams.from_config(model.config.sample), **changes
+    )
+    unconditional = model.representation.num_labels and model.config.data.label_dropout
+    if sampling_params.guidance != 1 and not unconditional:
+        raise ValueError(
+            f"guidance is {sampling_params.guidance}; it needs a model trained with labels and "
+            "label dropout (data.conditional, data.label_dropout)"
+        )
+    return sampling_params
+
+
+def resolve_constraint(model: TrainedModel, size: str | None) -> Constraint:
+    """The constraint that makes every document valid.
+
+    Args:
+      model: the model that is sampled from.
+      size: "WIDTHxHEIGHT" in pixels, where images differ in size; else None.
+
+    Raises ValueError for a size that is malformed, missing or not the representation's, and for a
+    representation that has no constraint.
+    """
+    if size is None:
+        return make_constraint(model.representation)
+    width, x, height = size.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {size!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
+    return make_constraint(model.representation, (int(width), int(height)))
+
+
+def resolve_prefix_ratio(representation: Representation, ratio: float, frames: int | None) -> float:
+    """The part of each medium that becomes the prompt: `frames` of a clip if given, else `ratio`.
+
+    Raises ValueError for frames of a model of images, or more frames than a clip has.
+    """
+    if frames is None:
+        return ratio
+    if representation.frames == 1:
+        raise ValueError("prefix_frames is for models of clips; give --prefix_ratio")
+    if not 0 <= frames <= representation.frames:
+        raise ValueError(f"prefix_frames is {frames}; expected 0 to {representation.frames}")
+    return frames / representation.frames
+
+
+def open_media(representation: Representation, where: str) -> Iterator[Medium]:
+    """Real media to complete.
+
+    Args:
+      representation: of the model.
+      where: a folder, a source such as tar:GLOB, or shards:FOLDER for an eval split.
+
+    Raises ValueError for shards of another representation.
+    """
+    if not where.startswith("shards:"):
+        source = where if ":" in where else f"folder:{where}"
+        return prompts.encode_source(representation, open_source(source, representation.kind))
+    folder = where.removeprefix("shards:")
+    shards = Shards(folder, "eval")
+    found = differences(representation.to_config(), shards.representation.to_config())
+    if found:
+        raise ValueError(f"{folder} has another representation: {'; '.join(found)}")
+    return prompts.read_shards(shards)

@@ -1,0 +1,36 @@
+"""A trained model in use: weights on a mesh, with the configuration and representation of its run.
+
+`training.checkpoint.load` makes one from a run's folder; generation and the evaluations take it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines.representations.base import Representation
+from jpeglm_jax.model.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """Everything needed to use the weights of a run.
+
+    Attributes:
+      config: the run's configuration.
+      representation: what the tokens mean.
+      spec: the model without its weights.
+      mesh: where the weights lie.
+      params: the weights, or their moving average where the run kept one.
+      step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    representation: Representation
+    spec: ModelSpec
+    mesh: Mesh
+    params: Any
+    step: int
