@@ -81,13 +81,17 @@ def _total(
     parts: dict[str, float], collectives: dict[str, dict[str, int]], link_bytes: float
 ) -> dict[str, float]:
     """Seconds of a step, and those of its parts and its collectives."""
-    beside = alone = 0.0
+    concurrent = alone = 0.0
     for kind, values in collectives.items():
         crossings = 2 if kind == "all-reduce" else 1  # every byte of a sum crosses the links twice
-        beside += crossings * values["bytes_beside"] / link_bytes
-        alone += crossings * (values["bytes"] - values["bytes_beside"]) / link_bytes
-    busy = max(sum(parts.values()), beside)
-    return dict(total=busy + alone, **parts, collectives_beside=beside, collectives_alone=alone)
+        concurrent += crossings * values["bytes_concurrent"] / link_bytes
+        alone += crossings * (values["bytes"] - values["bytes_concurrent"]) / link_bytes
+    return dict(
+        total=max(sum(parts.values()), concurrent) + alone,
+        **parts,
+        collectives_concurrent=concurrent,
+        collectives_alone=alone,
+    )
 
 
 def splash_flops(

@@ -88,7 +88,7 @@ def compile_step(
       max_documents, parameters, argument_gib, temp_gib, need_gib (per device: their sum), peak_gib,
       hbm_gib, usable_gib and fits (None where the memory is not known), flops (of the model, per
       device and step), product_flops (of the program's matrix products), kernels (calls of
-      attention kernels per step), registers (of each kernel, if asked for), collectives (by kind),
+      attention kernels per step), registers (of each kernel, if wanted), collectives (by kind),
       estimated_gcycles (of a TPU), estimated_seconds (None where there are no rates), how,
       compile_seconds, versions. What the compiler rejects for want of memory has `fits` False,
       `need_gib` and `rejected`, its message.
@@ -200,7 +200,7 @@ def text(report: dict[str, Any]) -> str:
     for kind, c in report["collectives"].items():
         lines.append(
             f"{kind}: {c['count']} in the program, {c['runs']} per step, {c['bytes'] / 1e9:.2f} GB "
-            f"per device and step, {c['asynchronous']} of {c['count']} concurrent with computation"
+            f"per device and step, {c['concurrent']} of {c['count']} concurrent with computation"
         )
     for kernel, calls in report["kernels"].items():
         lines.append(f"attention kernel {kernel}: {calls} calls per step")
@@ -225,7 +225,7 @@ def text(report: dict[str, Any]) -> str:
         lines += [
             f"estimated step: {seconds['total']:.2f} s = {busy} + "
             f"{seconds['collectives_alone']:.2f} collectives alone "
-            f"({seconds['collectives_beside']:.2f} concurrent)",
+            f"({seconds['collectives_concurrent']:.2f} concurrent)",
             f"  from {report['how']}",
         ]
     else:

@@ -70,7 +70,7 @@ class Chip:
 # that JAX reserves (its default is 0.75). The rest is for NCCL's buffers and CUDA's own.
 MEMORY_FRACTION = 0.92
 
-# Weights are gathered while the layer before computes. Default on v5e, to be asked for elsewhere.
+# Weights are gathered while the layer before computes. The default on v5e, an option elsewhere.
 ASYNC_GATHERS: dict[str, str | bool | int] = {
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",

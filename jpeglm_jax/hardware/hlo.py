@@ -20,7 +20,7 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
 )
-KEYS = ("count", "runs", "asynchronous", "bytes", "bytes_beside")
+KEYS = ("count", "runs", "concurrent", "bytes", "bytes_concurrent")
 _BITS = {"pred": 8, "bf16": 16, "token": 0}  # others end in their number of bits
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -199,13 +199,13 @@ class Program:
         """Collectives of one run by kind.
 
         On a TPU a collective that runs concurrently with computation is spread over several
-        fusions; its channel tells that they are one. On a GPU it does where a product or an
-        attention kernel is scheduled between its start and its end.
+        fusions with one channel. On a GPU it runs so where a product or an attention kernel is
+        scheduled between its start and its end.
 
         Returns:
-          kind -> count (in the text), runs (loops in full), asynchronous (how many of count run
+          kind -> count (in the text), runs (loops in full), concurrent (how many of count run
           concurrently with computation), bytes (runs times the bytes of the whole array that is
-          gathered, summed or scattered), bytes_beside (those of the asynchronous ones).
+          gathered, summed or scattered), bytes_concurrent (those of the concurrent ones).
         """
         channels: dict[tuple[str, str], tuple[int, int, bool]] = {}
         for name, count in self.runs().items():
@@ -226,9 +226,9 @@ class Program:
             of_kind = kinds.setdefault(kind, dict.fromkeys(KEYS, 0))
             of_kind["count"] += 1
             of_kind["runs"] += runs
-            of_kind["asynchronous"] += overlapped
+            of_kind["concurrent"] += overlapped
             of_kind["bytes"] += runs * size
-            of_kind["bytes_beside"] += runs * size * overlapped
+            of_kind["bytes_concurrent"] += runs * size * overlapped
         return kinds
 
     def _with_fused(self, name: str) -> list[tuple[Operation, bool]]:

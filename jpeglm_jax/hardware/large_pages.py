@@ -14,7 +14,7 @@ _TUNABLE = "glibc.malloc.hugetlb"
 def restart_with_large_pages() -> None:
     """Starts the running command again, once, with memory that comes in large pages.
 
-    XLA allocates what a step needs anew for every step, and Linux clears it page by page: 4 KiB at
+    XLA allocates the memory of every step again, and Linux clears it page by page: 4 KiB at
     a time, that was a quarter of the time of a step on two cores; 2 MiB at a time, almost nothing.
     The C library reads the setting when a process starts and at no other time. Nothing happens
     where it is set already, whatever its value, or where there is no such library.

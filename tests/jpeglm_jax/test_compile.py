@@ -57,8 +57,10 @@ def test_loops_count_in_full(counter):
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
     assert Program(SCHEDULED).collectives() == {
-        "all-gather": dict(count=1, runs=32, asynchronous=1, bytes=32 * 512, bytes_beside=32 * 512),
-        "all-reduce": dict(count=1, runs=32, asynchronous=0, bytes=32 * 68, bytes_beside=0),
+        "all-gather": dict(
+            count=1, runs=32, concurrent=1, bytes=32 * 512, bytes_concurrent=32 * 512
+        ),
+        "all-reduce": dict(count=1, runs=32, concurrent=0, bytes=32 * 68, bytes_concurrent=0),
     }
 
 
@@ -171,13 +173,19 @@ def test_what_gpus_are_described_as_is_in_the_table():
         assert f'name: "{target.device_kind}"' in target.text()
 
 
-# Of a GPU: a loop of 32 with a gather that a product runs beside and a scatter that none does.
-GPU = """HloModule step, is_scheduled=true
+# Of a GPU: a loop of 32 with a gather concurrent with a product, and a scatter with none.
+GPU = (
+    """HloModule step, is_scheduled=true
 
 %gemm (a: bf16[64,32], b: bf16[32,16]) -> bf16[64,16] {
   %a = bf16[64,32]{1,0} parameter(0)
   %b = bf16[32,16]{1,0} parameter(1)
   ROOT %dot.1 = bf16[64,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%slice (p: bf16[32,64,16]) -> bf16[64,16] {
+  %row = bf16[64,16]{1,0} dynamic-slice(%p, %i)
+  ROOT %call = bf16[64,16]{1,0} custom-call(%row), custom_call_target="mosaic_gpu_v2", MOSAIC
 }
 
 %body (s: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
@@ -200,31 +208,34 @@ ENTRY %main (x: bf16[64,32]) -> bf16[64,32] {
   %l = bf16[64,32]{1,0} parameter(0)
   %once = (f32[64,8]{1,0}, s8[0]{0}) custom-call(%l, %r), custom_call_target="__cublas$gemm", CONFIG
   %triton = (bf16[64,16]) custom-call(%q), custom_call_target="__gpu$xla.gpu.triton", METADATA
+  %sliced = bf16[64,16]{1,0} fusion(%all), kind=kCustom, calls=%slice
   %loop = (s32[], bf16[64,32]{1,0}) while(%t), condition=%condition, body=%body
 }
-""".replace(
-    "METADATA", 'metadata={op_name="jit(update)/jit(mha)/mha_forward/pallas_call"}'
-).replace(
-    "CONFIG",
-    'backend_config={"operation_queue_id":"0","gemm_backend_config":'
-    '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
+""".replace("MOSAIC", 'metadata={op_name="jit(update)/flash_attention_sm90/mpmd_map"}')
+    .replace("METADATA", 'metadata={op_name="jit(update)/jit(mha)/mha_forward/pallas_call"}')
+    .replace(
+        "CONFIG",
+        'backend_config={"operation_queue_id":"0","gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
+    )
 )
 
 
 def test_products_and_kernels_of_a_gpu_count_in_full():
     program = Program(GPU)
     assert program.product_flops() == 32 * 2 * 64 * 16 * 32 + 2 * 64 * 8 * 32
-    assert program.kernels() == {"mha_forward": 1, "fmhaSoftmax": 32}
+    found = {"mha_forward": 1, "fmhaSoftmax": 32, "flash_attention_sm90": 1}
+    assert program.kernels() == found, "the last inside of a fusion"
 
 
 def test_a_collective_of_a_gpu_is_concurrent_where_work_is_scheduled_between_its_ends():
     whole = 32 * 16
     assert Program(GPU).collectives() == {
         "all-gather": dict(
-            count=1, runs=32, asynchronous=1, bytes=32 * 2 * whole, bytes_beside=32 * 2 * whole
+            count=1, runs=32, concurrent=1, bytes=32 * 2 * whole, bytes_concurrent=32 * 2 * whole
         ),
         "reduce-scatter": dict(
-            count=1, runs=32, asynchronous=0, bytes=32 * 4 * whole, bytes_beside=0
+            count=1, runs=32, concurrent=0, bytes=32 * 4 * whole, bytes_concurrent=0
         ),
     }
 
@@ -351,7 +362,7 @@ def test_gpus_are_compiled_for_without_a_gpu(tmp_path, attention):
     forward = report["kernels"]["fmhaSoftmax" if attention == "cudnn" else "mha_forward"]
     assert forward == 32, "once a layer"
     gathers = report["collectives"]["all-gather"]
-    assert gathers["asynchronous"] >= 10 and gathers["bytes"] > 2 * 2 * report["parameters"] * 0.99
+    assert gathers["concurrent"] >= 10 and gathers["bytes"] > 2 * 2 * report["parameters"] * 0.99
     assert report["product_flops"] > 0 and report["estimated_seconds"]["total"] > 0.5
     if attention == "triton" and ptxas.find():
         kernels = {kernel["kernel"]: kernel for kernel in report["registers"]}

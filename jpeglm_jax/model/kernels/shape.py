@@ -1,4 +1,4 @@
-"""What a kernel is asked for: the facts by which it can or cannot run."""
+"""The shape of an attention, by which a kernel can or cannot compute it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The successor of JAX's own kernel for GPUs. It skips the keys before a query's document, has no
 bound on the number of documents, and takes grouped keys as they are. tokamax calls itself under
-development, and needs Python 3.12 and JAX 0.11: so this kernel is asked for by name.
+development, and needs Python 3.12 and JAX 0.11: so `auto` does not select it.
 """
 
 from __future__ import annotations
