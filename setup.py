@@ -41,6 +41,8 @@ EXTRAS_REQUIRE = {
     "cuda12": ["jax[cuda12]"],
     # Reading JPEG files as code words in a third of the time.
     "fast": ["numba>=0.63"],
+    # Another attention kernel for Hopper GPUs; with it, JAX 0.11.1 or newer.
+    "tokamax": ["tokamax>=0.0.17; python_version >= '3.12'"],
     # Folders that begin with gs://.
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Preparing data on Dataflow, Flink or Spark.

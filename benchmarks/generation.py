@@ -14,12 +14,14 @@ Greedy tokens of both are compared first.
 On a GPU both run there, in bfloat16 with 64 rows, and ours also reports its share of the memory
 bandwidth: the bytes to read per step (weights, and the filled positions of the cache) divided by
 time and by the bandwidth of a large copy in the same process. Writes
-`benchmarks/results/generation_DEVICE.json`.
+`benchmarks/results/generation_DEVICE.json`, again after every job. A candidate that fails is
+reported, and the others run without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import math
 import platform
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,16 +177,39 @@ def copy_bandwidth() -> float:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """The last line that a candidate prints, as JSON."""
+    """The last line that a candidate prints, as JSON; or, if it failed, its last message."""
     print("running", command[-1], file=sys.stderr, flush=True)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} failed:\n{result.stderr[-2000:]}")
+        return {"failed": (result.stderr.strip().splitlines() or ["no message"])[-1][:300]}
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dict[str, Any]:
-    """Tokens per second of every candidate with one model."""
+def is_chosen(name: str, only: str, skip: str) -> bool:
+    """Whether a candidate is run: patterns separated by commas, `only` empty for all."""
+
+    def matches(patterns: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(","))
+
+    return (not only or matches(only)) and not (skip and matches(skip))
+
+
+def compare(
+    folder: Path,
+    name: str,
+    args: argparse.Namespace,
+    gpu: bool,
+    write: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> dict[str, Any]:
+    """Tokens per second of every candidate with one model.
+
+    Args:
+      folder: of the checkpoints.
+      name: of the model.
+      args: of the command.
+      gpu: whether the candidates run on a GPU.
+      write: called with what is known after every job.
+    """
     length, cores = args.length or MODELS[name][1], num_cpus()
     rows = ROWS["gpu" if gpu else "cpu"]
     commands = {}
@@ -199,37 +225,45 @@ def compare(folder: Path, name: str, args: argparse.Namespace, gpu: bool) -> dic
             key = f"transformers_{cache}" + ("" if gpu else f"_{threads}_threads")
             commands[key] = [args.peer_python, "-c", PEER, json.dumps(values)]
 
-    def greedy(command: list[str]) -> list[int]:
-        return run([*command[:-1], json.dumps([*json.loads(command[-1]), True])])["tokens"]
+    commands = {key: c for key, c in commands.items() if is_chosen(key, args.only, args.skip)}
+    result: dict[str, Any] = {"rows": rows, "tokens_per_row": length - 1, "tokens_per_second": {}}
 
-    theirs = greedy(commands[next(key for key in commands if key.startswith("transformers"))])
-    same = [a == b for a, b in zip(greedy(commands["ours"]), theirs, strict=True)]
+    def greedy(command: list[str]) -> list[int] | None:
+        found = run([*command[:-1], json.dumps([*json.loads(command[-1]), True])])
+        return found.get("tokens")
+
+    peers = [key for key in commands if key.startswith("transformers")]
+    if "ours" in commands and peers:
+        theirs, ours = greedy(commands[peers[0]]), greedy(commands["ours"])
+        if theirs and ours:
+            same = [a == b for a, b in zip(ours, theirs, strict=True)]
+            result["greedy_tokens_equal_up_to"] = same.index(False) if False in same else length
     seconds: dict[str, float] = {}
-    extra: dict[str, Any] = {}
     for _ in range(args.rounds):
         for key, command in commands.items():
             found = run([*command[:-1], json.dumps([*json.loads(command[-1]), False])])
+            if "failed" in found:
+                result.setdefault("failed", {})[key] = found["failed"]
+                write(result)
+                continue
             seconds[key] = min(seconds.get(key, math.inf), found["seconds"])
-            for value in ("device", "bandwidth_share"):
-                if value in found:
-                    extra[value] = found[value]
-    rates = {key: rows * (length - 1) / best for key, best in seconds.items()}
-    best_peer = max(rate for key, rate in rates.items() if key.startswith("transformers"))
-    best_ours = max(rate for key, rate in rates.items() if key.startswith("ours"))
-    return {
-        "rows": rows,
-        "tokens_per_row": length - 1,
-        "greedy_tokens_equal_up_to": same.index(False) if False in same else length,
-        "tokens_per_second": {key: round(rate) for key, rate in rates.items()},
-        "ours_over_best_peer": round(best_ours / best_peer, 3),
-        **extra,
-    }
+            result |= {name: found[name] for name in ("device", "bandwidth_share") if name in found}
+            rates = {key: rows * (length - 1) / best for key, best in seconds.items()}
+            result["tokens_per_second"] = {key: round(rate) for key, rate in rates.items()}
+            best_ours = max((r for key, r in rates.items() if key.startswith("ours")), default=0)
+            best_peer = max((r for key, r in rates.items() if key in peers), default=0)
+            if best_ours and best_peer:
+                result["ours_over_best_peer"] = round(best_ours / best_peer, 3)
+            write(result)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--models", default="quickstart,25m", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--only", default="", help="candidates: ours*, transformers_static, ...")
+    parser.add_argument("--skip", default="", help="candidates that are not run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="jobs per process")
     parser.add_argument("--length", type=int, default=0, help="quick run, writes no results")
@@ -240,11 +274,21 @@ def main() -> None:
         print(json.dumps(ours(Path(folder), *values)))
         return
     gpu = shutil.which("nvidia-smi") is not None
-    models = {}
+    models: dict[str, dict[str, Any]] = {}
     for name in args.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             make_checkpoint(Path(folder), name)
-            models[name] = compare(Path(folder), name, args, gpu)
+
+            def write(found: dict[str, Any], name: str = name) -> None:
+                if not args.length:
+                    save(models | {name: found}, gpu)
+
+            models[name] = compare(Path(folder), name, args, gpu, write)
+    print(json.dumps(models, indent=2))
+
+
+def save(models: dict[str, dict[str, Any]], gpu: bool) -> None:
+    """Writes the results of models; those of other models, of an earlier run, are kept."""
     cores = num_cpus()
     device = next((m["device"] for m in models.values() if "device" in m), "cpu")
     name = device.replace(" ", "_").lower()
@@ -253,12 +297,9 @@ def main() -> None:
     result = {
         "command": "python -m benchmarks.generation",
         "machine": device if gpu else f"{platform.machine()}, {cores} cores",
-        "models": kept | models,  # models may be measured in separate runs
+        "models": kept | models,
     }
-    text = json.dumps(result, indent=2)
-    if not args.length:
-        path.write_text(text + "\n")
-    print(text)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,39 @@
-"""The train step of the 7B model on one accelerator, with every attention, beside PyTorch's.
+"""The train step of the 7B model on one accelerator, with every kernel, compared with PyTorch's.
 
-    python -m benchmarks.train_step [--peer_python=PYTHON] [--remat=full,save_qkv_attention]
+    python -m benchmarks.train_step [--only=cudnn] [--skip=peer] [--minutes=9]
 
 A slice of the paper's model that is faithful layer by layer: its width, heads and feed-forward
-size, rows of 12,288 places, bfloat16, and as many of its layers as fit (found by compiling two
-depths and drawing the line). It is the very step that `jpeglm_jax.train` runs. Every attention the
-platform has, with every remat policy asked for, is a process of its own; before it is timed its
-output and gradients are held against the plain form on packed rows, and one that is wrong is
-written down as wrong, not timed. MFU counts causal attention at half (jpeglm_jax/flops.py) and no
-operation twice.
+size, a sequence length of 12,288, bfloat16, and as many of its layers as fit, by the compiler's
+count for one and for two. It is the very step that `jpeglm_jax.train` runs. A candidate is an
+attention kernel with a remat policy, in a process of its own; the most likely winner comes first.
+Before a candidate is timed, its output and gradients are compared with the plain form on two packed
+rows of several documents with grouped keys; one that is wrong is reported as wrong, not timed. One
+of which no layer fits, or whose kernel is not there, is skipped with the reason. MFU counts causal
+attention at half (jpeglm_jax/model/flops.py) and no operation twice.
 
 The peer is `transformers`' LlamaForCausalLM of the same shape and number of layers, compiled, in
 bfloat16 autocast with fused AdamW; its attention is plain causal, so it is spared the document
-mask. It recomputes activations only if it must to fit. PYTHON has torch and transformers (the extra
-[parity]); by default it is this one, and where they are missing there is no peer.
+mask. It recomputes activations only if it must to fit. The Python of --peer_python has torch and
+transformers (the extra [parity]); by default it is this one, and without them there is no peer.
 
-Writes benchmarks/results/DEVICE.json. On a CPU the same code runs on a small shape, to be seen to
-work; its numbers mean nothing.
+Writes benchmarks/results/DEVICE.json, after every candidate what is known so far; results of an
+earlier call are kept until they are measured again. On a CPU the same code runs on a small shape,
+to be seen to work; its numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +43,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import jpeg
-from jpeglm_jax.compile import abstract_batch
+from jpeglm_jax.compilation.report import abstract_batch, attention_shape
+from jpeglm_jax.hardware import chips
 from jpeglm_jax.model import flops
-from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention
+from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention, choose
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
@@ -49,9 +56,25 @@ from jpeglm_jax.training.step import TrainStep, compile_init, compile_train_step
 ROOT = Path(__file__).parents[1]
 VOCAB = 320  # the paper's
 WARMUP, STEPS = 3, 10
-DOCUMENT = 5000  # places of a document, about: the paper's
-RESERVE = 0.94  # share of the memory that a step may need: the rest is for what XLA sets aside
+DOCUMENT = 5000  # tokens of a document, about: the paper's
+RESERVE = 0.96  # share of JAX's memory that a step may need
 TOLERANCE = 0.03  # of the largest entry, in bfloat16
+GIB = 2**30
+
+# The most likely winner first. What a platform has no kernel for is not in its list.
+CANDIDATES = (
+    "cudnn:minimal_with_attention",
+    "splash:minimal_with_attention",
+    "cudnn:full",
+    "splash:full",
+    "tokamax:minimal_with_attention",
+    "cudnn:save_qkv_attention",
+    "splash:save_qkv_attention",
+    "tokamax:full",
+    "triton:minimal_with_attention",
+    "triton:full",
+    "chunked:full",
+)
 
 PEER = """
 import json, statistics, sys, time
@@ -112,27 +135,28 @@ def shape_of(platform: str, layers: int, remat: str, implementation: str) -> Con
     return config
 
 
-def recipe_of(config: ConfigDict, platform: str) -> TrainStep:
+def train_step_of(config: ConfigDict, platform: str) -> TrainStep:
     model = model_config(config.model, VOCAB, platform)
     return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
 def packed(length: int, document: int) -> np.ndarray:
-    """Segments of one row: documents of `document` places, the last cut short by padding."""
+    """Segments of one row: documents of `document` tokens, the last cut short by padding."""
     segments = np.arange(length) // document + 1
     segments[-length // 16 :] = 0
     return segments[None].astype(np.int32)
 
 
 def difference(implementation: str, length: int) -> float:
-    """The largest difference to the plain form, over output and gradients, on a packed row.
+    """The largest difference to the plain form, over output and gradients, on packed rows.
 
-    As a share of the largest entry of each; grouped-query, bfloat16.
+    As a share of the largest entry of each; two rows of three and of five documents and padding,
+    four heads to a group, bfloat16.
     """
     keys = jax.random.split(jax.random.key(0), 4)
-    q, direction = (jax.random.normal(key, (1, length, 8, 128), jnp.bfloat16) for key in keys[:2])
-    k, v = (jax.random.normal(key, (1, length, 2, 128), jnp.bfloat16) for key in keys[2:])
-    segments = jnp.asarray(packed(length, length // 3))
+    q, direction = (jax.random.normal(key, (2, length, 8, 128), jnp.bfloat16) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, length, 2, 128), jnp.bfloat16) for key in keys[2:])
+    segments = jnp.concatenate([packed(length, length // 3), packed(length, length // 5)])
     looks = (segments > 0)[..., None, None]
 
     def results(name: str) -> Any:
@@ -148,35 +172,48 @@ def difference(implementation: str, length: int) -> float:
 
 
 def need(config: ConfigDict, platform: str, mesh: Any) -> int:
-    """Bytes that the step of a configuration takes."""
-    train_step = recipe_of(config, platform)
+    """Bytes that the step of a configuration takes, by its compiler."""
+    train_step = train_step_of(config, platform)
     step = compile_train_step(train_step, mesh)
     with jax.set_mesh(mesh):
         lowered = step.jitted.lower(train_step.abstract_state(), abstract_batch(config))  # type: ignore[attr-defined]
-    memory = lowered.compile().memory_analysis()
+    # Without its search for the fastest products, which changes no sizes, this takes seconds.
+    options = {"xla_gpu_autotune_level": 0} if platform == "gpu" else None
+    memory = lowered.compile(compiler_options=options).memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def layers_that_fit(remat: str, implementation: str, platform: str, mesh: Any) -> int:
-    """How many layers of the paper's 32 one device takes."""
-    memory = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
-    if memory is None:
-        return 2
-    one, two = (need(shape_of(platform, n, remat, implementation), platform, mesh) for n in (1, 2))
-    return int(max(1, min(32, 1 + (RESERVE * memory - one) // (two - one))))
+def layers_that_fit(one: int, two: int, memory: float, total: int = 32) -> int:
+    """How many of the paper's layers fit: from the bytes that one and two layers take."""
+    return int(max(0, min(total, 1 + (RESERVE * memory - one) // (two - one))))
 
 
 def measure(implementation: str, remat: str) -> dict[str, Any]:
-    """One candidate: checked, then timed; in a process of its own."""
+    """One candidate: compared, then timed; in a process of its own."""
     device = jax.devices()[0]
     platform = device.platform
     mesh = sharding.make_mesh({"fsdp": 1}, devices=[device])
+    config = shape_of(platform, 2, remat, implementation)
+    model = train_step_of(config, platform).model.config
+    shape = attention_shape(model, config.seq_len, device.device_kind)
+    try:
+        choose(implementation, platform, shape)
+    except ValueError as error:
+        return {"skipped": str(error)}
+    if memory := (device.memory_stats() or {}).get("bytes_limit"):
+        one, two = (
+            need(shape_of(platform, n, remat, implementation), platform, mesh) for n in (1, 2)
+        )
+        config.model.layers = layers_that_fit(one, two, memory)
+        if not config.model.layers:
+            return {
+                "skipped": f"one layer needs {one / GIB:.1f} GiB of {memory / GIB:.1f}, by the "
+                "compiler's count"
+            }
     apart = difference(implementation, 512 if platform == "cpu" else 3072)
     if not apart <= TOLERANCE:
         return {"wrong": f"differs from the plain form by {apart:.3g} of the largest entry"}
-    config = shape_of(platform, 2, remat, implementation)
-    config.model.layers = layers_that_fit(remat, implementation, platform, mesh)
-    train_step = recipe_of(config, platform)
+    train_step = train_step_of(config, platform)
     random = np.random.default_rng(0)
     rows, length = config.batch_size, config.seq_len
     segments = packed(length, min(DOCUMENT, length // 2))
@@ -206,7 +243,7 @@ def measure(implementation: str, remat: str) -> dict[str, Any]:
 
 
 def rates(config: ConfigDict, train_step: TrainStep, took: float) -> dict[str, Any]:
-    """Seconds a step -> tokens a second and, where the peak is known, MFU."""
+    """Seconds per step -> tokens per second and, where the peak is known, MFU."""
     tokens = config.batch_size * config.seq_len
     operations = flops.train_flops_per_token(train_step.model.config, config.seq_len) * tokens
     peak = flops.peak_flops(jax.devices()[0])
@@ -218,8 +255,10 @@ def rates(config: ConfigDict, train_step: TrainStep, took: float) -> dict[str, A
     }
 
 
-def beside(peer_python: str, layers: int, platform: str) -> dict[str, Any]:
-    """The peer at a number of layers."""
+def peer(
+    peer_python: str, layers: int, platform: str, environment: dict[str, str]
+) -> dict[str, Any]:
+    """The peer at a number of layers; its operations are those of our model."""
     config = shape_of(platform, layers, "full", "auto")
     model = config.model
     shape = dict(
@@ -232,58 +271,134 @@ def beside(peer_python: str, layers: int, platform: str) -> dict[str, Any]:
         head_dim=model.head_dim,
     )
     arguments = json.dumps([shape, config.batch_size, config.seq_len, WARMUP, STEPS])
-    result = last_line([peer_python, "-c", PEER, arguments])
-    if "seconds" not in result:
-        return result
-    return result | rates(config, recipe_of(config, platform), result["seconds"])
+    result = last_line([peer_python, "-c", PEER, arguments], environment)
+    if "seconds" in result:
+        tokens = config.batch_size * config.seq_len
+        per_token = flops.train_flops_per_token(
+            train_step_of(config, platform).model.config, config.seq_len
+        )
+        result["tokens_per_second"] = round(tokens / result["seconds"])
+        result["tflops"] = round(per_token * tokens / result["seconds"] / 1e12, 2)
+        result["layers"] = layers
+    return result
 
 
-def last_line(command: list[str]) -> dict[str, Any]:
-    """What a candidate prints last; or, if it could not run, why."""
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def last_line(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """The result that a process prints last; or, if it failed, its last message."""
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
     if result.returncode == 0:
         return json.loads(result.stdout.splitlines()[-1])
-    return {"failed": (result.stderr.strip().splitlines() or ["no word"])[-1][:300]}
+    return {"failed": (result.stderr.strip().splitlines() or ["no message"])[-1][:300]}
+
+
+def candidates(platform: str, only: str, skip: str) -> list[str]:
+    """KERNEL:REMAT of a platform, in order, and "peer".
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      only, skip: patterns separated by commas, each of a kernel or of KERNEL:REMAT; a remat policy
+        that is not in the list is added to it by `only`.
+    """
+    names = [name for name in CANDIDATES if platform in IMPLEMENTATIONS[name.split(":")[0]]]
+    asked = [pattern for pattern in only.split(",") if pattern]
+    names += [name for name in asked if re.fullmatch(r"\w+:\w+", name) and name not in names]
+    names.append("peer")
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(
+            fnmatch.fnmatch(part, pattern)
+            for pattern in patterns
+            for part in (name, name.split(":")[0])
+        )
+
+    skipped = [pattern for pattern in skip.split(",") if pattern]
+    return [
+        name for name in names if (not asked or matches(name, asked)) and not matches(name, skipped)
+    ]
+
+
+def environment_of(platform: str, cache: str) -> dict[str, str]:
+    """Of the candidates: most of a GPU's memory, and compiled programs kept for those after."""
+    variables = dict(os.environ)
+    if platform == "gpu":
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(chips.MEMORY_FRACTION)
+        variables["JAX_COMPILATION_CACHE_DIR"] = cache
+        flag = f"--xla_gpu_per_fusion_autotune_cache_dir={cache}"
+        variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {flag}".strip()
+    return variables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="candidates: cudnn, cudnn:full, peer, ...")
+    parser.add_argument("--skip", default="", help="candidates that are not run")
+    parser.add_argument("--minutes", type=float, default=9.0, help="none starts after so many")
     parser.add_argument("--peer_python", default=sys.executable)
-    parser.add_argument("--remat", default="full,save_qkv_attention,minimal_with_attention")
     parser.add_argument("--out", default="", help="default: benchmarks/results/DEVICE.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(*args.one)))
         return
-    # The candidates need the whole device: what it is, is asked in a process that then ends.
+    began = time.monotonic()
+    # The candidates need the whole device, so a process that then ends is asked what it is.
     asked = "import jax, json; d = jax.devices()[0]; print(json.dumps([d.platform, d.device_kind]))"
     printed = subprocess.check_output([sys.executable, "-c", asked], text=True)
     platform, kind = json.loads(printed.splitlines()[-1])
-    candidates = [name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on]
-    result: dict[str, Any] = {
+    name = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
+    out = Path(args.out) if args.out else ROOT / "benchmarks" / "results" / f"{name}.json"
+    result = {
         "command": "python -m benchmarks.train_step",
         "device": kind,
         "jax": jax.__version__,
         "formula": flops.FORMULA,
         "ours": {},
     }
-    for name in candidates:
-        for remat in args.remat.split(","):
-            command = [sys.executable, "-m", "benchmarks.train_step", "--one", name, remat]
-            result["ours"][f"{name} {remat}"] = last_line(command)
-            print(name, remat, result["ours"][f"{name} {remat}"], flush=True)
-    timed = [values for values in result["ours"].values() if "seconds" in values]
-    if timed:
-        best = max(timed, key=lambda values: values["tflops"])
-        result["peer"] = beside(args.peer_python, best["layers"], platform)
-        print("peer", result["peer"])
-        if "tflops" in result["peer"]:
-            result["best_over_peer"] = round(best["tflops"] / result["peer"]["tflops"], 3)
-    name = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
-    out = Path(args.out) if args.out else ROOT / "benchmarks" / "results" / f"{name}.json"
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    if out.exists():
+        before = json.loads(out.read_text())
+        if before.get("device") == kind and before.get("jax") == jax.__version__:
+            result |= {key: before[key] for key in ("ours", "peer") if key in before}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = environment_of(platform, cache)
+        for candidate in candidates(platform, args.only, args.skip):
+            if time.monotonic() - began > 60 * args.minutes:
+                print(f"{candidate}: not started, {args.minutes:g} minutes are over", flush=True)
+                continue
+            if candidate == "peer":
+                measured = run_peer(result["ours"], args.peer_python, platform, environment)
+                result["peer"] = measured
+            else:
+                command = [sys.executable, "-m", "benchmarks.train_step", "--one"]
+                measured = last_line([*command, *candidate.split(":")], environment)
+                result["ours"][candidate] = measured
+            print(candidate, measured, flush=True)
+            if ratio := over_peer(result):
+                result["best_over_peer"] = ratio
+            out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written to {out}")
+
+
+def best(ours: dict[str, Any]) -> dict[str, Any] | None:
+    """The fastest of the candidates that were timed."""
+    timed = [values for values in ours.values() if "tflops" in values]
+    return max(timed, key=lambda values: values["tflops"], default=None)
+
+
+def run_peer(
+    ours: dict[str, Any], peer_python: str, platform: str, environment: dict[str, str]
+) -> dict[str, Any]:
+    """The peer with as many layers as our fastest candidate."""
+    if first := best(ours):
+        return peer(peer_python, first["layers"], platform, environment)
+    return {"skipped": "no candidate was timed, so the number of layers is not known"}
+
+
+def over_peer(result: dict[str, Any]) -> float | None:
+    """Operations per second of our fastest candidate over the peer's; None without either."""
+    first, other = best(result["ours"]), result.get("peer", {}).get("tflops")
+    return round(first["tflops"] / other, 3) if first and other else None
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
   cifar10     32x32 photos on one GPU, about a quarter of an hour
   imagenet64  64x64 photos on one node of eight GPUs or a TPU slice, about a day
   7b          the paper's model: 256x256 photos, 6.5 billion parameters, a pod
-  7b_v5e256, 7b_v5p128, 7b_v6e256
-              the same, with as many saved activations as the memory of these pods allows
+  7b_v5e256, 7b_v5p128, 7b_v6e256, 7b_h100x8, 7b_h100x32, 7b_h200x8
+              the same, with as many saved activations as the memory of these pods and GPUs allows
 
 Any value can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
 """
@@ -70,6 +70,7 @@ def base() -> ConfigDict:
                 dtype="auto",  # compute type: bfloat16 on TPUs and GPUs, float32 on CPUs
                 remat="full",  # saved activations of a layer: see model.config.REMAT_POLICIES
                 attention="auto",  # see model.attention.IMPLEMENTATIONS
+                max_documents=0,  # of a row, padding counted as one; 0: as many as packing allows
                 scan_unroll=1,  # layers per iteration of the scan
             ),
             optimizer=dict(
@@ -234,6 +235,41 @@ def paper_v6e256(c: ConfigDict) -> None:
     c.model.remat = "save_qkv_attention"
 
 
+def paper_h100x8(c: ConfigDict) -> None:
+    """The paper's model on a machine of eight H100: a row per GPU, the batch in 32 parts.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:8 --vocab_size=320 \
+        --search
+
+    What is kept was chosen by that command and its like, see docs/parallelism.md.
+    """
+    paper(c)
+    c.optimizer.grad_accum_steps = 32
+    c.model.remat = "minimal_with_attention"
+
+
+def paper_h100x32(c: ConfigDict) -> None:
+    """The paper's model on four machines of eight H100: a row per GPU, the batch in 8 parts.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:4x8 --vocab_size=320 \
+        --search
+    """
+    paper(c)
+    c.optimizer.grad_accum_steps = 8
+    c.model.remat = "minimal_with_attention"
+
+
+def paper_h200x8(c: ConfigDict) -> None:
+    """The paper's model on a machine of eight H200: two rows per GPU, the batch in 16 parts.
+
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h200:8 --vocab_size=320 \
+        --search
+    """
+    paper(c)
+    c.optimizer.grad_accum_steps = 16
+    c.model.remat = "minimal_with_attention"
+
+
 PRESETS = {
     "digits": digits,
     "cifar10": cifar10,
@@ -242,4 +278,7 @@ PRESETS = {
     "7b_v5e256": paper_v5e256,
     "7b_v5p128": paper_v5p128,
     "7b_v6e256": paper_v6e256,
+    "7b_h100x8": paper_h100x8,
+    "7b_h100x32": paper_h100x32,
+    "7b_h200x8": paper_h200x8,
 }

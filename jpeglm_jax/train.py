@@ -84,7 +84,9 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     )
     with guards.watchdog.paused():  # encoding a source may take any time
         data = open_data(config, workdir)
-    train_step = make_train_step(config, data.representation, jax.default_backend())
+    train_step = make_train_step(
+        config, data.representation, jax.default_backend(), data.max_documents
+    )
     check_mesh(config, train_step.model.config, mesh)
     identity = identity_of(config, data)
     # From here on a signal waits for the next `guards.check`.

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError
 
+from jpeglm_jax.hardware.chips import MEMORY_FRACTION
+
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
 SCRIPTS = [LAUNCH / "tpu_vm.sh", LAUNCH / "slurm.sbatch"]
@@ -128,6 +130,15 @@ def test_gpu_processes_are_as_many_as_pods_and_know_the_first():
     assert {"containerPort": int(port)} in container["ports"]
 
 
+def test_gpu_launchers_give_jax_the_memory_that_compiling_ahead_of_time_counts_with():
+    variables = container_of(load(LAUNCH / "gke_gpu.yaml"))[1]["env"]
+    values = {v["name"]: v.get("value") for v in variables}
+    assert float(values["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == MEMORY_FRACTION
+    script = (LAUNCH / "slurm.sbatch").read_text()
+    (value,) = re.findall(r"^export XLA_PYTHON_CLIENT_MEM_FRACTION=(\S+)$", script, re.MULTILINE)
+    assert float(value) == MEMORY_FRACTION
+
+
 def test_a_slice_has_as_many_chips_as_its_topology():
     job, container = container_of(load(LAUNCH / "gke_tpu.yaml"))
     selector = job["spec"]["template"]["spec"]["nodeSelector"]
@@ -182,7 +193,7 @@ def test_the_program_accepts_the_commands():
     parsed = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(parsed) == len(SCRIPTS) + len(MANIFESTS)
     for name, rest, preset, shards, workdir, detects in parsed:
-        assert not rest and preset == "7b" and shards and workdir, name
+        assert not rest and preset in ("7b", "7b_h100x32") and shards and workdir, name
         assert detects or name == "gke_gpu.yaml", "which sets the coordinator itself"
 
 

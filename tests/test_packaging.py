@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "data_pipelines", "evals", "jpeglm_jax")
 # Extras whose packages are imported only when asked for, with a message that names the extra.
-OPTIONAL = {"beam", "fast", "parity"}
+OPTIONAL = {"beam", "fast", "parity", "tokamax"}
 
 
 def setup_constant(name: str):

@@ -38,6 +38,13 @@ class ConcatPlan(EpochPlan):
             padding=self.rows_per_epoch * seq_len - positions,
         )
 
+    @property
+    def max_documents(self) -> int:
+        # Two that are cut by the ends of the row, and between them the shortest there are.
+        ends = np.cumsum(np.sort(self._lengths), dtype=np.int64)
+        whole = int(np.searchsorted(ends, self.seq_len - 2, side="right"))
+        return min(whole + 2, self.seq_len)
+
     def split_documents(self, epoch: int) -> int:
         """Number of documents of this epoch that are in more than one row."""
         split = 0

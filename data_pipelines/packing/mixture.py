@@ -92,6 +92,10 @@ class Mixture(Plan):
     def lengths(self) -> np.ndarray:
         return np.concatenate([plan.lengths for plan in self.plans])
 
+    @property
+    def max_documents(self) -> int:
+        return max(plan.max_documents for plan in self.plans)
+
     def __str__(self) -> str:
         stages = []
         for start, shares in zip(self._starts, self.shares, strict=True):

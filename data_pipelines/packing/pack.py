@@ -42,6 +42,10 @@ class PackPlan(EpochPlan):
             padding=templates.rows * seq_len - positions,
         )
 
+    @property
+    def max_documents(self) -> int:
+        return int(self._sizes.max())
+
     def _lay_out(self, templates: bins.Templates, histogram: np.ndarray) -> None:
         """Numbers the slots of all rows: each group of lengths has its own slots 0, 1, ..."""
         self._row_ends = np.cumsum(templates.copies)

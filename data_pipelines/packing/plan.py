@@ -97,6 +97,11 @@ class Plan(abc.ABC):
     def lengths(self) -> np.ndarray:
         """Positions of each document of the plan, uint32 [N]."""
 
+    @property
+    @abc.abstractmethod
+    def max_documents(self) -> int:
+        """No row of any epoch holds pieces of more documents."""
+
     @abc.abstractmethod
     def rows(self, indices: ArrayLike) -> Rows:
         """The rows with these indices, in any order. Raises IndexError for negative ones."""

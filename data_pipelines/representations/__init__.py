@@ -85,7 +85,7 @@ class _Artifacts(Mapping[str, bytes]):
         path = self._folder / name
         if not path.is_file():
             raise ValueError(
-                f"{self._folder} has no {name}, which gives its tokens their meaning; copy the file "
+                f"{self._folder} has no {name}, which its tokens need; copy the file "
                 "that was saved with this representation there"
             )
         return path.read_bytes()

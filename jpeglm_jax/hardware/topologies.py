@@ -1,4 +1,4 @@
-"""Pods, described from any machine: what the TPU compiler must know to compile for one."""
+"""Pods and GPU machines, described from any machine: what a compiler must know of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 
 import jax
 from jax.experimental import topologies
+
+from jpeglm_jax.hardware.gpu_targets import TARGETS
 
 
 class TopologyError(ValueError):
@@ -37,18 +39,20 @@ GENERATIONS = {
     "v5p": Generation("v5", "megacore", 3, 4),
     "v6e": Generation("v6e", "default", 2, 16),
 }
-EXPECTED = "expected such as v5p:4x4x4, v5e:16x16, v6e:16x16 or cpu:8"
+EXPECTED = "expected such as v5p:4x4x4, v5e:16x16, v6e:16x16, h100:8, h200:4x8 or cpu:8"
+GPUS_PER_MACHINE = 8
 
 
 def describe(topology: str, slices: int = 1) -> list[jax.Device]:
     """The devices of a topology, to compile for; none of them need exist.
 
-    The pod is described in full, with its hosts and the ends of its network that are joined: a
-    compiler that is not told of the rings gathers weights by slower means.
+    A pod is described in full, with its hosts and the ends of its network that are joined: a
+    compiler that does not know the rings gathers weights by slower means.
 
     Args:
-      topology: GENERATION:CHIPS, such as "v5p:4x4x4"; or "cpu:8", this machine's CPU as 8 devices.
-      slices: how many such pods, joined by the data-centre network.
+      topology: GENERATION:CHIPS, such as "v5p:4x4x4"; GPU:DEVICES or GPU:MACHINESxDEVICES, such as
+        "h100:8" or "h100:4x8"; or "cpu:8", this machine's CPU as 8 devices.
+      slices: how many such TPU pods, joined by the data-centre network.
 
     Raises:
       TopologyError: a description that is not understood, or no compiler for it here.
@@ -59,8 +63,12 @@ def describe(topology: str, slices: int = 1) -> list[jax.Device]:
     chips = [int(n) for n in extent.split("x")]
     if name == "cpu":
         return _cpu(math.prod(chips))
+    if name in TARGETS:
+        return _gpu(topology, chips)
     if name not in GENERATIONS:
-        raise TopologyError(f"topology is {topology!r}, of no generation known here; {EXPECTED}")
+        raise TopologyError(
+            f"topology is {topology!r}; there is no description of {name!r} here; {EXPECTED}"
+        )
     generation = GENERATIONS[name]
     if len(chips) != generation.dims:
         raise TopologyError(
@@ -68,7 +76,7 @@ def describe(topology: str, slices: int = 1) -> list[jax.Device]:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(
-            f"to compile for {topology} the TPU compiler is needed, on any machine: "
+            f"compiling for {topology} needs the TPU compiler, on any machine: "
             f"pip install 'jax[tpu]=={jax.__version__}'"
         )
     # The compiler would ask the metadata server of a TPU machine what it runs on.
@@ -88,8 +96,29 @@ def describe(topology: str, slices: int = 1) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TopologyError(
-            f"the TPU compiler refuses the topology {topology}: {reason}"
+            f"the TPU compiler rejects the topology {topology}: {reason}"
         ) from error
+    return list(found.devices)
+
+
+def _gpu(topology: str, counts: list[int]) -> list[jax.Device]:
+    """GPUs of machines with NVLink within each and a network between them."""
+    machines, devices = counts if len(counts) == 2 else (1, counts[-1])
+    if len(counts) > 2 or devices > GPUS_PER_MACHINE:
+        raise TopologyError(
+            f"topology is {topology!r}; a machine has up to {GPUS_PER_MACHINE} GPUs, several are "
+            f"written MACHINESx{GPUS_PER_MACHINE}; {EXPECTED}"
+        )
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        raise TopologyError(
+            f"compiling for {topology} needs XLA's compiler for CUDA, on any machine, with or "
+            f"without a GPU: pip install 'jax[cuda13]=={jax.__version__}'"
+        )
+    found = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=TARGETS[topology.partition(":")[0]].text(),
+        topology=f"1x{machines}x{devices}",
+    )
     return list(found.devices)
 
 

@@ -1,4 +1,4 @@
-"""Causal attention within documents: one function, chosen by platform, that honours the mask.
+"""Causal attention within documents: one function, chosen by platform and shape.
 
 A row holds several documents. A token sees the tokens before it in its own document and nothing
 else; padding has segment 0 and sees only padding, which the loss never reads.
@@ -7,23 +7,33 @@ else; padding has segment 0 and sees only padding, which the loss never reads.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jpeglm_jax.hardware import chips
+from jpeglm_jax.model.kernels.shape import AttentionShape
 from jpeglm_jax.parallel import sharding
 
-# Name -> the platforms it runs on, the fastest first; "auto" takes the platform's first.
+# Name -> the platforms it runs on, the fastest first.
 IMPLEMENTATIONS = {
     "splash": ("tpu",),
-    "triton": ("gpu",),
     "cudnn": ("gpu",),
+    "tokamax": ("gpu",),
+    "triton": ("gpu",),
     "xla": ("cpu", "gpu", "tpu"),
     "chunked": ("cpu", "gpu", "tpu"),
 }
+# A kernel is a module of that name in jpeglm_jax/model/kernels.
+KERNELS = ("splash", "cudnn", "tokamax", "triton")
+# What "auto" can be, in this order.
+AUTO = ("splash", "cudnn", "triton")
+# Up to this sequence length "auto" computes the plain form at once where no kernel can.
+PLAIN_LENGTH = 2048
 # What the output (and what a kernel needs with it backwards) is called for a remat policy.
 OUTPUT = "attention"
 
@@ -36,30 +46,43 @@ def document_mask(segments_BxS: jax.Array) -> jax.Array:
     return same_BxSxS & causal_SxS[None]
 
 
-def choose(implementation: str, platform: str) -> str:
-    """The implementation that a name in a configuration means on a platform.
+def _kernel(name: str) -> Any:
+    """The module of a kernel, imported where it is used: Pallas takes a second to import."""
+    return importlib.import_module(f"jpeglm_jax.model.kernels.{name}")
 
-    "auto" is the fastest of those whose output was held against the plain form: splash on a TPU,
-    the Pallas kernel on a GPU, the plain form on a CPU.
+
+def choose(implementation: str, platform: str, shape: AttentionShape) -> str:
+    """The implementation that a name in a configuration means.
+
+    "auto" is the first of AUTO that runs on the platform and can take the shape: splash on a TPU,
+    cuDNN on a Hopper GPU, Triton on another; else the plain form, in chunks where rows are long.
 
     Raises:
-      ValueError: an unknown name, or a kernel for another platform.
+      ValueError: an unknown name, a kernel for another platform, or one that cannot take the shape.
     """
     if implementation == "auto":
-        return next(name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on)
+        able = (name for name in AUTO if platform in IMPLEMENTATIONS[name])
+        plain = "xla" if platform == "cpu" or shape.length <= PLAIN_LENGTH else "chunked"
+        return next((name for name in able if not _kernel(name).obstacle(shape)), plain)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"model.attention is {implementation!r}; expected auto or one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
     if platform not in IMPLEMENTATIONS[implementation]:
-        able = [name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on]
+        others = [name for name, runs_on in IMPLEMENTATIONS.items() if platform in runs_on]
         raise ValueError(
             f"model.attention is {implementation}, a kernel for "
             f"{' and '.join(IMPLEMENTATIONS[implementation])}; on {platform} there are "
-            f"{', '.join(able)}"
+            f"{', '.join(others)}"
         )
+    _check(implementation, shape)
     return implementation
+
+
+def _check(name: str, shape: AttentionShape) -> None:
+    if name in KERNELS and (reason := _kernel(name).obstacle(shape)):
+        raise ValueError(f"{reason}; set model.attention to auto or chunked")
 
 
 def attention(
@@ -69,6 +92,7 @@ def attention(
     segments_BxS: jax.Array,
     *,
     implementation: str = "auto",
+    max_documents: int = 16,
     interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within documents; scores and softmax in float32.
@@ -78,6 +102,8 @@ def attention(
       k_BxSxGxK, v_BxSxGxK: keys and values; G groups divide the H heads (grouped-query attention).
       segments_BxS: int, the document of each token; 0 is padding.
       implementation: "auto" or one of IMPLEMENTATIONS; see `choose`.
+      max_documents: documents that a row may hold, padding counted as one. cuDNN's program has
+        this size.
       interpret: run the program of a Pallas kernel in plain JAX, on any platform: for tests.
 
     Returns:
@@ -87,32 +113,28 @@ def attention(
       ValueError: an implementation that is unknown, or cannot take this platform or these
         shapes; groups that do not divide the heads.
     """
-    platform = chips.target()[0]
-    name = implementation if interpret else choose(implementation, platform)
-    heads, groups = q_BxSxHxK.shape[2], k_BxSxGxK.shape[2]
+    platform, kind = chips.target()
+    length, heads, head_dim = q_BxSxHxK.shape[1:]
+    groups = k_BxSxGxK.shape[2]
     if heads % groups:
         raise ValueError(f"{groups} key-value heads do not divide {heads} heads")
+    shape = AttentionShape(length, head_dim, q_BxSxHxK.dtype.name, max_documents, kind)
+    if interpret:
+        _check(implementation, shape)
+        name = implementation
+    else:
+        name = choose(implementation, platform, shape)
     arrays = q_BxSxHxK, k_BxSxGxK, v_BxSxGxK, segments_BxS
-    # Kernels are imported where they are used: Pallas takes a second, which a CPU need not pay.
-    if name == "splash":
-        from jpeglm_jax.model.kernels import splash
-
-        # It names what it keeps for the backward pass itself: more than its output.
-        return _on_each_device(
-            functools.partial(splash.attention, name=OUTPUT, interpret=interpret), *arrays
-        )
-    if name == "triton":
-        from jpeglm_jax.model.kernels import triton
-
-        out = _on_each_device(functools.partial(triton.attention, interpret=interpret), *arrays)
-    elif name == "cudnn":
-        from jpeglm_jax.model.kernels import cudnn
-
-        out = _on_each_device(cudnn.attention, *arrays)
-    elif name == "chunked":
-        from jpeglm_jax.model.kernels import chunked
-
-        out = chunked.attention(*arrays, _xla)
+    if name in KERNELS:
+        # A kernel names what it keeps for the backward pass itself: more than its output.
+        options: dict[str, Any] = {"name": OUTPUT}
+        if name == "cudnn":
+            options["max_documents"] = max_documents
+        elif interpret:
+            options["interpret"] = True
+        return _on_each_device(functools.partial(_kernel(name).attention, **options), *arrays)
+    if name == "chunked":
+        out = _kernel(name).attention(*arrays, _xla)
     else:
         out = _xla(*arrays[:3], document_mask(segments_BxS))
     return checkpoint_name(out, OUTPUT)
@@ -127,7 +149,7 @@ def _on_each_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 
 
 def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
-    """The plain form, and the reference that every kernel is held against.
+    """The plain form, and the reference that every kernel is compared with.
 
     Heads are moved before the length, so that both products are batches of plain matrix products:
     left to itself the CPU back end multiplies in the [length, heads] layout several times slower.
@@ -150,7 +172,7 @@ def _xla(q_BxSxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxSxT) -> jax.Array:
 def cached_attention(
     q_BxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array, filled_B: jax.Array
 ) -> jax.Array:
-    """Attention of one new token a sequence to a cache, of which the first `filled_B` places count.
+    """Attention of one new token per sequence to a cache, of which `filled_B` entries count.
 
     Returns:
       float [batch, heads, head_dim], the dtype of q.

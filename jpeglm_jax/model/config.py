@@ -66,6 +66,7 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
+    max_documents: int = 16  # of a row, padding counted as one: see `attention`
     scan_unroll: int = 1
 
     def __post_init__(self) -> None:
@@ -100,5 +101,6 @@ def compute_dtype(name: str, platform: str) -> str:
 def model_config(config: ConfigDict, vocab_size: int, platform: str) -> ModelConfig:
     """The shape that `config.model` describes; `platform` is "cpu", "gpu" or "tpu"."""
     values = config.to_dict()
+    values["max_documents"] = values["max_documents"] or ModelConfig.max_documents
     values["dtype"] = compute_dtype(values["dtype"], platform)
     return ModelConfig(vocab_size=vocab_size, **values)

@@ -119,7 +119,10 @@ class Attention(nnx.Module):
         parts = (constrain(a, "batch", "length", "heads", None) for a in (q, k, v))
         whole = (constrain(a, "batch", None, "act_heads", None) for a in parts)
         q, k, v = (checkpoint_name(a, QKV) for a in whole)
-        out = attention(q, k, v, segments_BxS, implementation=self.config.attention)
+        c = self.config
+        out = attention(
+            *(q, k, v, segments_BxS), implementation=c.attention, max_documents=c.max_documents
+        )
         out = constrain(out, "batch", None, "act_heads", None)
         out = constrain(out, "batch", "length", "heads", None)
         return self.output(out), (k.swapaxes(1, 2), v.swapaxes(1, 2))

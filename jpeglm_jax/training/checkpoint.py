@@ -85,7 +85,7 @@ def versions() -> dict[str, str]:
 
 def shape_of(config: ConfigDict) -> dict[str, Any]:
     """The part of `config.model` that decides what the weights are, not how they are computed."""
-    computing = ("dtype", "remat", "attention", "scan_unroll")
+    computing = ("dtype", "remat", "attention", "max_documents", "scan_unroll")
     return {name: value for name, value in config.model.items() if name not in computing}
 
 

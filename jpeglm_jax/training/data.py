@@ -43,6 +43,12 @@ class RunData:
         return self.train.representation
 
     @property
+    def max_documents(self) -> int:
+        """No row of either split holds more documents, padding counted as one."""
+        loaders = self.train_loader, self.eval_loader
+        return 1 + max(loader.plan.max_documents for loader in loaders)
+
+    @property
     def num_damaged(self) -> int:
         """Documents of both splits that were skipped as damaged so far."""
         return self.train.num_damaged + self.eval.num_damaged

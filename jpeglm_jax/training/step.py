@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.representations.base import Representation
 from jpeglm_jax.model.config import ModelConfig, model_config
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.parallel.sharding import BATCH_AXES, Batch, batch_shardings
 from jpeglm_jax.training import optimizer
+
+if TYPE_CHECKING:  # needs the codecs, which the step does not
+    from data_pipelines.representations.base import Representation
 
 
 @jax.tree_util.register_dataclass
@@ -209,10 +211,29 @@ class TrainStep:
         }
 
 
-def make_train_step(config: ConfigDict, representation: Representation, platform: str) -> TrainStep:
-    """The train step of a run; `platform` is "cpu", "gpu" or "tpu"."""
+def make_train_step(
+    config: ConfigDict, representation: Representation, platform: str, max_documents: int
+) -> TrainStep:
+    """The train step of a run.
+
+    Args:
+      config: the run's.
+      representation: what its tokens mean.
+      platform: "cpu", "gpu" or "tpu".
+      max_documents: documents that a row of its plan may hold, padding counted as one.
+
+    Raises:
+      ValueError: the configuration allows fewer documents per row than the plan.
+    """
+    allowed = config.model.max_documents
+    if 0 < allowed < max_documents:
+        raise ValueError(
+            f"model.max_documents = {allowed}, but packing may put {max_documents} documents into "
+            f"a row, padding counted as one; set model.max_documents={max_documents}, or 0"
+        )
+    model = model_config(config.model, representation.vocab_size, platform)
     return TrainStep(
-        ModelSpec(model_config(config.model, representation.vocab_size, platform)),
+        ModelSpec(dataclasses.replace(model, max_documents=allowed or max_documents)),
         config.optimizer,
         config.steps,
         representation.eos,

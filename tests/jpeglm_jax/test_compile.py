@@ -1,4 +1,4 @@
-"""What compiling ahead of time tells: read from the program, for devices that need not be there."""
+"""What compiling ahead of time reports: read from the program, for devices that need not exist."""
 
 import importlib.util
 import json
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jpeglm_jax.compile import abstract_batch, compile_step, make_train_step, words
+from jpeglm_jax.compilation import estimate, ptxas, search
+from jpeglm_jax.compilation.report import abstract_batch, compile_step, make_train_step, text
 from jpeglm_jax.hardware import chips, topologies
 from jpeglm_jax.hardware.hlo import Program, num_bytes
 from jpeglm_jax.hardware.topologies import TopologyError
@@ -56,13 +57,15 @@ def test_loops_count_in_full(counter):
 
 def test_a_collective_that_is_spread_over_fusions_counts_once():
     assert Program(SCHEDULED).collectives() == {
-        "all-gather": dict(count=1, runs=32, asynchronous=1, bytes=32 * 512, bytes_beside=32 * 512),
-        "all-reduce": dict(count=1, runs=32, asynchronous=0, bytes=32 * 68, bytes_beside=0),
+        "all-gather": dict(
+            count=1, runs=32, concurrent=1, bytes=32 * 512, bytes_concurrent=32 * 512
+        ),
+        "all-reduce": dict(count=1, runs=32, concurrent=0, bytes=32 * 68, bytes_concurrent=0),
     }
 
 
 def test_a_loop_of_unknown_length_is_no_guess():
-    with pytest.raises(ValueError, match="does not say how often"):
+    with pytest.raises(ValueError, match="does not state how often"):
         Program(SCHEDULED.replace("direction=LT", "direction=NE")).cycles()
 
 
@@ -92,7 +95,7 @@ def test_the_step_is_compiled_for_a_mesh_of_this_machine():
     )
     assert report["fits"] is report["hbm_gib"] is report["estimated_gcycles"] is None
     assert json.loads(json.dumps(report)) == report
-    assert "GiB of state and batch" in words(report) and "no estimate" in words(report)
+    assert "GiB of state and batch" in text(report) and "no estimate" in text(report)
 
 
 def test_the_batch_that_is_compiled_for_is_the_batch_that_trains():
@@ -109,19 +112,27 @@ def test_the_batch_that_is_compiled_for_is_the_batch_that_trains():
         ("v5p", "expected such as v5p:4x4x4"),
         ("v5p:4x4xq", "expected such as v5p:4x4x4"),
         ("v5p:4x4", "v5p has 3 dimensions"),
-        ("v7x:4x4", "no generation known here"),
+        ("v7x:4x4", "no description of 'v7x' here"),
+        ("h100:9", "up to 8 GPUs"),
+        ("h100:2x2x2", "up to 8 GPUs"),
         ("cpu:9", "has split its CPU into 8"),
     ],
 )
-def test_a_topology_that_cannot_be_is_refused(topology, sentence):
+def test_a_topology_that_cannot_be_is_rejected(topology, sentence):
     with pytest.raises(TopologyError, match=sentence):
         topologies.describe(topology)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_without_the_compiler_it_is_said_how_to_get_it():
+def test_without_the_compiler_the_message_names_the_package():
     with pytest.raises(TopologyError, match=r"pip install 'jax\[tpu\]==\d"):
         topologies.describe("v5e:16x16")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="it is here")
+def test_without_the_compiler_for_cuda_the_message_names_the_package():
+    with pytest.raises(TopologyError, match=r"pip install 'jax\[cuda13\]==\d"):
+        topologies.describe("h100:8")
 
 
 @pytest.mark.parametrize(("block_q", "block_kv"), [(128, 128), (128, 512), (256, 1024)])
@@ -133,13 +144,184 @@ def test_blocks_on_the_diagonal_count_in_full(block_q, block_kv):
     assert share_computed(length, block_q, block_kv) == expected
 
 
-def test_every_tpu_of_the_table_can_be_estimated():
+def test_every_device_of_the_table_can_be_estimated():
     for kind, chip in chips.CHIPS.items():
+        assert chip.hbm_gib and chip.link_bytes, kind
         if kind.startswith("TPU"):
-            assert chip.hbm_gib and chip.clock_hz and chip.link_bytes
+            assert chip.clock_hz and chip.usable_gib == chip.hbm_gib
+        else:
+            assert chip.network_bytes and chip.compute_capability >= 8.0
+            assert chip.usable_gib == chip.hbm_gib * chips.MEMORY_FRACTION
     assert chips.chip("TPU v5 lite").peak_flops == 197e12
     assert chips.chip("TPU v5p").peak_flops == chips.chip("TPU v5").peak_flops == 459e12
     assert chips.chip("a chip of tomorrow") is None
+
+
+def test_cards_of_one_name_are_told_apart():
+    assert chips.chip("NVIDIA H100 80GB HBM3").peak_flops == 989e12
+    assert chips.chip("NVIDIA H100 PCIe").peak_flops == 756e12
+    assert chips.chip("NVIDIA H200").hbm_gib > 140 > chips.chip("NVIDIA H100 NVL").hbm_gib
+    assert chips.chip("NVIDIA H200 NVL").peak_flops < chips.chip("NVIDIA H200").peak_flops
+    assert chips.chip("NVIDIA H100") is None, "which of them?"
+    assert chips.chip("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+
+
+def test_what_gpus_are_described_as_is_in_the_table():
+    for target in topologies.TARGETS.values():
+        known = chips.chip(target.device_kind)
+        assert known.hbm_gib == pytest.approx(target.memory_bytes / 2**30, rel=1e-3)
+        assert f'name: "{target.device_kind}"' in target.text()
+
+
+# Of a GPU: a loop of 32 with a gather concurrent with a product, and a scatter with none.
+GPU = (
+    """HloModule step, is_scheduled=true
+
+%gemm (a: bf16[64,32], b: bf16[32,16]) -> bf16[64,16] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[64,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%slice (p: bf16[32,64,16]) -> bf16[64,16] {
+  %row = bf16[64,16]{1,0} dynamic-slice(%p, %i)
+  ROOT %call = bf16[64,16]{1,0} custom-call(%row), custom_call_target="mosaic_gpu_v2", MOSAIC
+}
+
+%body (s: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %w = bf16[4,16]{1,0} get-tuple-element(%s), index=1
+  %gather-start = (bf16[4,16]{1,0}, bf16[32,16]{1,0}) all-gather-start(%w), channel_id=1
+  %product = bf16[64,16]{1,0} fusion(%x, %y), kind=kCustom, calls=%gemm
+  %gather-done = bf16[32,16]{1,0} all-gather-done(%gather-start)
+  %attend = (bf16[64,16], u8[0]) custom-call(%q, %k), custom_call_target="__cudnn$fmhaSoftmax"
+  %scatter-start = ((f32[32,16]{1,0}), f32[4,16]{1,0}) reduce-scatter-start(%g), channel_id=2
+  %scale = f32[4,16]{1,0} multiply(%h, %h)
+  %scatter-done = f32[4,16]{1,0} reduce-scatter-done(%scatter-start)
+}
+
+%condition (s: (s32[], bf16[64,32])) -> pred[] {
+  %bound = s32[] constant(32)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x: bf16[64,32]) -> bf16[64,32] {
+  %l = bf16[64,32]{1,0} parameter(0)
+  %once = (f32[64,8]{1,0}, s8[0]{0}) custom-call(%l, %r), custom_call_target="__cublas$gemm", CONFIG
+  %triton = (bf16[64,16]) custom-call(%q), custom_call_target="__gpu$xla.gpu.triton", METADATA
+  %sliced = bf16[64,16]{1,0} fusion(%all), kind=kCustom, calls=%slice
+  %loop = (s32[], bf16[64,32]{1,0}) while(%t), condition=%condition, body=%body
+}
+""".replace("MOSAIC", 'metadata={op_name="jit(update)/flash_attention_sm90/mpmd_map"}')
+    .replace("METADATA", 'metadata={op_name="jit(update)/jit(mha)/mha_forward/pallas_call"}')
+    .replace(
+        "CONFIG",
+        'backend_config={"operation_queue_id":"0","gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
+    )
+)
+
+
+def test_products_and_kernels_of_a_gpu_count_in_full():
+    program = Program(GPU)
+    assert program.product_flops() == 32 * 2 * 64 * 16 * 32 + 2 * 64 * 8 * 32
+    found = {"mha_forward": 1, "fmhaSoftmax": 32, "flash_attention_sm90": 1}
+    assert program.kernels() == found, "the last inside of a fusion"
+
+
+def test_a_collective_of_a_gpu_is_concurrent_where_work_is_scheduled_between_its_ends():
+    whole = 32 * 16
+    assert Program(GPU).collectives() == {
+        "all-gather": dict(
+            count=1, runs=32, concurrent=1, bytes=32 * 2 * whole, bytes_concurrent=32 * 2 * whole
+        ),
+        "reduce-scatter": dict(
+            count=1, runs=32, concurrent=0, bytes=32 * 4 * whole, bytes_concurrent=0
+        ),
+    }
+
+
+def test_registers_and_spills_are_read_from_what_ptxas_prints():
+    printed = """ptxas info    : Compiling entry function 'mha_backward' for 'sm_90a'
+    56 bytes stack frame, 56 bytes spill stores, 60 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 56 bytes cumulative stack size"""
+    expected = {"kernel": "mha_backward", "registers": 255, "spilled_bytes": 56}
+    assert ptxas.parse("mha_backward", printed) == expected
+    with pytest.raises(ValueError, match="no registers of mha_backward"):
+        ptxas.parse("mha_backward", "ptxas fatal: no such file")
+
+
+def test_attention_of_a_gpu_is_estimated_by_the_kernels_rates():
+    model = make_train_step(tiny(**{"model.remat": "full"}), "gpu").model.config
+    h100, pcie = (chips.chip(f"NVIDIA H100 {card}") for card in ("80GB HBM3", "PCIe"))
+    product = 3 * model.layers * model.heads * 80**2 * model.head_dim
+    forwards, backwards = estimate.KERNEL_RATES["cudnn"]
+    seconds = estimate.gpu_attention("cudnn", model, 80, 3, h100)
+    assert seconds == pytest.approx(product * (4 / forwards + 5 / backwards))
+    slower = estimate.gpu_attention("cudnn", model, 80, 3, pcie)
+    assert slower / seconds == pytest.approx(989 / 756)
+    assert estimate.gpu_attention("xla", model, 80, 3, h100) == 0.0, "counted as products"
+
+
+class Compiler:
+    """Stands in for the compiler: what each policy needs per row, and how long it takes."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        self.needs = dict(zip(search.POLICIES, (60, 40, 30, 25, 20, 15, 10), strict=True))
+        monkeypatch.setattr(search, "compile_step", self)
+        monkeypatch.setattr(search, "kernels", lambda *_: ["fast", "slow"])
+
+    def __call__(self, config, devices, vocab_size):
+        model, parts = config.model, config.optimizer.grad_accum_steps
+        rows = config.batch_size // len(devices) // parts
+        self.calls.append((model.attention, rows, model.remat))
+        fits = rows * self.needs[model.remat] <= 50
+        seconds = 100 / self.needs[model.remat] + (model.attention == "slow") + parts / 10
+        return dict(
+            fits=fits,
+            need_gib=rows * self.needs[model.remat],
+            estimated_seconds={"total": seconds} if fits else None,
+            attention=model.attention,
+            remat=model.remat,
+            grad_accum_steps=parts,
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            devices=len(devices),
+            device_kind="a GPU",
+        )
+
+
+def test_the_search_finds_the_least_estimated_time_that_fits(monkeypatch):
+    compiler = Compiler(monkeypatch)
+    found = search.search(tiny(batch_size=32), jax.devices())
+    assert (found[0]["attention"], found[0]["rows_per_device"]) == ("fast", 1)
+    assert found[0]["remat"] == "minimal_with_attention"
+    fitting = [report for report in found if report["fits"]]
+    totals = [report["estimated_seconds"]["total"] for report in fitting]
+    assert totals == sorted(totals) and found[: len(fitting)] == fitting
+    # Per kernel: until a policy fits; with more rows, from that policy on; until that is slower.
+    policies = search.POLICIES
+    expected = [(1, policies[0]), (1, policies[1]), (2, policies[1]), (2, policies[2])]
+    expected += [(2, policies[3])]
+    assert [call[1:] for call in compiler.calls if call[0] == "fast"] == expected
+    assert search.line(found[0]) in {
+        "| 1 | 4 | fast | minimal_with_attention | 40.00 | 2.90 | 110 |",
+    }
+    flags = search.best(found)
+    assert "--config.model.attention=fast --config.model.remat=minimal_with_attention" in flags
+    assert flags.endswith("grad_accum_steps=4")
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_rejected_by_the_search():
+    with pytest.raises(ValueError, match="batch_size = 12 is not a multiple of the 8 parts"):
+        list(search.rows_per_device(tiny(batch_size=12), jax.devices()))
+
+
+def test_the_search_tries_the_kernels_that_can_take_the_shape():
+    config = tiny(**{"model.attention": "auto"})
+    assert search.kernels(config, jax.devices(), 0) == ["xla"]
+    config.model.attention = "chunked"
+    assert search.kernels(config, jax.devices(), 0) == ["chunked"]
 
 
 @pytest.mark.slow
@@ -159,3 +341,29 @@ def test_a_pod_is_compiled_for_without_a_tpu(tmp_path):
     assert (report["devices"], report["device_kind"]) == (16, "TPU v5 lite")
     assert report["attention"] == "splash" and report["fits"]
     assert report["estimated_gcycles"] > 0 and report["estimated_seconds"]["total"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax[cuda13]"
+)
+@pytest.mark.parametrize("attention", ["cudnn", "triton"])
+def test_gpus_are_compiled_for_without_a_gpu(tmp_path, attention):
+    """The paper's step on eight H100, all of it: half a minute."""
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "jpeglm_jax.compile", "--config=configs/jpeg.py:7b"]
+    command += ["--topology=h100:8", "--vocab_size=320", "--config.batch_size=8", f"--json={out}"]
+    command += ["--config.model.remat=minimal_with_attention"]
+    subprocess.run([*command, f"--config.model.attention={attention}"], check=True)
+    report = json.loads(out.read_text())
+    assert (report["devices"], report["device_kind"]) == (8, "NVIDIA H100 80GB HBM3")
+    assert report["fits"] and report["need_gib"] < 51
+    assert report["max_documents"] == 16
+    forward = report["kernels"]["fmhaSoftmax" if attention == "cudnn" else "mha_forward"]
+    assert forward == 32, "once a layer"
+    gathers = report["collectives"]["all-gather"]
+    assert gathers["concurrent"] >= 10 and gathers["bytes"] > 2 * 2 * report["parameters"] * 0.99
+    assert report["product_flops"] > 0 and report["estimated_seconds"]["total"] > 0.5
+    if attention == "triton" and ptxas.find():
+        kernels = {kernel["kernel"]: kernel for kernel in report["registers"]}
+        assert 0 < kernels["mha_forward"]["registers"] <= 255

@@ -1,4 +1,4 @@
-"""Plain XLA in bounded memory: the queries a chunk at a time, for rows no kernel can take."""
+"""Plain XLA in bounded memory: a chunk of queries at a time, for rows that no kernel can take."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def attention(
     """
     batch, length, heads, head_dim = q_BxSxHxK.shape
     chunk = next(n for n in range(min(CHUNK, length), 0, -1) if length % n == 0)
-    places_S = jnp.arange(length)
+    positions_S = jnp.arange(length)
 
     @jax.checkpoint
     def one(start: jax.Array) -> jax.Array:
         q = jax.lax.dynamic_slice_in_dim(q_BxSxHxK, start, chunk, axis=1)
         segments = jax.lax.dynamic_slice_in_dim(segments_BxS, start, chunk, axis=1)
-        causal = start + jnp.arange(chunk)[:, None] >= places_S
+        causal = start + jnp.arange(chunk)[:, None] >= positions_S
         same = segments[:, :, None] == segments_BxS[:, None, :]
         return plain(q, k_BxSxGxK, v_BxSxGxK, same & causal)
 

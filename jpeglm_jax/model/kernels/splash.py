@@ -10,45 +10,50 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from jpeglm_jax.hardware import chips
 from jpeglm_jax.hardware.chips import SplashBlocks
+from jpeglm_jax.model.kernels.shape import AttentionShape
 
 LANES = 128  # blocks are multiples of it
 
 
+def obstacle(shape: AttentionShape) -> str:
+    """Why this kernel cannot take a shape; empty if it can."""
+    if shape.length % LANES:
+        return (
+            f"splash attention needs a sequence length that is a multiple of {LANES}, found "
+            f"{shape.length}"
+        )
+    return ""
+
+
 def _divisor(length: int, at_most: int) -> int:
     """The largest multiple of LANES that divides `length` and is not above `at_most`."""
-    fits = [n for n in range(LANES, min(length, at_most) + 1, LANES) if length % n == 0]
-    if not fits:
-        raise ValueError(
-            f"splash attention needs rows that are a multiple of {LANES} places, found {length}; "
-            "change seq_len, or set model.attention=chunked"
-        )
-    return fits[-1]
+    return max(n for n in range(LANES, min(length, at_most) + 1, LANES) if length % n == 0)
 
 
-def block_sizes(length: int, most: SplashBlocks) -> splash_attention.BlockSizes:
-    """Blocks that divide the rows, as near below `most` as can be."""
-    kv, kv_dkv = _divisor(length, most.kv), _divisor(length, most.kv_dkv)
+def block_sizes(length: int, maximum: SplashBlocks) -> splash_attention.BlockSizes:
+    """Blocks that divide the rows, as near below `maximum` as can be."""
+    kv, kv_dkv = _divisor(length, maximum.kv), _divisor(length, maximum.kv_dkv)
     return splash_attention.BlockSizes(
-        block_q=_divisor(length, most.q),
+        block_q=_divisor(length, maximum.q),
         block_kv=kv,
-        block_kv_compute=_divisor(kv, most.kv_compute),
-        block_q_dkv=_divisor(length, most.q_dkv),
+        block_kv_compute=_divisor(kv, maximum.kv_compute),
+        block_q_dkv=_divisor(length, maximum.q_dkv),
         block_kv_dkv=kv_dkv,
-        block_kv_dkv_compute=_divisor(kv_dkv, most.kv_dkv_compute),
+        block_kv_dkv_compute=_divisor(kv_dkv, maximum.kv_dkv_compute),
         use_fused_bwd_kernel=True,
     )
 
 
-def share_computed(length: int, most_q: int, most_kv: int) -> float:
+def share_computed(length: int, max_q: int, max_kv: int) -> float:
     """Pairs of query and key that the kernel multiplies, over all pairs of a row.
 
     Blocks on the diagonal are computed in full, so it is above a half.
 
     Args:
-      length: places of a row.
-      most_q, most_kv: the largest blocks allowed, see `SplashBlocks`.
+      length: sequence length.
+      max_q, max_kv: the largest blocks allowed, see `SplashBlocks`.
     """
-    block_q, block_kv = _divisor(length, most_q), _divisor(length, most_kv)
+    block_q, block_kv = _divisor(length, max_q), _divisor(length, max_kv)
     seen = [-(-end // block_kv) for end in range(block_q, length + 1, block_q)]
     return sum(seen) * block_q * block_kv / length**2
 
@@ -68,12 +73,10 @@ def attention(
       name: what the output and its log-normaliser are called for a remat policy.
       interpret: run the kernel's program in plain JAX, on any platform.
 
-    Raises:
-      ValueError: rows that the kernel's blocks cannot divide.
     """
     length, heads, head_dim = q_BxSxHxK.shape[1:]
     known = chips.chip(chips.target()[1])
-    # Made anew in every trace: its arrays are constants of the program that is being traced.
+    # Made again in every trace: its arrays are constants of the program that is being traced.
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
         block_sizes=block_sizes(length, known.splash if known else SplashBlocks()),

@@ -1,6 +1,7 @@
 """Every attention implementation compared with the plain one on packed rows of documents."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ import pytest
 
 from jpeglm_jax.model.attention import IMPLEMENTATIONS, attention, choose, document_mask
 from jpeglm_jax.model.kernels import documents
+from jpeglm_jax.model.kernels.shape import AttentionShape
 from jpeglm_jax.parallel import sharding
+from tests.jpeglm_jax.gpu import A100, H100
 
 LENGTH, HEADS, HEAD_DIM = 256, 4, 32
-# The implementations that can run on a CPU.
+# The implementations that can run on a CPU. For cuDNN see test_cudnn.py.
 CPU = {
     "splash": functools.partial(attention, implementation="splash", interpret=True),
     "triton": functools.partial(attention, implementation="triton", interpret=True),
@@ -106,18 +109,6 @@ def test_a_kernel_on_a_mesh_equals_that_on_one_device(name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
-def test_document_starts_lengths_and_offsets():
-    segments = jnp.asarray([[1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
-    np.testing.assert_array_equal(
-        documents.starts(segments), [[0, 0, 2, 3, 3, 3], [0, 0, 0, 0, 0, 0]]
-    )
-    lengths, offsets, fits = documents.offsets(segments, 4)
-    np.testing.assert_array_equal(lengths, [[2, 1, 3, -1], [6, -1, -1, -1]])
-    np.testing.assert_array_equal(offsets, [[0, 2, 3, 6, -1], [0, 6, -1, -1, -1]])
-    assert fits.all()
-    assert documents.offsets(segments, 2)[2].tolist() == [False, True]
-
-
 def test_document_starts_give_the_document_mask():
     segments = packed()[3]
     positions = np.arange(LENGTH)
@@ -128,29 +119,94 @@ def test_document_starts_give_the_document_mask():
     )
 
 
+def shape(kind, length=12_288, head_dim=128, dtype="bfloat16", max_documents=16):
+    return AttentionShape(length, head_dim, dtype, max_documents, kind)
+
+
 @pytest.mark.parametrize(
-    ("platform", "name"), [("tpu", "splash"), ("gpu", "triton"), ("cpu", "xla")]
+    ("platform", "asked", "name"),
+    [
+        ("tpu", shape("TPU v5"), "splash"),
+        ("tpu", shape("TPU v5", length=120), "xla"),
+        ("gpu", shape(H100), "cudnn"),
+        ("gpu", shape("NVIDIA H200"), "cudnn"),
+        ("gpu", shape(H100, length=208), "cudnn"),
+        ("gpu", shape(H100, max_documents=500), "triton"),
+        ("gpu", shape(H100, dtype="float32"), "triton"),
+        ("gpu", shape(H100, length=120, dtype="float32"), "xla"),
+        ("gpu", shape(H100, length=12_300, dtype="float32"), "chunked"),
+        ("gpu", shape(A100), "triton"),
+        ("gpu", shape(A100, length=120), "xla"),
+        ("gpu", shape("a GPU of tomorrow"), "triton"),
+        ("cpu", shape("cpu", length=12_300), "xla"),
+    ],
 )
-def test_auto_chooses_the_implementation_of_the_platform(platform, name):
-    assert choose("auto", platform) == name
+def test_auto_is_the_first_kernel_that_can_take_the_shape(platform, asked, name):
+    assert choose("auto", platform, asked) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "found"),
+    [
+        ("splash", shape("TPU v5", length=200), "128, found 200"),
+        ("triton", shape(A100, length=200), "64 .*, found 200"),
+        ("cudnn", shape(A100), f"Hopper GPU or newer, found {A100}"),
+        ("cudnn", shape(H100, dtype="float32"), "found model.dtype=float32"),
+        ("cudnn", shape(H100, head_dim=256), "found model.head_dim=256"),
+        ("cudnn", shape(H100, max_documents=500), "found 500"),
+    ],
+)
+def test_a_kernel_that_cannot_take_the_shape_is_rejected_by_name(name, asked, found):
+    with pytest.raises(ValueError, match=found):
+        choose(name, IMPLEMENTATIONS[name][0], asked)
+
+
+def test_without_the_pallas_kernel_auto_takes_the_plain_implementation(monkeypatch):
+    from jpeglm_jax.model.kernels import triton
+
+    monkeypatch.setattr(triton, "MODULE", "jax.experimental.pallas.ops.removed.attention")
+    assert choose("auto", "gpu", shape(A100)) == "chunked"
+    with pytest.raises(ValueError, match="removed"):
+        choose("triton", "gpu", shape(A100))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tokamax") is not None, reason="tokamax is here")
+def test_without_tokamax_the_message_names_the_extra():
+    with pytest.raises(ValueError, match=r"jpeglm_jax\[tokamax\]"):
+        choose("tokamax", "gpu", shape(H100))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="needs tokamax")
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_tokamax_and_its_gradients_equal_the_plain_implementation(groups):
+    """The mask, the residuals and the rule, around tokamax's plain implementation."""
+    from jpeglm_jax.model.kernels import tokamax
+
+    assert choose("tokamax", "gpu", shape(H100)) == "tokamax"
+    arrays = packed(groups)
+    implementation = functools.partial(tokamax.attention, name="attention", plain=True)
+    expected = outputs_and_gradients(attention, *arrays)
+    for a, b in zip(outputs_and_gradients(implementation, *arrays), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(
     "name", [n for n, runs_on in IMPLEMENTATIONS.items() if "cpu" not in runs_on]
 )
-def test_a_kernel_for_another_platform_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name}, .* xla, chunked"):
+def test_a_kernel_for_another_platform_is_rejected(name):
+    with pytest.raises(
+        ValueError, match=f"is {name}, a kernel for .* on cpu there are xla, chunked"
+    ):
         attention(*packed(), implementation=name)
 
 
-def test_impossible_arguments_are_refused():
+def test_unknown_names_and_odd_groups_are_rejected():
     q, k, v, segments = packed()
-    with pytest.raises(ValueError, match="'flash'.* splash"):
+    with pytest.raises(ValueError, match="'flash'; expected auto or one of splash"):
         attention(q, k, v, segments, implementation="flash")
-    with pytest.raises(ValueError, match="3 .* 4 heads"):
+    with pytest.raises(ValueError, match="3 key-value heads do not divide 4 heads"):
         attention(q, k[:, :, :3], v[:, :, :3], segments)
     short = [x[:, :200] for x in (q, k, v, segments)]
-    with pytest.raises(ValueError, match="128 .*200"):
-        CPU["splash"](*short)
-    with pytest.raises(ValueError, match="64 .*200"):
-        CPU["triton"](*short)
+    for name, multiple in (("splash", 128), ("triton", 64)):
+        with pytest.raises(ValueError, match=f"a multiple of {multiple}.*, found 200"):
+            CPU[name](*short)

@@ -4,10 +4,13 @@ import json
 import pathlib
 
 import pytest
+from etils import epath
 
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import DamagedShard
 from jpeglm_jax.train import train
+from jpeglm_jax.training.data import open_data
+from jpeglm_jax.training.step import make_train_step
 from tests.jpeglm_jax.conftest import tiny
 
 
@@ -60,3 +63,18 @@ def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(digit_shards, mor
     train(config, tmp_path / "skipped")
     counts = [line.get("train/damaged_documents", 0) for line in lines(tmp_path / "skipped")]
     assert counts[-1] > 0
+
+
+def test_the_documents_of_a_row_are_those_that_the_plan_allows(digit_shards, tmp_path):
+    config = tiny(**{"data.shards": digit_shards})
+    data = open_data(config, epath.Path(tmp_path))
+    plans = data.train_loader.plan, data.eval_loader.plan
+    needed = 1 + max(plan.max_documents for plan in plans)  # one of padding
+    assert data.max_documents == needed > 2
+    for configured, expected in ((0, needed), (needed, needed), (needed + 3, needed + 3)):
+        config.model.max_documents = configured
+        step = make_train_step(config, data.representation, "cpu", data.max_documents)
+        assert step.model.config.max_documents == expected
+    config.model.max_documents = needed - 1
+    with pytest.raises(ValueError, match=f"may put {needed} .* model.max_documents={needed}"):
+        make_train_step(config, data.representation, "cpu", data.max_documents)

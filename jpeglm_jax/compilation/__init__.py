@@ -1,0 +1,1 @@
+"""The train step compiled ahead of time: its memory, an estimate of its time, the best options."""
