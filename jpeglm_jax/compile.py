@@ -252,7 +252,9 @@ def main(arguments: Sequence[str]) -> None:
     report = {"topology": topology} | compile_step(config, devices, flags.FLAGS.vocab_size)
     print(words(report))
     if flags.FLAGS.json:
-        epath.Path(flags.FLAGS.json).write_text(json.dumps(report, indent=2) + "\n")
+        epath.Path(flags.FLAGS.json).write_text(
+            json.dumps(report, indent=2, allow_nan=False) + "\n"
+        )
 
 
 def _define_flags() -> None:

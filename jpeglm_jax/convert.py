@@ -320,8 +320,7 @@ def _convert(direction: Sequence[str], values: flags.FlagValues) -> str:
     """Converts as the command line asks; returns the message to print."""
     given, refuse = command.given, command.refuse_without_effect
     if direction == ["to_hf"]:
-        found = given(values, "seq_len", "drop_unused_ids", "config")
-        refuse(found, "with to_hf; see --help")
+        refuse(given(values, "seq_len", "drop_unused_ids", "config"), "with to_hf; see --help")
         done = to_hf(values.workdir, values.hf_dir, dtype=values.dtype, step=values.step)
         return (
             f"{done['parameters']:,} parameters of step {done['step']}, in {done['dtype']}, are in "

@@ -136,7 +136,7 @@ def write(
         if representation.num_labels
         else str(representation.bos),
         eos=representation.eos,
-        representation=json.dumps(representation.to_config(), indent=2),
+        representation=json.dumps(representation.to_config(), indent=2, allow_nan=False),
         text=text,
         guidance="" if guidance == 1 else _GUIDANCE.format(guidance=guidance),
     )
