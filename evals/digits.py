@@ -48,6 +48,8 @@ def recognition(folder: epath.PathLike) -> dict[str, float]:
     if not manifest.exists():
         raise ValueError(f"{folder} has no {MANIFEST}; expected the output of a generate job")
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    if not lines:
+        raise ValueError(f"{manifest} is empty; expected a line for each document")
     if any(line["label"] < 0 for line in lines):
         raise ValueError(f"{folder} has documents without a label; expected a job with labels")
     classifier, accuracy = fit()
@@ -70,7 +72,7 @@ def recognition(folder: epath.PathLike) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
-    print(json.dumps(recognition(flags.FLAGS.generated)))
+    print(json.dumps(recognition(flags.FLAGS.generated), allow_nan=False))
 
 
 if __name__ == "__main__":

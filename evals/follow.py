@@ -100,7 +100,7 @@ def follow(
                 continue
             lines[step] = line
             _write(out, lines)
-            print(json.dumps(line), flush=True)
+            print(json.dumps(line, allow_nan=False), flush=True)
         if lines and max(lines) >= _last_step(workdir):
             return lines
         if new:
@@ -140,7 +140,7 @@ def _require_same_weights(
 
 
 def _write(out: epath.Path, lines: dict[int, dict[str, Any]]) -> None:
-    text = "".join(json.dumps(lines[step]) + "\n" for step in sorted(lines))
+    text = "".join(json.dumps(lines[step], allow_nan=False) + "\n" for step in sorted(lines))
     write_atomically(out / "metrics.jsonl", text.encode())
 
 

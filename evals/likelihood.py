@@ -99,7 +99,7 @@ def _lines(scored: Sequence[Scored]) -> str:
         }
         for document, bits in scored
     ]
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def table(result: dict[str, Any]) -> str:

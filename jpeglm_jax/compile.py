@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         print(text(result))
     if values.json:
-        epath.Path(values.json).write_text(json.dumps(result, indent=2) + "\n")
+        epath.Path(values.json).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def _define_flags() -> None:

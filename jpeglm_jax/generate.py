@@ -76,9 +76,10 @@ def check_flags(values: flags.FlagValues) -> dict[str, float | None]:
 
     Raises ValueError for a number out of range, or a flag that has no effect with the others.
     """
-    for name in ("num", "batch_size", "num_tasks"):
-        if values[name].value < 1:
-            raise ValueError(f"{name} is {values[name].value}; expected 1 or more")
+    counts = {"num": values.num, "batch_size": values.batch_size, "num_tasks": values.num_tasks}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; expected 1 or more")
     if values.max_prompts < 0:
         raise ValueError(f"max_prompts is {values.max_prompts}; expected 1 or more, or 0 for all")
     if not 0 <= values.task < values.num_tasks:

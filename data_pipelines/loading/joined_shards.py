@@ -42,6 +42,7 @@ class JoinedShards(JoinedDocuments):
             named = " and ".join(map(str, folders))
             raise ValueError(f"{named}: found no documents in the split {split!r}, expected some")
         super().__init__(parts)
+        self._split_name = split
         self._check_label_names()
 
     @property
@@ -74,7 +75,12 @@ class JoinedShards(JoinedDocuments):
         """
 
         def planned(lengths: np.ndarray) -> EpochPlan:
-            return make_plan(lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long)
+            try:
+                return make_plan(
+                    lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long
+                )
+            except ValueError as error:
+                raise ValueError(f"Split {self._split_name!r} has no rows: {error}") from error
 
         if schedule:
             return Mixture([planned(part.lengths) for part in self.parts], schedule)
@@ -90,8 +96,8 @@ class JoinedShards(JoinedDocuments):
                 raise ValueError(
                     f"{first.folder} and {other.folder} have labels of different names "
                     f"({', '.join(wrong[:8]) or 'in another order'}), so a label token would be "
-                    "ambiguous. Prepare both with the same classes, or without labels "
-                    "(data.conditional=False)"
+                    "ambiguous. Prepare both from sources with the same class names (the same "
+                    "subfolders, each with an image), or both with --config.data.conditional=False"
                 )
 
 

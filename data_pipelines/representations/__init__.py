@@ -72,11 +72,14 @@ def load(folder: epath.PathLike) -> Representation:
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
     config = json.loads(path.read_text())
-    return from_config(config, _Artifacts(epath.Path(folder)))
+    try:
+        return from_config(config, _Artifacts(epath.Path(folder)))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 class _Artifacts(Mapping[str, bytes]):
-    """The files of a folder, each read when asked for; an absent one raises ValueError."""
+    """The files of a folder, each read when asked for."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder

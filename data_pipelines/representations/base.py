@@ -197,7 +197,7 @@ class Representation(abc.ABC):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of `to_config()`, all that gives tokens their meaning."""
-        text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.to_config(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: epath.PathLike) -> None:
@@ -210,7 +210,9 @@ class Representation(abc.ABC):
         path.mkdir(parents=True, exist_ok=True)
         for name, content in self.artifacts.items():
             (path / name).write_bytes(content)
-        (path / CONFIG_FILE).write_text(json.dumps(self.to_config(), indent=2) + "\n")
+        (path / CONFIG_FILE).write_text(
+            json.dumps(self.to_config(), indent=2, allow_nan=False) + "\n"
+        )
 
     @property
     def encoder_versions(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import itertools
 import os
@@ -326,7 +327,11 @@ def raise_missing(pattern: str, name: str) -> None:
       pattern: of the source's files.
       name: printable path of the file, relative to the pattern's literal folder.
     """
-    path = join(literal_folder(pattern) or ".", unprintable(name))
+    folder = literal_folder(pattern)
+    path = join(folder, unprintable(name)) if "/" in pattern else unprintable(name)
+    alternatives = expand_braces(expand_user(pattern))
+    if not any(path == other or fnmatch.fnmatchcase(path, other) for other in alternatives):
+        return  # never one of the source's files
     try:
         file = open_binary(path)
     except FileNotFoundError as error:

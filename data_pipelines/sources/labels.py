@@ -9,24 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from data_pipelines.sources.base import MAX_LABELS, SourceError
 
 _SPLITS = frozenset(
-    ["train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"]
+    ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
 )
 # Folders of pictures that are data about other pictures.
 _ANNOTATIONS = frozenset(
-    [
-        "mask",
-        "masks",
-        "depth",
-        "depths",
-        "depth_maps",
-        "segmentation",
-        "segmentations",
-        "annotation",
-        "annotations",
-        "trimap",
-        "trimaps",
-        "normals",
-    ]
+    (
+        *("mask", "masks", "depth", "depths", "depth_maps", "segmentation", "segmentations"),
+        *("annotation", "annotations", "trimap", "trimaps", "normals"),
+    )
 )
 
 

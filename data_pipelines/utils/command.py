@@ -98,7 +98,7 @@ def _stop(error: Exception, status: int = 1) -> NoReturn:
     lines = str(error).strip().splitlines()
     # An error in a config file carries its traceback as text; the last line is the message.
     text = lines[-1] if "Traceback" in str(error) else " ".join(line.strip() for line in lines)
-    # ml_collections wraps one error in another, with its quotes and escapes.
-    text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+    if status == 2:  # ml_collections wraps one error in another, with its quotes and escapes
+        text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
     print(f"{type(error).__name__}: {text}", file=sys.stderr)
     sys.exit(status)

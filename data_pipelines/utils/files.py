@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -57,8 +59,19 @@ def missing_driver(error: BaseException) -> str | None:
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:
     """Encodes a value as UTF-8 JSON with sorted keys: equal values give equal bytes."""
-    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def null_if_not_finite(value: Any) -> Any:
+    """The value with null (None) in place of NaN and infinity, which JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: null_if_not_finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [null_if_not_finite(each) for each in value]
+    return value
 
 
 def read_json_lines(data: bytes) -> list[Any]:

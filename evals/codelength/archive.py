@@ -218,7 +218,7 @@ def write_archive(
         "digest": _digest(tokens for _, tokens in documents),
         "versions": checkpoint.versions(),
     }
-    text = json.dumps(header, ensure_ascii=False).encode()
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
     body = b"".join(with_size(each.stream) for each in coded)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ class Statistics:
         arrays = {
             "mu": self.mean,
             "sigma": self.covariance,
-            "metadata": np.array(json.dumps(metadata)),
+            "metadata": np.array(json.dumps(metadata, allow_nan=False)),
         }
         if self.n is not None:
             arrays["n"] = np.array(self.n)

@@ -138,7 +138,7 @@ def _write_index(
         "parts": list(parts),
         "rejected": images.rejected,
     }
-    write_atomically(folder / INDEX, json.dumps(index, indent=1).encode())
+    write_atomically(folder / INDEX, json.dumps(index, indent=1, allow_nan=False).encode())
 
 
 def _part_name(numbers: range) -> str:
@@ -193,7 +193,7 @@ class _PartWriter:
         }
         digests = b"".join(image.pixel_digest for image in accepted)
         arrays = {
-            "metadata": np.array(json.dumps(metadata)),
+            "metadata": np.array(json.dumps(metadata, allow_nan=False)),
             "digests": np.frombuffer(digests, np.uint8).reshape(-1, 16),
         }
         for name in features[0] if features else ():

@@ -119,7 +119,7 @@ class Run:
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a metric; empty if there are none."""
-        points = [(line["step"], line[name]) for line in self.lines if name in line]
+        points = [(line["step"], line[name]) for line in self.lines if line.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def last(self, name: str) -> float | None:

@@ -108,4 +108,4 @@ def _added(name: str) -> dict[str, Any]:
 
 
 def _write_json(path: epath.Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=True) + "\n")
+    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")

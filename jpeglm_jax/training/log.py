@@ -108,8 +108,9 @@ class MetricsLog:
         return len(self._lines)
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """One line of JSON: `step`, then the values."""
-        line = json.dumps({"step": step, **values}) + "\n"
+        """One line of JSON: `step`, then the values; null for one that is not finite."""
+        stored = files.null_if_not_finite({"step": step, **values})
+        line = json.dumps(stored, allow_nan=False) + "\n"
         self._lines.append(line)
         if files.is_remote(self._path):
             # Object stores cannot append; the file is small.

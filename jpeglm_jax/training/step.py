@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -240,7 +241,7 @@ def make_train_step(
     )
 
 
-def compile_init(train_step: TrainStep, mesh: Mesh) -> Callable[[int], TrainState]:
+def compile_init(train_step: TrainStep, mesh: Mesh) -> Callable[[int | np.uint32], TrainState]:
     """seed -> a fresh state, each device making its own part only."""
     return jit_on_mesh(train_step.init, mesh, out_shardings=train_step.state_shardings(mesh))
 

@@ -178,4 +178,4 @@ def test_half_size_images_and_features_of_their_active_region(photos, tmp_path):
 def test_half_size_needs_images(digit_shards, tmp_path):
     shards = open_images(f"shards:{digit_shards}:eval")
     with pytest.raises(ValueError, match="give --images"):
-        half_size.write(shards, shards.shards.representation, tmp_path, 0, 0)
+        half_size.write(shards, representations.load(digit_shards), tmp_path, 0, 0)

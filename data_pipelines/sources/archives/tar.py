@@ -112,7 +112,7 @@ class TarSource(Source):
         if report.several:
             self._warn(
                 f"{len(report.several):,} samples have several {self.kind}s (the first: "
-                f"{report.several[0]!r}), such as masks or depth; each becomes a document of its own"
+                f"{report.several[0]!r}), such as masks or depth; each becomes a document"
             )
         if report.unused:
             self._warn(
