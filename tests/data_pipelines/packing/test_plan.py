@@ -48,7 +48,7 @@ def row_totals(rows: Rows) -> np.ndarray:
 @pytest.mark.parametrize("shortest", [1, 40, 700])
 def test_no_row_holds_more_documents_than_the_plan_states(mode, shortest):
     lengths = np.random.default_rng(0).integers(shortest, 1000, 300)
-    plan = packing.plan(lengths, seq_len=1024, mode=mode, seed=3)
+    plan = make_plan(lengths, seq_len=1024, mode=mode, seed=3)
     largest = max(len(row) for epoch in range(3) for row in epoch_of(plan, epoch))
     assert largest <= plan.max_documents
     if mode == "pack":
