@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import platform
 import resource
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from data_pipelines.utils.cpus import num_cpus
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "distances.json"
@@ -125,8 +126,7 @@ def main() -> None:
     }
     result = {
         "command": f"python -m benchmarks.distances --images={args.images} --dims={args.dims}",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python "
-        f"{platform.python_version()}",
+        "machine": f"{platform.machine()}, {num_cpus()} cores, Python {platform.python_version()}",
         "versions": {name: metadata.version(name) for name in ("numpy", "scipy")},
         **found,
         "total_seconds": total,

@@ -17,7 +17,6 @@ import functools
 import io
 import json
 import multiprocessing
-import os
 import platform
 import statistics
 import sys
@@ -32,9 +31,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.utils.cpus import num_cpus
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "features.json"
-CORES = len(os.sched_getaffinity(0))
+CORES = num_cpus()
 
 
 def random_extractor() -> Any:

@@ -24,7 +24,6 @@ import argparse
 import fnmatch
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -34,6 +33,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from data_pipelines.utils.cpus import num_cpus
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"cpu": 32, "gpu": 64}
@@ -209,7 +210,7 @@ def compare(
       gpu: whether the candidates run on a GPU.
       write: called with what is known after every job.
     """
-    length, cores = args.length or MODELS[name][1], len(os.sched_getaffinity(0))
+    length, cores = args.length or MODELS[name][1], num_cpus()
     rows = ROWS["gpu" if gpu else "cpu"]
     commands = {}
     for devices in (1,) if gpu or cores == 1 else (cores, 1):
@@ -288,7 +289,7 @@ def main() -> None:
 
 def save(models: dict[str, dict[str, Any]], gpu: bool) -> None:
     """Writes the results of models; those of other models, of an earlier run, are kept."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cpus()
     device = next((m["device"] for m in models.values() if "device" in m), "cpu")
     name = device.replace(" ", "_").lower()
     path = ROOT / "benchmarks" / "results" / f"generation_{name}.json"

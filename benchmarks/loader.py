@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import pathlib
 import platform
 import sys
@@ -40,6 +39,7 @@ from data_pipelines.loading.loader import Loader
 from data_pipelines.packing.planner import make_plan
 from data_pipelines.shards import reader, storage
 from data_pipelines.shards.storage import Document
+from data_pipelines.utils.cpus import num_cpus
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 20_000, "Documents in the shards.")
 _SHARDS = flags.DEFINE_integer("shards", 8, "Number of shards.")
@@ -189,7 +189,7 @@ def main(_: Sequence[str]) -> None:
     best = {name: max(part["tokens_per_second"] for part in runs[name]) for name in runs}
     report = {
         "command": "python -m benchmarks.loader " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cpus(),
         "processor": platform.machine(),
         "versions": {
             "python": platform.python_version(),

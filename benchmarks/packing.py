@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import pathlib
 import platform
 import resource
@@ -26,6 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from data_pipelines.packing.planner import MODES, make_plan
+from data_pipelines.utils.cpus import num_cpus
 
 _DOCUMENTS = flags.DEFINE_integer("documents", 23_000_000, "Documents of the largest set.")
 _OUT = flags.DEFINE_string("out", "benchmarks/results/packing.json", "File for the results.")
@@ -154,7 +154,7 @@ def main(_: Sequence[str]) -> None:
     print(json.dumps(short_rows), flush=True)
     report = {
         "command": "python -m benchmarks.packing " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cpus(),
         "processor": platform.machine(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "seq_len": SEQ_LEN,

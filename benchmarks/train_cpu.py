@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.utils.cpus import num_cpus
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def main() -> None:
         return
     config = jpeg.get_config()
     rows, length = config.batch_size, config.seq_len
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cpus()
     seconds: dict[str, list[float]] = {}
     for _ in range(args.rounds):
         command = [sys.executable, "-m", "benchmarks.train_cpu", "--ours"]

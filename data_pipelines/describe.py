@@ -48,7 +48,9 @@ def describe(folder: epath.PathLike, seq_len: int = 0) -> str:
         f"{representation['fingerprint']}: {options}",
         f"source          {manifest['settings']['source']}",
         f"rejected        {manifest['rejects']['count']:,}" + _reasons(manifest["rejects"]),
+        f"skipped         {reader.skipped_text(manifest)}",
         f"duplicates      {_duplicates(manifest['duplicates'])}",
+        *(f"warning         {text}" for text in manifest["warnings"]),
     ]
     for split in manifest["splits"]:
         lines += ["", *_describe_split(Shards(folder, split), seq_len)]

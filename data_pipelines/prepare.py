@@ -8,9 +8,11 @@ other sources, clusters and the format of the shards.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -22,15 +24,27 @@ from data_pipelines import representations
 from data_pipelines.media.augment import Augment
 from data_pipelines.preparation import launchers, tokenizer_training
 from data_pipelines.preparation.finish import finish
-from data_pipelines.preparation.job import Job, Settings, SettingsError, set_up, wait_for
+from data_pipelines.preparation.job import (
+    Job,
+    Settings,
+    SettingsError,
+    read_job,
+    require_same,
+    set_up,
+    wait_for,
+)
 from data_pipelines.preparation.process import ShardSpec
 from data_pipelines.representations.base import Representation
 from data_pipelines.shards import reader, storage
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.files import unknown_scheme
+from data_pipelines.utils.lease import Lease
 
 SETUP_TIMEOUT = 3600.0
+LAUNCHERS = ("pool", "beam")
+_LEASE = "lease-"
 _LOG_SECONDS = 30.0
 
 
@@ -83,6 +97,8 @@ def prepare(
       ValueError: task or workers is out of range.
       SettingsError: invalid settings, or the folder was set up with other settings.
       SourceError: the source cannot be listed or has no image.
+      StorageUnavailable: the source is gone or does not answer; the same call resumes.
+      FolderInUse: another preparation writes the folder.
       WriteError: the disk is full.
       ShardError: stored files are damaged, or every image was rejected.
     """
@@ -101,24 +117,59 @@ def prepare(
     launchers.check_task(task, num_tasks)
     if workers < 0:
         raise SettingsError(f"workers is {workers}; expected 0 (one per core) or more")
-    folder = epath.Path(out)
-    if task == 0:
-        job = set_up(folder, settings, make)
-    else:
-        job = wait_for(folder, settings, setup_timeout)
-    if _is_complete(job, retry_rejected):
-        return folder
-    (folder / reader.MANIFEST).unlink(missing_ok=True)  # it lists rejects that are now retried
-    specs = launchers.of_task(_specs(job, retry_rejected), task, num_tasks)
-    if launcher == "pool":
-        with _ProgressBar(job, specs) as progress:
-            launchers.run_pool(specs, workers or num_cpus(), progress)
-    elif launcher == "beam":
-        launchers.run_beam(specs, pipeline_arguments)
-    else:
+    if launcher not in LAUNCHERS:
         raise SettingsError(f"launcher is {launcher!r}; expected 'pool' or 'beam'")
-    finish(job)
+    if text := unknown_scheme(os.fspath(out)):
+        raise SettingsError(text)
+    folder = epath.Path(out)
+    job = read_job(folder)
+    if job is not None:
+        require_same(job, settings)
+        if _is_complete(job, retry_rejected):
+            return folder
+    with folder_lease(folder, task, num_tasks) as lease:
+        if task == 0:
+            job = set_up(folder, settings, make)
+        else:
+            job = wait_for(folder, settings, setup_timeout)
+        if _is_complete(job, retry_rejected):
+            return folder
+        (folder / reader.MANIFEST).unlink(missing_ok=True)  # it lists rejects that are now retried
+        specs = launchers.of_task(_specs(job, retry_rejected), task, num_tasks)
+        if launcher == "beam":
+            launchers.run_beam(specs, pipeline_arguments)
+        else:
+            with _ProgressBar(job, specs, lease) as progress:
+                launchers.run_pool(specs, workers or num_cpus(), progress)
+        lease.confirm()
+        finish(job)
     return folder
+
+
+@contextlib.contextmanager
+def folder_lease(folder: epath.Path, task: int, num_tasks: int) -> Iterator[Lease]:
+    """Owns a folder of shards for one task; the tasks of one array job share the folder.
+
+    Each task has a lease file of its own, so a task that was started twice is refused. Leases of
+    jobs with another number of tasks, a plain command among them, are refused if their owner lives.
+
+    Raises FolderInUse.
+    """
+
+    def report(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def others() -> list[str]:
+        ours = f"-of-{num_tasks:05d}.json"
+        found = [path.name for path in folder.iterdir() if path.name.startswith(_LEASE)]
+        return [name for name in found if not name.endswith(ours)]
+
+    own = Lease(folder, file=f"{_LEASE}{task:05d}-of-{num_tasks:05d}.json", report=report)
+    with own:
+        for name in others():
+            with Lease(folder, file=name, report=report):
+                pass  # its owner has ended
+        yield own
 
 
 def _maker(representation: Mapping[str, Any] | Representation) -> Callable[..., Representation]:
@@ -172,9 +223,13 @@ def _specs(job: Job, retry_rejected: bool) -> list[ShardSpec]:
 
 
 class _ProgressBar:
-    """The progress bar: processed images (and their copies) or videos, rate, time left."""
+    """The progress bar: processed images (and their copies) or videos, rate, time left.
 
-    def __init__(self, job: Job, specs: Sequence[ShardSpec]):
+    Every update checks the lease on the folder.
+    """
+
+    def __init__(self, job: Job, specs: Sequence[ShardSpec], lease: Lease):
+        self._lease = lease
         total = sum(_documents_to_make(job, spec) for spec in specs)
         interactive = sys.stderr.isatty()  # in a log, update rarely
         self._bar = tqdm.tqdm(
@@ -193,6 +248,7 @@ class _ProgressBar:
         self._bar.close()
 
     def _add(self, made: int, rejected: int) -> None:
+        self._lease.check()
         self._rejected += rejected
         if self._rejected:
             self._bar.set_postfix(rejected=self._rejected, refresh=False)
@@ -235,7 +291,7 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _summary(folder: epath.Path) -> str:
+def _summary(folder: epath.Path, was_complete: bool) -> str:
     try:
         manifest = reader.read_manifest(folder)
     except FileNotFoundError:
@@ -254,6 +310,14 @@ def _summary(folder: epath.Path) -> str:
     listed = f": {rejects['file']}" if rejects["count"] else ""
     lines.append(f"  {rejects['count']:,} rejected{listed}")
     lines += [f"  {count:10,}  {reason}" for reason, count in rejects["reasons"].items()]
+    lines.append(f"  skipped: {reader.skipped_text(manifest)}")
+    lines += [f"  warning: {text}" for text in manifest["warnings"]]
+    if was_complete:
+        lines.append(
+            "  nothing was made: the folder was complete. Files added to the source since it was "
+            "listed are not in it: prepare them into another folder B and train on both with "
+            "--config.data.shards=A,B"
+        )
     return "\n".join(lines)
 
 
@@ -291,7 +355,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum(
         "launcher",
         "pool",
-        ["pool", "beam"],
+        list(LAUNCHERS),
         "Local processes or Apache Beam.",
     )
     flags.DEFINE_float(
@@ -303,7 +367,13 @@ def _define_flags() -> None:
 def main(arguments: Sequence[str]) -> None:
     if flags.FLAGS.launcher != "beam":
         command.no_arguments(arguments)
-    print(_summary(prepare(**_from_flags(arguments[1:]))))
+    options = _from_flags(arguments[1:])
+    was_complete = _manifest_exists(options["out"]) and not options["retry_rejected"]
+    print(_summary(prepare(**options), was_complete))
+
+
+def _manifest_exists(out: str) -> bool:
+    return not unknown_scheme(out) and (epath.Path(out) / reader.MANIFEST).exists()
 
 
 if __name__ == "__main__":

@@ -20,15 +20,17 @@ from typing import Any
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.seeds import check_seed
 from evals import metrics, prompting
 from evals.codelength.conditioning import resolve_conditioning
 from evals.evaluation import evaluate
 from evals.features import extractors, half_size
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
-from evals.inputs.images import open_images
+from evals.inputs.images import open_images, require_images
 from evals.likelihood import define_flags, eval_split
 from evals.reporting.results import claim_folder, write_json
 from jpeglm_jax.generation.job import generate
@@ -39,6 +41,7 @@ from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 UNCONDITIONAL = "unconditional"
+HALF_SIZE = "half_size"  # subfolder of the images at half size
 _SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 # Rows of the table, and where their metrics are in metrics.json.
@@ -88,10 +91,12 @@ def completion(
       The contents of completion.json.
 
     Raises:
-      SettingsError: the folder holds completions of other settings.
+      SettingsError: the folder holds completions of other weights or settings, or other files.
       ValueError: nothing to complete, or invalid settings.
     """
+    require_images(model.representation)
     columns = _columns(ratios, unconditional, seeds)
+    check_seed(seed + seeds - 1, "the last seed")
     conditioning = resolve_conditioning(conditioning, model.representation, documents)
     if conditioning == "marginal":
         raise ValueError(
@@ -101,18 +106,19 @@ def completion(
     originals, excluded = prompting.make_prompts(model, documents, columns, conditioning)
     settings = {
         "step": model.step,
+        "weights": model.weights_digest,
         "fingerprint": model.representation.fingerprint,
         "originals": prompting.digest(originals),
         "conditioning": conditioning,
         "seed": seed,
         "sampling": dataclasses.asdict(sampling_params),
     }
-    claim_folder(out, settings)
+    claim_folder(out, settings, own=[HALF_SIZE])
     found: list[dict[str, Any]] = []
     first: epath.Path | None = None
     for column in columns:
         folders = [out / _folder(column) / f"seed-{number}" for number in range(seeds)]
-        requests = prompting.requests(model.representation, originals, column)
+        requests = prompting.requests(model.representation, originals, column, columns[column])
         for number, folder in enumerate(folders):
             generate(
                 model, folder, requests, sampling_params, seed=seed + number, batch_size=batch_size
@@ -255,6 +261,10 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint.quiet_libraries()
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
+    ratios = [_number(text) for text in values.ratios]
+    _columns(ratios, values.unconditional, values.seeds)
+    sampling = {name: values[name].value for name in _SAMPLING}
+    SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     model = checkpoint.load(values.workdir, values.step)
     images = values.images or eval_split(model, values.workdir)
     extractor = extractors.from_flags(values, values.images or model.config.data.source)
@@ -262,7 +272,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("no extractor: give --weights=FILE, or --features")
     rejected: list[tuple[str, str]] = []
     if values.half_size:
-        folder = epath.Path(values.out) / "half_size"
+        folder = epath.Path(values.out) / HALF_SIZE
         real = open_images(images)
         rejected = half_size.write(real, model.representation, folder, values.num, values.seed)
         images = f"folder:{folder}"
@@ -273,13 +283,11 @@ def main(arguments: Sequence[str]) -> None:
         values.references or images,
         values.out,
         extractor=extractor,
-        ratios=[_number(text) for text in values.ratios],
+        ratios=ratios,
         unconditional=values.unconditional,
         seeds=values.seeds,
         seed=values.seed,
-        sampling_params=resolve_sampling_params(
-            model, {name: values[name].value for name in _SAMPLING}
-        ),
+        sampling_params=resolve_sampling_params(model, sampling),
         conditioning=values.conditioning,
         batch_size=values.batch_size,
         rejected=rejected,
@@ -299,7 +307,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("references", None, "Reference set; default the images themselves.")
     flags.DEFINE_list("ratios", ["0.25", "0.5", "0.75"], "Shares of the image in the prompt.")
     flags.DEFINE_boolean("unconditional", False, "Also generate images without a prompt.")
-    flags.DEFINE_integer("seeds", 3, "Number of completions of each prompt.")
+    flags.DEFINE_integer("seeds", 3, "Number of completions of each prompt.", lower_bound=1)
     for name in _SAMPLING:
         define = flags.DEFINE_integer if name == "top_k" else flags.DEFINE_float
         define(name, None, "See jpeglm_jax.generate; default the run's own.")
@@ -309,4 +317,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

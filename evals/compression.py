@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from evals.codelength import archive, jpegxl, likelihoods
@@ -200,4 +201,4 @@ if __name__ == "__main__":
     define_flags()
     flags.DEFINE_boolean("archive", False, "Also write an archive, read it back and compare.")
     flags.DEFINE_string("restore", None, "Instead: an archive whose files are written to --out.")
-    command.run(main)
+    command.run(main, ShardError)

@@ -22,8 +22,8 @@ from evals.inputs import images
 from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import FittedImages, Images
 from evals.metrics import Side
-from evals.reporting.results import write_json
-from jpeglm_jax.generation.manifest import MANIFEST
+from evals.reporting.results import require_result, write_json
+from jpeglm_jax.generation.manifest import MANIFEST, is_unfinished
 from jpeglm_jax.training import checkpoint
 
 STEPS = ("features", "stats", "metrics")
@@ -65,11 +65,13 @@ def evaluate(
       The contents of metrics.json; {} if it stopped before the metrics.
 
     Raises:
+      SettingsError: metrics.json of `out` is another program's.
       ValueError (of several kinds): inputs that cannot be used or cannot be compared.
     """
     if until not in STEPS:
         raise ValueError(f"found until={until!r}, expected one of {', '.join(STEPS)}")
     out = epath.Path(out)
+    require_result(out / "metrics.json")
     opener = _Sides(out, extractor, batch_size, until)
     ours = opener.open(generated, representation)
     inputs: dict[str, Images | Side] = {"generated": ours}
@@ -119,6 +121,11 @@ class _Sides:
                 return Side(where, _statistics(folder, existing), existing.metadata, existing)
             if (folder / MANIFEST).is_file():
                 return GeneratedImages(folder, representation)
+            if is_unfinished(folder):
+                raise FeatureError(
+                    f"{folder} holds a generation job that has not finished: run its command "
+                    "again, then evaluate"
+                )
         return images.open_images(where)
 
     def _features_in(self, folder: epath.Path) -> FeatureSet | None:

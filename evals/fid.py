@@ -8,7 +8,6 @@ steps: features, statistics (stats.npz) and metrics (metrics.json). See docs/eva
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,16 @@ from etils import epath
 
 from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE, Representation
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.seeds import MAX_SEED
 from evals import metrics
 from evals.evaluation import STEPS, evaluate
 from evals.features import extractors
+from evals.inputs.images import require_images
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
-from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.generation.options import resolve_labels
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
@@ -33,13 +35,17 @@ from jpeglm_jax.training import checkpoint
 def sample(
     workdir: str, out: epath.PathLike, num: int, seed: int, step: int | None
 ) -> tuple[str, Representation]:
-    """Generates images with a run's model, unless that is done: (their folder, representation)."""
+    """Generates images with a run's model, unless that is done: (their folder, representation).
+
+    Raises JobError if the folder of the images holds those of other weights or other settings, and
+    ValueError for a model of clips.
+    """
+    require_images(checkpoint.describe(workdir, step).representation)
     model = checkpoint.load(workdir, step)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
-    if not (folder / MANIFEST).is_file():  # written last
-        sampling_params = SamplingParams.from_config(model.config.sample)
-        requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
-        generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
+    sampling_params = SamplingParams.from_config(model.config.sample)
+    requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
+    generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
 
@@ -87,10 +93,16 @@ def _representation(values: Any) -> Representation | None:
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
-    sharding.split_cpu(len(os.sched_getaffinity(0)))
+    sharding.split_cpu(num_cpus())
     values = flags.FLAGS
     if (values.generated is None) == (values.workdir is None):
         raise ValueError("give either --generated or --workdir")
+    if values.workdir is None:
+        found = command.given(values, "step", "num", "seed")
+        command.refuse_without_effect(found, "with --generated; they are for --workdir")
+    else:
+        found = command.given(values, "representation")
+        command.refuse_without_effect(found, "with --workdir, which has its own")
     representation = _representation(values)
     if values.workdir:
         generated, representation = sample(
@@ -123,8 +135,8 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("workdir", None, "Instead: workdir of a run to generate images with.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
-    flags.DEFINE_integer("num", 1000, "Number of images to generate.")
-    flags.DEFINE_integer("seed", 0, "Random seed of generation.")
+    flags.DEFINE_integer("num", 1000, "Number of images to generate.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Random seed of generation.", 0, MAX_SEED)
     flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
     flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
@@ -132,14 +144,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
     flags.DEFINE_boolean("floor", True, "Also evaluate the references after the codec.")
     flags.DEFINE_enum("until", "metrics", STEPS, "The last step to run.")
-    flags.DEFINE_integer("batch_size", 32, "Images per call of the network.")
+    flags.DEFINE_integer("batch_size", 32, "Images per call of the network.", lower_bound=1)
     flags.DEFINE_integer(
         "max_neighbours",
         metrics.MAX_NEIGHBOURS,
         "Max images of each set for precision, recall, density and coverage.",
+        lower_bound=1,
     )
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.files import write_atomically
+from data_pipelines.utils.seeds import MAX_SEED
 from evals import fid, likelihood
 from evals.evaluation import evaluate
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
-from evals.reporting.results import claim_folder
+from evals.reporting.results import SettingsError, claim_folder
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import Checkpoints
@@ -64,7 +66,8 @@ def follow(
 
     Raises:
       CheckpointError: `workdir` is not that of a run.
-      SettingsError: the run was followed with other settings before.
+      SettingsError: the run was followed with other settings before, or another run was; or the
+        folder of the results holds other files.
       ValueError (of several kinds): inputs that cannot be used.
     """
     out = epath.Path(workdir) / FOLDER
@@ -81,6 +84,7 @@ def follow(
         )
     claim_folder(out, settings)
     lines = _finished(out)
+    _require_same_weights(workdir, out, lines)
     skipped: set[int] = set()
     waited = 0.0
     while True:
@@ -117,6 +121,24 @@ def _finished(out: epath.Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in lines}
 
 
+def _require_same_weights(
+    workdir: epath.PathLike, out: epath.Path, lines: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Raises SettingsError if the lines are of a run that was in this workdir before.
+
+    Loads the newest checkpoint that has a line and still exists: another run differs in all.
+    """
+    steps = [step for step in _steps(workdir) if step in lines]
+    if not steps:
+        return
+    ours, theirs = checkpoint.load(workdir, steps[-1]).weights_digest, lines[steps[-1]]["weights"]
+    if ours != theirs:
+        raise SettingsError(
+            f"{out} holds evaluations of another run: the weights of step {steps[-1]} are {ours} "
+            f"here and {theirs} there; remove {out}"
+        )
+
+
 def _write(out: epath.Path, lines: dict[int, dict[str, Any]]) -> None:
     text = "".join(json.dumps(lines[step]) + "\n" for step in sorted(lines))
     write_atomically(out / "metrics.jsonl", text.encode())
@@ -124,7 +146,8 @@ def _write(out: epath.Path, lines: dict[int, dict[str, Any]]) -> None:
 
 def _steps(workdir: epath.PathLike) -> list[int]:
     """Steps of the existing checkpoints."""
-    return Checkpoints(workdir).steps()
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.steps()
 
 
 def _last_step(workdir: epath.PathLike) -> int:
@@ -167,7 +190,7 @@ def _evaluate(
     values |= {name: value for name, value in bits.items() if isinstance(value, float)}
     codec = metrics["codec"]
     values["samples/valid"] = codec["strictly_valid"] / codec["requested"]
-    return {"step": step, **values}
+    return {"step": step, "weights": model.weights_digest, **values}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -196,12 +219,14 @@ def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_string("references", None, "Real images to compare with.", required=True)
     flags.DEFINE_integer("num", 1000, "Images to generate with each checkpoint.", lower_bound=1)
-    flags.DEFINE_integer("num_eval", 0, "Documents of the eval split to score; 0: all.")
-    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_integer(
+        "num_eval", 0, "Documents of the eval split to score; 0: all.", lower_bound=0
+    )
+    flags.DEFINE_integer("seed", 0, "Random seed.", 0, MAX_SEED)
     flags.DEFINE_float("patience", 6 * 3600.0, "Max seconds to wait for a new checkpoint.")
     extractors.define_flags()
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

@@ -18,9 +18,11 @@ import jax
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.files import write_atomically
+from data_pipelines.utils.seeds import MAX_SEED
 from evals.codelength import likelihoods
 from evals.codelength.conditioning import CONDITIONING, resolve_conditioning
 from evals.codelength.likelihoods import Scored
@@ -30,14 +32,19 @@ from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
+from jpeglm_jax.training.data import run_folders
 
 
 def eval_split(model: TrainedModel, workdir: epath.PathLike) -> str:
-    """The spec of a run's eval split, for `Documents`. Raises ValueError if it is missing."""
-    folder = model.config.data.shards or str(epath.Path(workdir) / "data")
-    if not epath.Path(folder).is_dir():
-        raise ValueError(f"there is no folder {folder} with the run's shards; give --images")
-    return f"shards:{folder}:eval"
+    """The spec of a run's eval split, of all its folders of shards, for `Documents`.
+
+    Raises ValueError if a folder is missing.
+    """
+    folders = run_folders(model.config.data, workdir)
+    for folder in folders:
+        if not epath.Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder} with the run's shards; give --images")
+    return f"shards:{','.join(folders)}:eval"
 
 
 def likelihood(
@@ -139,8 +146,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
     flags.DEFINE_string("images", None, "Real images or shards; default the run's eval split.")
-    flags.DEFINE_integer("num", 0, "Number of images, sampled at random; 0: all.")
-    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_integer("num", 0, "Number of images, sampled at random; 0: all.", 0)
+    flags.DEFINE_integer("seed", 0, "Random seed.", 0, MAX_SEED)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_enum(
         "conditioning",
@@ -148,10 +155,10 @@ def define_flags() -> None:
         CONDITIONING,
         "Start token: each image's label, none (BOS), or the marginal over all labels.",
     )
-    flags.DEFINE_integer("batch_size", 16, "Rows per batch.")
-    flags.DEFINE_integer("stride", 0, "Stride of windows over long documents; 0: half a window.")
+    flags.DEFINE_integer("batch_size", 16, "Rows per batch.", lower_bound=1)
+    flags.DEFINE_integer("stride", 0, "Stride of windows over long documents; 0: half a window.", 0)
 
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main)
+    command.run(main, ShardError)

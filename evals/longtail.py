@@ -22,6 +22,7 @@ from etils import epath
 
 from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from evals import metrics, sections
@@ -332,10 +333,10 @@ def _define_flags() -> None:
     flags.DEFINE_string("frequencies", None, "CSV table: class, frequency.", required=True)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("min_images", 10, "Min images of a class in each set.", lower_bound=2)
-    flags.DEFINE_integer("batch_size", 32, "Images per call of the network.")
+    flags.DEFINE_integer("batch_size", 32, "Images per call of the network.", lower_bound=1)
     extractors.define_flags()
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

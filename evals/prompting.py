@@ -90,14 +90,25 @@ def make_prompts(
 
 
 def requests(
-    representation: Representation, originals: Sequence[PromptedDocument], column: str
+    representation: Representation,
+    originals: Sequence[PromptedDocument],
+    column: str,
+    ratio: float,
 ) -> list[Request]:
-    """The generation requests that complete all originals of one column."""
+    """The generation requests that complete all originals of one column.
+
+    Args:
+      representation: of the model.
+      originals: with their prompts.
+      column: of the prompts.
+      ratio: share of the image in the prompts of this column.
+    """
     return [
         Request(
             np.concatenate([[each.start_token], each.prompts[column]]).astype(np.int32),
             -1 if each.start_token == representation.bos else each.document.label,
             each.document.key,
+            ratio,
         )
         for each in originals
     ]

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
+from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.seeds import MAX_SEED
 from evals import compression, fid, likelihood, report
 from evals.evaluation import evaluate
 from evals.features import extractors
@@ -111,11 +113,13 @@ def _define_flags() -> None:
     flags.DEFINE_string("references", None, "Real images; default digits for a run on digits.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     extractors.define_flags()
-    flags.DEFINE_integer("num", 1000, "Number of images to generate.")
-    flags.DEFINE_integer("num_eval", 0, "Number of documents of the eval split to score; 0: all.")
-    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_integer("num", 1000, "Number of images to generate.", lower_bound=1)
+    flags.DEFINE_integer(
+        "num_eval", 0, "Documents of the eval split to score; 0: all.", lower_bound=0
+    )
+    flags.DEFINE_integer("seed", 0, "Random seed.", 0, MAX_SEED)
 
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, ShardError)

@@ -294,7 +294,7 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("generated", None, "Folder of a generate job.", required=True)
     flags.DEFINE_string("references", None, "Real videos, folder:PATH and so on.", required=True)
-    flags.DEFINE_integer("num_references", 0, "Max reference clips; 0: all.")
+    flags.DEFINE_integer("num_references", 0, "Max reference clips; 0: all.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_string("video_features", None, "i3d, or MODULE:FUNCTION for a ClipExtractor.")
     flags.DEFINE_string("video_weights", None, "File or URL of I3D's weights.")

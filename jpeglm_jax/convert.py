@@ -13,10 +13,11 @@ one layer of one parameter at a time, so that memory holds far less than the mod
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +30,11 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines import representations
 from data_pipelines.representations.base import CONFIG_FILE as REPRESENTATION_FILE
 from data_pipelines.representations.base import TOKENIZER_FILE, Representation
+from data_pipelines.utils import command
+from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.huggingface import ConversionError, card, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
+from jpeglm_jax.huggingface import generation as hf_generation
 from jpeglm_jax.huggingface import tokenizer as hf_tokenizer
 from jpeglm_jax.huggingface.weights import Weight
 from jpeglm_jax.model.config import ModelConfig
@@ -48,6 +52,7 @@ def from_hf(
     *,
     seq_len: int = 0,
     drop_unused_ids: bool = False,
+    keep_sampling: Collection[str] = (),
 ) -> dict[str, Any]:
     """Converts a Hugging Face Llama checkpoint to the folder of a run.
 
@@ -55,18 +60,22 @@ def from_hf(
       hf_dir: folder with config.json, safetensors and tokenizer.model. A representation.json that
         `to_hf` wrote replaces `config.representation`.
       workdir: a new folder.
-      config: the settings that the checkpoint does not contain: representation and sampling. Its
-        model is replaced by the checkpoint's.
+      config: the settings that the checkpoint does not contain, above all the representation. Its
+        model is replaced by the checkpoint's, and its sampling parameters by those of
+        generation_config.json, if that states how to sample.
       seq_len: sequence length; 0 takes max_position_embeddings.
       drop_unused_ids: drop the rows of embedding and head past the tokenizer's ids instead of
         refusing them. Their probability then goes to the other tokens.
+      keep_sampling: names of sampling parameters that are those of `config` in any case.
 
     Returns:
-      `parameters` (their number), `dtype` (as stored), `seq_len`, `dropped_ids`.
+      `parameters` (their number), `dtype` (as stored), `seq_len`, `dropped_ids`, `unused` (names of
+      values of generation_config.json that our sampling has not).
 
     Raises:
-      ConversionError, ValueError: the checkpoint is damaged, or has tensors that our model has not.
-        Everything is checked before anything is written.
+      ConversionError, ValueError: the checkpoint is damaged, or has tensors or values that our
+        model has not, or ids that are not the tokenizer's: checked before anything is written. Or
+        a weight is NaN or infinite: what was written by then is removed.
     """
     hf_dir, workdir = epath.Path(hf_dir), _new_folder(workdir)
     found = hf_config.read(hf_dir)
@@ -74,9 +83,21 @@ def from_hf(
     tensors = safetensors.open_folder(hf_dir)
     weights.check(found.model, tensors)
     dropped = _unused_ids(found.model, representation, drop_unused_ids)
+    defaults = hf_generation.read(hf_dir)
+    for name, ids in (
+        (hf_config.CONFIG_FILE, found.ids),
+        (hf_generation.GENERATION_FILE, defaults.ids),
+    ):
+        hf_config.require_ids(hf_dir / name, ids, representation.bos, representation.eos)
+    if not 0 <= seq_len <= found.seq_len:
+        raise ConversionError(
+            f"seq_len is {seq_len:,}; expected at most max_position_embeddings, {found.seq_len:,}"
+        )
 
     model = dataclasses.replace(found.model, vocab_size=representation.vocab_size)
     config = _run_config(config, model, representation, seq_len or found.seq_len, workdir)
+    sampling = {k: v for k, v in defaults.sampling.items() if k not in keep_sampling}
+    config.sample.update(sampling)
     dtypes = {tensors[name].dtype for weight in weights.table(model) for name in weight.names}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     meta = {
@@ -88,13 +109,15 @@ def from_hf(
         "converted": {"from": "transformers", "dtype": dtype},
         "versions": checkpoint.versions(),
     }
-    representation.save(workdir)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    with _progress(model) as bar:
+    with _removed_if_refused(workdir), _progress(model) as bar:
+        representation.save(workdir)
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
         def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
             bar.update()
-            return tensors[name].read()[: shape[0]].astype(np.float32)
+            tensor = tensors[name].read()[: shape[0]].astype(np.float32)
+            safetensors.require_finite(name, tensor)
+            return tensor
 
         streamed_checkpoint.save(
             workdir, weights.tree(model, lambda weight: streamed(weight, read)), meta
@@ -104,7 +127,18 @@ def from_hf(
         "dtype": dtype,
         "seq_len": config.seq_len,
         "dropped_ids": dropped,
+        "unused": defaults.unused,
     }
+
+
+@contextlib.contextmanager
+def _removed_if_refused(folder: epath.Path) -> Iterator[None]:
+    """Removes a new folder if a weight is refused while it is written."""
+    try:
+        yield
+    except ConversionError:
+        folder.rmtree(missing_ok=True)
+        raise
 
 
 def streamed(weight: Weight, read: weights.Reader) -> Streamed:
@@ -192,8 +226,8 @@ def to_hf(
 
     Raises:
       CheckpointError: there is no such run or checkpoint.
-      ConversionError: `transformers`' Llama cannot represent the model (such as qk-norm), or the
-        type not its values.
+      ConversionError: `transformers`' Llama cannot represent the model (such as qk-norm); or the
+        type not its values, or a weight is NaN or infinite: what was written is then removed.
     """
     hf_dir = _new_folder(hf_dir)
     run = checkpoint.describe(workdir, step)
@@ -214,8 +248,9 @@ def to_hf(
     item = "ema" if run.averaged else "params"
     stores = streamed_checkpoint.open_arrays(workdir, run.step, item, shapes)
 
+    sampling_params = SamplingParams.from_config(config.sample)
     hf_dir.mkdir(parents=True, exist_ok=True)
-    with _progress(model) as bar:
+    with _removed_if_refused(hf_dir), _progress(model) as bar:
         safetensors.write(hf_dir, shards, dtype, _tensors(table, stores, bar))
     representation.save(hf_dir)
     tokenizer = getattr(representation, "tokenizer", None)
@@ -229,13 +264,14 @@ def to_hf(
         parameters=parameters,
         seq_len=config.seq_len,
         dtype=dtype,
+        guidance=sampling_params.guidance,
     )
-    hf_config.write_generation(
+    hf_generation.write(
         hf_dir,
+        sampling_params,
         seq_len=config.seq_len,
         bos=representation.bos,
         eos=representation.eos,
-        **{name: config.sample[name] for name in ("temperature", "top_k", "top_p")},
     )
     (hf_dir / hf_config.CONFIG_FILE).write_text(config_json)
     return {"parameters": parameters, "dtype": dtype, "files": len(shards), "step": run.step}
@@ -282,25 +318,34 @@ def main(arguments: Sequence[str]) -> None:
 
 def _convert(direction: Sequence[str], values: flags.FlagValues) -> str:
     """Converts as the command line asks; returns the message to print."""
+    given, refuse = command.given, command.refuse_without_effect
     if direction == ["to_hf"]:
+        found = given(values, "seq_len", "drop_unused_ids", "config")
+        refuse(found, "with to_hf; see --help")
         done = to_hf(values.workdir, values.hf_dir, dtype=values.dtype, step=values.step)
         return (
             f"{done['parameters']:,} parameters of step {done['step']}, in {done['dtype']}, are in "
             f"{values.hf_dir}; how to use them: {epath.Path(values.hf_dir) / card.CARD_FILE}"
         )
     if direction == ["from_hf"]:
+        refuse(given(values, "dtype", "step"), "with from_hf; see --help")
+        overridden = config_flags.get_override_values(values["config"])
         done = from_hf(
             values.hf_dir,
             values.workdir,
             values.config,
             seq_len=values.seq_len,
             drop_unused_ids=values.drop_unused_ids,
+            keep_sampling=[name.removeprefix("sample.") for name in overridden],
         )
         dropped = f", without {done['dropped_ids']} unused ids" if done["dropped_ids"] else ""
+        unused = "".join(
+            f". Not used: {name} of {hf_generation.GENERATION_FILE}" for name in done["unused"]
+        )
         return (
             f"{done['parameters']:,} parameters, stored in {done['dtype']}, sequence length "
             f"{done['seq_len']:,}{dropped}, are in {values.workdir}; to sample: "
-            f"python -m jpeglm_jax.generate --workdir={values.workdir} --out=DIR"
+            f"python -m jpeglm_jax.generate --workdir={values.workdir} --out=DIR{unused}"
         )
     found = " ".join(direction) or "nothing"
     raise ConversionError(f"found {found}, expected one of to_hf and from_hf; see --help")
@@ -320,7 +365,7 @@ def _define_flags() -> None:
         "to_hf: type of the weights; auto: that of a converted checkpoint, else float32.",
     )
     flags.DEFINE_integer("step", None, "to_hf: which checkpoint; default the newest.")
-    flags.DEFINE_integer("seq_len", 0, "from_hf: sequence length; 0: max_position_embeddings.")
+    flags.DEFINE_integer("seq_len", 0, "from_hf: sequence length; 0: max_position_embeddings.", 0)
     flags.DEFINE_bool(
         "drop_unused_ids", False, "from_hf: drop embeddings past the tokenizer's ids."
     )

@@ -22,7 +22,8 @@ from absl import flags
 from etils import epath
 
 from data_pipelines.utils import command
-from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.seeds import check_seed
+from jpeglm_jax import api
 from jpeglm_jax.generation import options, prompts
 from jpeglm_jax.generation.constraint import Constraint
 from jpeglm_jax.generation.job import generate
@@ -30,7 +31,6 @@ from jpeglm_jax.generation.pictures import GRID
 from jpeglm_jax.generation.prompts import PromptSet
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.trained import TrainedModel
-from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 
@@ -38,16 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
     values = flags.FLAGS
-    if values.num < 1:
-        raise ValueError(f"num is {values.num}; expected 1 or more")
-    if not 0 <= values.task < values.num_tasks:
-        raise ValueError(f"task is {values.task}; expected 0 to {values.num_tasks - 1}")
-    sharding.split_cpu(num_cpus())
-    model = checkpoint.load(values.workdir, values.step)
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    sampling_params = options.resolve_sampling_params(
-        model, {name: values[name].value for name in names}
-    )
+    sampling_options = check_flags(values)
+    model = api.load(values.workdir, values.step).trained
+    sampling_params = options.resolve_sampling_params(model, sampling_options)
     constraint = options.resolve_constraint(model, values.size) if values.constrain else None
     work = _prompts(model, values, constraint)
     try:
@@ -59,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
             seed=values.seed,
             batch_size=min(values.batch_size, len(work.requests)),
             constraint=constraint,
+            size=values.size,
             originals=work.originals,
             task=values.task,
             num_tasks=values.num_tasks,
@@ -75,6 +69,42 @@ def main(arguments: Sequence[str]) -> None:
         f"{counts.written} written to {values.out}; all in one picture: "
         f"{epath.Path(values.out) / GRID}"
     )
+
+
+def check_flags(values: flags.FlagValues) -> dict[str, float | None]:
+    """Checks the flags before anything is loaded; returns the sampling options.
+
+    Raises ValueError for a number out of range, or a flag that has no effect with the others.
+    """
+    for name in ("num", "batch_size", "num_tasks"):
+        if values[name].value < 1:
+            raise ValueError(f"{name} is {values[name].value}; expected 1 or more")
+    if values.max_prompts < 0:
+        raise ValueError(f"max_prompts is {values.max_prompts}; expected 1 or more, or 0 for all")
+    if not 0 <= values.task < values.num_tasks:
+        raise ValueError(f"task is {values.task}; expected 0 to {values.num_tasks - 1}")
+    check_seed(values.seed)
+    options.check_ratio(values.prefix_ratio)
+    if values.size is not None:
+        options.parse_size(values.size)
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    found = {name: values[name].value for name in names}
+    SamplingParams(**{name: value for name, value in found.items() if value is not None})
+
+    given, refuse = command.given, command.refuse_without_effect
+    if not values.constrain:
+        refuse(given(values, "size"), "without --constrain")
+    if not values.prompts:
+        names = ["prefix_ratio", "prefix_frames", "max_prompts"]
+        refuse(given(values, *names), "without --prompts")
+    if values.prefix_frames is not None:
+        refuse(given(values, "prefix_ratio"), "together with --prefix_frames; give one of them")
+    if values.temperature == 0:
+        refuse(
+            given(values, "top_k", "top_p", "min_p"),
+            "at --temperature=0, which takes the most likely token",
+        )
+    return found
 
 
 def _prompts(model: TrainedModel, values: Any, constraint: Constraint | None) -> PromptSet:

@@ -37,7 +37,7 @@ from jpeglm_jax.training.log import RunLog
 from jpeglm_jax.training.metrics import Meter, PendingMetrics
 from jpeglm_jax.training.nonfinite import NotFinite, not_finite
 from jpeglm_jax.training.profiler import Profiler
-from jpeglm_jax.training.resume import begin, identity_of
+from jpeglm_jax.training.resume import begin, check_numbers, identity_of
 from jpeglm_jax.training.samples import Sampler, save_grid
 from jpeglm_jax.training.step import (
     TrainState,
@@ -77,6 +77,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: str = "") -> dic
 
 def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -> dict[str, float]:
     """Devices, data, model, state; then one step after the other. See `train`."""
+    check_numbers(config)
     keep_compiled(config.compilation_cache, workdir)
     mesh = sharding.make_mesh(
         {axis: config.mesh[axis] for axis in sharding.AXES}, slices=config.mesh.slices
@@ -89,12 +90,15 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
     check_mesh(config, train_step.model.config, mesh)
     identity = identity_of(config, data)
     # From here on a signal waits for the next `guards.check`.
-    with guards.interruption.deferred(), Checkpoints(workdir, config.checkpoint) as checkpoints:
+    with (
+        guards.interruption.deferred(),
+        Checkpoints(workdir, config.checkpoint) as checkpoints,
+        checkpoints.naming_a_full_disk(),
+    ):
         start, meta, state = begin(config, identity, train_step, mesh, checkpoints)
         with (
             RunLog(workdir, config, start, meta.get("lines", 0)) as log,
             Profiler(profile, workdir) as profiler,
-            checkpoints.naming_a_full_disk(),
         ):
             if distributed.is_main():
                 data.representation.save(workdir)
@@ -176,10 +180,10 @@ class Trainer:
         rows = sharding.named(self._mesh, *BATCH_AXES)
         pending = PendingMetrics(lambda step, metrics: self._read(step, metrics, state))
         step = start
-        with self._meter.paused():  # if evaluation is broken, it shows now
-            self._evaluator(state.averaged, max_batches=2)
         with self._data.train_loader.batches(start, sharding=rows) as batches:
             try:
+                with self._meter.paused():  # if evaluation is broken, it shows now
+                    self._evaluator(state.averaged, max_batches=2)
                 self._perform(unfinished, start, state)
                 while step < config.steps:
                     guards.check("train")

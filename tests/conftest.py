@@ -51,3 +51,36 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(
         f"{len(slow)} of {len(seconds)} tests took {FAST_SECONDS} s or more"
     )
+
+
+# Fixtures of several folders. What they import starts JAX, so only tests that need it wait for it.
+
+
+@pytest.fixture(scope="session")
+def digit_shards(tmp_path_factory):
+    """Prepared digits, without copies."""
+    from data_pipelines.prepare import prepare
+    from tests.jpeglm_jax.conftest import tiny
+
+    folder = tmp_path_factory.mktemp("digits")
+    prepare(
+        source="digits",
+        representation=tiny().representation.to_dict(),
+        out=folder,
+        conditional=True,
+        eval_fraction=0.15,
+        workers=1,
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def digits_run(digit_shards, tmp_path_factory):
+    """The workdir of a run on digits of four steps, with checkpoints 2 and 4."""
+    from jpeglm_jax.train import train
+    from tests.jpeglm_jax.conftest import tiny
+
+    folder = tmp_path_factory.mktemp("run")
+    changes = {"data.source": "digits", "data.shards": digit_shards}
+    train(tiny(4, **{"checkpoint.every": 2, "checkpoint.keep": 5}, **changes), folder)
+    return folder

@@ -42,6 +42,7 @@ class JoinedShards(JoinedDocuments):
             named = " and ".join(map(str, folders))
             raise ValueError(f"{named}: found no documents in the split {split!r}, expected some")
         super().__init__(parts)
+        self._split_name = split
         self._check_label_names()
 
     @property
@@ -49,10 +50,18 @@ class JoinedShards(JoinedDocuments):
         """Number of documents rejected as damaged while reading; see each part's `damaged`."""
         return sum(len(part.damaged) for part in self.parts)
 
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def locate(self, document: int) -> tuple[Shards, int]:
+        """The part that has a document, and its number there."""
+        part = int(np.searchsorted(self._bounds, document, side="right")) - 1
+        return self.parts[part], document - int(self._bounds[part])
+
     def key(self, document: int) -> str:
         """The source's key of a document's image."""
-        part = int(np.searchsorted(self._bounds, document, side="right")) - 1
-        return self.parts[part].key(document - int(self._bounds[part]))
+        part, number = self.locate(document)
+        return part.key(number)
 
     def plan(
         self, *, seq_len: int, mode: str, seed: int, too_long: str, schedule: Schedule = ()
@@ -66,7 +75,12 @@ class JoinedShards(JoinedDocuments):
         """
 
         def planned(lengths: np.ndarray) -> EpochPlan:
-            return make_plan(lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long)
+            try:
+                return make_plan(
+                    lengths + 1, seq_len=seq_len, mode=mode, seed=seed, too_long=too_long
+                )
+            except ValueError as error:
+                raise ValueError(f"Split {self._split_name!r} has no rows: {error}") from error
 
         if schedule:
             return Mixture([planned(part.lengths) for part in self.parts], schedule)
@@ -82,9 +96,14 @@ class JoinedShards(JoinedDocuments):
                 raise ValueError(
                     f"{first.folder} and {other.folder} have labels of different names "
                     f"({', '.join(wrong[:8]) or 'in another order'}), so a label token would be "
-                    "ambiguous. Prepare both with the same classes, or without labels "
-                    "(data.conditional=False)"
+                    "ambiguous. Prepare both from sources with the same class names (the same "
+                    "subfolders, each with an image), or both with --config.data.conditional=False"
                 )
+
+
+def shard_folders(shards: str) -> list[str]:
+    """The folders that `config.data.shards` names, separated by commas; none if it is empty."""
+    return [folder.strip() for folder in shards.split(",") if folder.strip()]
 
 
 def mixture_schedule(mixture_weights: Sequence[Any], batch_size: int) -> Schedule:

@@ -12,10 +12,19 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+
+MAX_PIXELS = 2**28
+# Pillow refuses more than twice its own limit, also for pictures inside a container (ICO), and
+# warns above it: both limits are ours.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow's limit on a colour profile is 1 MiB; profiles with large tables exceed it.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26
 
 Mode = Literal["RGB", "L"]
 
@@ -28,19 +37,20 @@ _FORMATS = (
 )
 # fmt: on
 _WHITE = (255, 255, 255, 255)
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class ImageError(ValueError):
     """An image cannot be used; the message is one sentence with the reason."""
 
 
-def open_image(data: bytes, *, max_pixels: int = 2**28) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file completely; an animation gives its first frame.
 
     Args:
       data: the whole file.
-      max_pixels: maximum width x height, checked in the header before decoding. Pillow's own
-        limit, 2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million), applies as well.
+      max_pixels: maximum width x height, at most MAX_PIXELS, checked in the header before decoding.
 
     Returns the loaded image, as stored: see `normalise`.
 
@@ -49,7 +59,7 @@ def open_image(data: bytes, *, max_pixels: int = 2**28) -> Image.Image:
     """
     if not data:
         raise ImageError("the file is empty; expected an image")
-    image = _identify(data)
+    image = _identify(_without_png_text(data))
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
@@ -80,23 +90,47 @@ def _identify(data: bytes) -> Image.Image:
         raise ImageError(f"the image's header cannot be read: {error}") from error
 
 
+def _without_png_text(data: bytes) -> bytes:
+    """A PNG file without its text chunks, which Pillow limits and `normalise` drops anyway.
+
+    Other files, and everything from a damaged chunk on, are returned as they are.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, start, at = [], 0, len(_PNG)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if data[at + 4 : at + 8] in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(data[start:at])
+            start = end
+        at = end
+    return b"".join([*kept, data[start:]]) if kept else data
+
+
 def normalise(image: Image.Image, mode: Mode = "RGB") -> Image.Image:
     """Converts an image to the pixels that a viewer shows, 8-bit sRGB ("RGB") or grey ("L").
 
-    Steps, in order: take the first frame; scale samples of more than 8 bits to 8; resolve palettes;
-    convert the ICC profile to sRGB (relative colorimetric; a broken profile or one of another
-    colour space is ignored, as in browsers); composite transparency on white; apply the EXIF
-    orientation. Integer samples of more than 8 bits are read as 0-65535, floating-point samples as
-    0-1, or as 0-255 if any exceeds 1.
+    Steps, in order: take the first frame; resolve palettes; convert the ICC profile to sRGB
+    (relative colorimetric; a broken profile or one of another colour space is ignored, as in
+    browsers); composite transparency on white; apply the EXIF orientation.
 
-    Returns a new image without metadata. Raises ImageError for samples that are not finite.
+    Grey samples of more than 8 bits are rounded to 8 after the profile. Integers are read as
+    0-65535, or in the range of the bits that a TIFF file states; floating-point samples as 0-1, or
+    as 0-255 if any exceeds 1.
+
+    Returns a new image without metadata. Raises ImageError for samples that are not finite or not
+    in the range.
     """
     if mode not in ("RGB", "L"):
         raise ValueError(f'found mode {mode!r}, expected "RGB" or "L"')
     if getattr(image, "is_animated", False):
         image.seek(0)
     orientation = _orientation(image)
-    pixels = _composite(_to_srgb(_to_eight_bits(image)))
+    deep = image.mode.startswith("I") or image.mode == "F"
+    pixels = _composite(_deep_grey(image) if deep else _to_srgb(image))
     clean = pixels.convert(mode)  # always a new image
     clean.info = {}  # drops comments, profiles and EXIF
     return clean if orientation is None else clean.transpose(orientation)
@@ -119,18 +153,48 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
     }.get(value)  # type: ignore[arg-type]
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Converts grey images of 16 or 32 bits per sample to "L"; returns others unchanged."""
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return image
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Converts grey samples of more than 8 bits to 8-bit sRGB, and keeps transparency."""
     samples = np.asarray(image, np.float64)
+    levels = _levels(image, samples)
+    profile = image.info.get("icc_profile")
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis])
+    curve = np.asarray(_apply_profile(grey, profile).convert("RGB") if profile else grey)[0]
+    # The profile at the 256 levels, and between them by interpolation: as for 8-bit samples.
+    channels = curve.reshape(256, -1).T
+    values = [np.interp(levels, np.arange(256), channel) for channel in channels]
+    eight_bits = np.rint(np.stack(values, axis=-1)).astype(np.uint8)
+    converted = Image.fromarray(eight_bits.squeeze(-1) if len(values) == 1 else eight_bits)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(samples == transparent, 0, 255).astype(np.uint8)
+        converted = converted.convert("RGBA")
+        converted.putalpha(Image.fromarray(alpha))
+    return converted
+
+
+def _levels(image: Image.Image, samples: np.ndarray) -> np.ndarray:
+    """Scales samples to 0..255. Raises ImageError for samples outside the range of the format."""
     if not np.isfinite(samples).all():
         raise ImageError("the image has samples that are not finite; expected numbers")
-    largest = 65535.0
+    tags = getattr(image, "tag_v2", {})
+    low, high = samples.min(initial=0.0), samples.max(initial=0.0)
     if image.mode == "F":
-        largest = 1.0 if samples.max(initial=0.0) <= 1.0 else 255.0
-    scaled = np.rint(np.clip(samples / largest, 0.0, 1.0) * 255.0)
-    return Image.fromarray(scaled.astype(np.uint8))
+        largest = 1.0 if high <= 1.0 else 255.0
+    else:
+        bits = tags.get(_TIFF_BITS, (16,))[0]
+        largest = float(2 ** min(bits, 16) - 1)
+    # Filters of floating-point images overshoot a little.
+    margin = largest / 255 if image.mode == "F" else 0.0
+    if low < -margin or high > largest + margin:
+        raise ImageError(
+            f"the image has {'floating-point' if image.mode == 'F' else 'integer'} samples from "
+            f"{low:g} to {high:g}, expected 0 to {largest:g}"
+            + (" or 0 to 1" if image.mode == "F" else "")
+            + ": scale them"
+        )
+    levels = np.clip(samples / largest, 0.0, 1.0) * 255.0
+    return 255.0 - levels if tags.get(_TIFF_PHOTOMETRIC) == _MIN_IS_WHITE else levels
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

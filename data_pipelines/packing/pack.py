@@ -23,7 +23,9 @@ class PackPlan(EpochPlan):
         if dropped == lengths.size:
             raise ValueError(
                 f"All {dropped:,} documents are longer than seq_len {seq_len:,} (the shortest "
-                f"takes {lengths.min():,} positions). Increase seq_len, or use too_long='cut'."
+                f"takes {lengths.min():,} positions). Increase seq_len (--config.seq_len), use "
+                "too_long='cut' (--config.data.too_long=cut), or prepare with a larger "
+                "eval_fraction if only the eval split is too short."
             )
         # Documents by length, equal lengths by index; dropped ones are at the end and unused.
         self._by_length = _stable_order(lengths)

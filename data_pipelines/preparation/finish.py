@@ -55,6 +55,7 @@ def finish(job: Job) -> dict[str, Any] | None:
         "label_names": job.facts["label_names"],
         "items": job.facts["items"],
         "skipped": job.facts["skipped"],
+        "warnings": job.facts["warnings"],
         "rejects": rejects,
         "duplicates": duplicate_facts,
         "splits": splits,

@@ -21,7 +21,7 @@ from data_pipelines.media import Kind
 from data_pipelines.preparation import listing, tokenizer_training
 from data_pipelines.representations.base import Representation, TokenizedRepresentation
 from data_pipelines.shards import storage
-from data_pipelines.sources import open_source
+from data_pipelines.sources import Source, open_source
 from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import remove_unfinished, to_json, write_atomically
 
@@ -118,6 +118,7 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
     Raises:
       SettingsError: the folder was set up with other settings; the message has both.
       SourceError: the source cannot be listed or has no image.
+      StorageUnavailable: the source is gone or does not answer.
     """
     folder = epath.Path(folder)
     job = read_job(folder)
@@ -126,15 +127,13 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         return job
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    source = open_source(settings.source, make().kind)
-    label_names = list(source.label_names)
-    options = {"num_labels": _num_labels(settings, label_names)} if settings.conditional else {}
-    representation = make(**options)
-    if settings.copies and representation.kind != "image":
+    unlabelled = make()
+    if settings.copies and unlabelled.kind != "image":
         raise SettingsError(
             f"copies is {settings.copies}, expected 0: only images have augmented copies, "
-            f"{representation.medium}s have none"
+            f"{unlabelled.medium}s have none"
         )
+    source = open_source(settings.source, unlabelled.kind)
     listed = listing.write(
         source,
         folder,
@@ -142,6 +141,9 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
         eval_fraction=settings.eval_fraction,
         num_shards=settings.num_shards,
     )
+    label_names = list(source.label_names)  # known now: some sources list for them
+    options = {"num_labels": _num_labels(source, label_names)} if settings.conditional else {}
+    representation = make(**options)
     if settings.train_tokenizer:
         if not isinstance(representation, TokenizedRepresentation):
             raise SettingsError(f"{representation.name} has no tokenizer to train")
@@ -217,11 +219,12 @@ def require_same(job: Job, settings: Settings) -> None:
     )
 
 
-def _num_labels(settings: Settings, label_names: list[str]) -> int:
+def _num_labels(source: Source, label_names: list[str]) -> int:
     if not label_names:
+        advice = f": {source.label_advice};" if source.label_advice else ";"
         raise SettingsError(
-            f"conditional is True, but the source {settings.source} has no labels: put the files "
-            "of each class into a subfolder, or set conditional to False"
+            f"conditional is True, but {source.spec} has no labels{advice} or set conditional to "
+            "False (--config.data.conditional=False)"
         )
     return len(label_names)
 

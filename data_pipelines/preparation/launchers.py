@@ -13,12 +13,20 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from data_pipelines.preparation.memory import out_of_memory_kills
 from data_pipelines.preparation.process import Progress, ShardSpec, process_shard
 from data_pipelines.shards.storage import ShardError
-from data_pipelines.utils.files import WriteError
+from data_pipelines.sources import SourceError
+from data_pipelines.utils.files import StorageUnavailable, WriteError
+
+# Errors that stop a job; a worker sends them by name.
+_ERRORS = {
+    error.__name__: error for error in (ShardError, WriteError, SourceError, StorageUnavailable)
+}
 
 
 def check_task(task: int, num_tasks: int) -> None:
@@ -45,8 +53,9 @@ def run_pool(specs: Sequence[ShardSpec], workers: int, progress: Progress) -> No
       progress: called from several threads, one at a time.
 
     Raises:
-      ShardError, WriteError: a shard could not be written, or a worker died; the other workers are
-        stopped.
+      ShardError, WriteError: a shard could not be written, or a worker died.
+      StorageUnavailable, SourceError: the source as a whole cannot be read.
+      Each of them stops the other workers.
     """
     workers = min(workers, len(specs))
     if workers <= 1:
@@ -69,8 +78,11 @@ def run_worker(read: TextIO, write: TextIO) -> None:
     for line in read:
         try:
             process_shard(ShardSpec(**json.loads(line)), report)
-        except (ShardError, WriteError) as error:
-            send(error=str(error))
+        except tuple(_ERRORS.values()) as error:
+            send(error=str(error), kind=type(error).__name__)
+        except Exception as error:
+            traceback.print_exc()
+            send(error=f"{type(error).__name__}: {error}", kind="")
         else:
             send(done=True)
 
@@ -136,6 +148,7 @@ class _Pool:
         self._progress = progress
         self._lock = threading.Lock()
         self._failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._kills = out_of_memory_kills()
         self._workers = [start_worker() for _ in range(workers)]
 
     def run(self) -> None:
@@ -166,7 +179,7 @@ class _Pool:
                 spec = self._todo.get_nowait()
                 try:
                     self._make(worker, spec)
-                except (ShardError, WriteError, OSError) as error:
+                except Exception as error:
                     self._failures.put(error)
                     self._stop()
 
@@ -181,12 +194,20 @@ class _Pool:
                 with self._lock:
                     self._progress(message["made"], message["rejected"])
             elif "error" in message:
-                raise ShardError(message["error"])
+                if kind := _ERRORS.get(message["kind"]):
+                    raise kind(message["error"])
+                raise ShardError(
+                    f"the worker that made {spec.name} failed ({message['error']}; its traceback "
+                    "is above); finished shards are kept: the same command resumes"
+                )
             else:
                 return
         code = worker.wait()
         cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+        advice = "the same command resumes"
+        if out_of_memory_kills() > self._kills:
+            cause += ": the kernel killed it because memory ran out"
+            advice = "run the same command again with fewer --workers"
         raise ShardError(
-            f"the worker that made {spec.name} died ({cause}), possibly out of memory; finished "
-            "shards are kept: run the same command again, with fewer --workers if it dies again"
+            f"the worker that made {spec.name} died ({cause}); finished shards are kept: {advice}"
         )

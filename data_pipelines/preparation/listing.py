@@ -79,6 +79,7 @@ def write(
             "listing": facts,
             "rejected": len(rejects),
             "skipped": dict(source.skipped),
+            "warnings": list(source.warnings),
         },
     )
 

@@ -23,6 +23,7 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shards import storage
 from data_pipelines.shards.storage import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
+from data_pipelines.utils.files import StorageUnavailable
 
 Progress = Callable[[int, int], None]
 _REASON_CHARACTERS = 300
@@ -57,7 +58,8 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     """Makes one shard and returns its sidecar; a finished shard is not made again.
 
     The contents depend on the spec's folder only. An image that cannot be read, decoded or encoded
-    is rejected with its reason; a shard that cannot be written stops the job.
+    is rejected with its reason; a source that is gone, or a shard that cannot be written, stops the
+    job.
 
     Args:
       spec: the shard to make.
@@ -66,6 +68,7 @@ def process_shard(spec: ShardSpec, progress: Progress | None = None) -> dict[str
     Raises:
       WriteError: the disk is full.
       ShardError: the folder's own files are damaged.
+      StorageUnavailable, SourceError: the source as a whole cannot be read.
     """
     context = open_job(spec.folder, spec.job)
     sidecar = storage.read_sidecar(spec.folder, spec.name)
@@ -204,6 +207,8 @@ def _documents(
         for copy in range(1 + copies):
             try:
                 document = earlier.document(item.key, copy) or image.document(copy)
+            except StorageUnavailable:
+                raise
             except Exception as error:  # an error of one image must not affect the others
                 rejects.append(Reject(item.key, copy, _reason(error)))
                 if copy == 0:  # its copies would fail too
@@ -247,6 +252,8 @@ def _clips(
                     key, content = clip_key(item.key, number), _content(data, number)
                     yield context.document(clip, key, 0, item.label, content)
                     number += 1
+            except StorageUnavailable:
+                raise
             except Exception as error:  # an error of one video must not affect the others
                 key = clip_key(item.key, number) if number else item.key
                 rejects.append(Reject(key, 0, _reason(error)))

@@ -7,7 +7,6 @@ assert load(folder) == representation
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.representations.base import CONFIG_FILE, Representation, Validity
+from data_pipelines.utils.plugins import load_object
 
 __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 
@@ -72,11 +72,14 @@ def load(folder: epath.PathLike) -> Representation:
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_FILE}; expected a folder with a representation")
     config = json.loads(path.read_text())
-    return from_config(config, _Artifacts(epath.Path(folder)))
+    try:
+        return from_config(config, _Artifacts(epath.Path(folder)))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 class _Artifacts(Mapping[str, bytes]):
-    """The files of a folder, each read when asked for. An absent one is a ValueError."""
+    """The files of a folder, each read when asked for."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
@@ -96,14 +99,11 @@ class _Artifacts(Mapping[str, bytes]):
 
 def _class(name: str) -> type[Representation]:
     """Raises ValueError for a name that is none, or names what cannot be imported."""
-    module, colon, class_name = _CLASSES.get(name, name).partition(":")
-    if not colon:
+    where = _CLASSES.get(name, name)
+    if ":" not in where:
         known = ", ".join(f'"{known}"' for known in sorted(_CLASSES))
         raise ValueError(f'found representation {name!r}, expected {known} or "MODULE:CLASS"')
-    try:
-        found = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"representation {name!r} cannot be imported: {error}") from error
+    found = load_object(where, "representation")
     if not (isinstance(found, type) and issubclass(found, Representation)):
         raise ValueError(f"representation {name!r} is no subclass of Representation")
     return found

@@ -388,7 +388,7 @@ def tokenizer_from_config(config: dict[str, Any], model: bytes | None = None) ->
     if config["kind"] != "bpe":
         raise ValueError(f'found a tokenizer of kind {config["kind"]!r}, expected "bytes" or "bpe"')
     if model is None:
-        raise ValueError("found no model for a BPE tokenizer; give the bytes of tokenizer.model")
+        raise ValueError("found no tokenizer.model, which a BPE tokenizer needs")
     tokenizer = BpeTokenizer(model, config["num_labels"])
     if tokenizer.sha256 != config["model_sha256"]:
         raise ValueError(

@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -319,6 +319,13 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise ShardError(f"{path}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
     return manifest
+
+
+def skipped_text(manifest: Mapping[str, Any]) -> str:
+    """How many entries of the source were skipped, by kind, as in '4 (3 .heic, 1 hidden)'."""
+    kinds = sorted(manifest["skipped"].items(), key=lambda pair: (-pair[1], pair[0]))
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    return f"{sum(manifest['skipped'].values()):,}" + (f" ({listed})" if listed else "")
 
 
 def _read_one(reader: Any, record: int) -> bytes | str:

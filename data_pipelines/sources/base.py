@@ -58,16 +58,21 @@ class Source(abc.ABC):
       kind: "image" or "video".
       rejects: entries that should have been images or videos but cannot be used, with the reason.
       skipped: number of entries that were not asked for, by kind (a suffix, "hidden", ...).
+      warnings: choices and doubts that a reader should know of, one sentence each.
 
-    `rejects` and `skipped` describe the latest pass over `items()`, up to its current item.
+    `rejects`, `skipped` and `warnings` describe the latest pass over `items()`, up to its current
+    item.
     """
 
     scheme: ClassVar[str]
+    # How the images of this source get labels, for the error about a source without any.
+    label_advice: str = ""
 
     def __init__(self, argument: str = "", kind: Kind = "image") -> None:
         self.argument, self.kind = argument, kind
         self.rejects: list[Reject] = []
         self.skipped: collections.Counter[str] = collections.Counter()
+        self.warnings: list[str] = []
 
     @property
     def spec(self) -> str:
@@ -87,7 +92,9 @@ class Source(abc.ABC):
     def read(self, locator: Locator) -> bytes:
         """Reads the encoded file of an item by its locator (which may have been through JSON).
 
-        Raises SourceError if it is missing, damaged, not readable or too large.
+        Raises:
+          SourceError: the item is missing, damaged, not readable or too large.
+          StorageUnavailable: the source is gone or does not answer.
         """
 
     def unit(self, item: Item) -> str:
@@ -101,10 +108,13 @@ class Source(abc.ABC):
     def items(self) -> Iterator[Item]:
         """Lists the source without decoding anything, in the same order every time.
 
-        Raises SourceError at the end if there was no item.
+        Raises:
+          SourceError: at the end, if there was no item.
+          StorageUnavailable: the source is gone or does not answer.
         """
         self.rejects = []
         self.skipped = collections.Counter()
+        self.warnings = []
         empty = True
         for item in self._list():
             empty = False
@@ -126,6 +136,9 @@ class Source(abc.ABC):
     def _skip(self, kind: str) -> None:
         known = kind in self.skipped or len(self.skipped) < _MAX_SKIPPED_KINDS
         self.skipped[kind if known else "other kinds"] += 1
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text.encode("utf-8", "backslashreplace").decode())
 
     def _nothing_found(self) -> str:
         found = [f"{count} {printable(kind)}" for kind, count in self.skipped.most_common(5)]

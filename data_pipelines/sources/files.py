@@ -6,18 +6,22 @@ reader, and millions of entries, which portable path classes do not handle.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fnmatch
 import glob
 import itertools
 import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NoReturn
 
 from etils import epath
 
-from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError
+from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError, unprintable
+from data_pipelines.utils.files import StorageUnavailable, missing_driver, unknown_scheme
 
 # `{000..012}` and `{train,val}`: ranges of shards, as in WebDataset and shells.
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -27,6 +31,21 @@ _MAX_EXPANDED = 100_000
 # Remote file systems raise OSError for a file that cannot be read, and the others for missing
 # drivers or credentials.
 READ_ERRORS = (OSError, ImportError, NotImplementedError)
+
+# Errors of a file system or of this process, whatever the file: a network mount that is gone, a
+# disk that was pulled, too many open files. Some exist on one platform only.
+_OUTAGES = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE", "ENODEV"),
+        *("ENXIO", "EREMOTEIO", "ENOMEDIUM", "ESHUTDOWN", "ENOLINK", "ECOMM", "EMFILE"),
+        *("ENFILE", "ENOMEM", "EKEYEXPIRED"),
+    )
+    if hasattr(errno, name)
+)
+# Errors that one file or all of them may have: whether the rest can be read decides.
+_UNCLEAR = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
 
 
 def is_remote(path: str) -> bool:
@@ -60,10 +79,69 @@ def why(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def unavailable(what: str, error: BaseException | str) -> StorageUnavailable:
+    """The error for storage that is gone, with what to do."""
+    reason = error if isinstance(error, str) else why(error)
+    return StorageUnavailable(
+        f"{what} cannot be read any more: {reason}. Finished shards are kept: when it is back, the "
+        "same command resumes"
+    )
+
+
+def raise_outage(error: BaseException, path: str) -> None:
+    """Raises StorageUnavailable if an error concerns the storage of a path; else returns.
+
+    Args:
+      error: of reading `path`, or of a file below it.
+      path: a folder, or a file with many items.
+    """
+    if not isinstance(error, OSError) or is_remote(path):
+        return  # for remote files `_reported` decides
+    if error.errno in _OUTAGES or (error.errno in _UNCLEAR and not _answers(path)):
+        raise unavailable(repr(path), error) from error
+
+
+def _answers(path: str) -> bool:
+    """Whether a local folder can be listed, or the first byte of a file can be read."""
+    try:
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                next(entries, None)
+        else:
+            with open_binary(path) as file:
+                file.read(1)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """Raises StorageUnavailable for every error of an object store but a missing object.
+
+    Backends raise errors of many types for a store that does not answer or refuses credentials.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, StorageUnavailable):
+        raise
+    except Exception as error:
+        text = missing_driver(error)
+        raise SourceError(text) if text else unavailable(path, error) from error
+
+
+def check_scheme(path: str) -> None:
+    """Raises SourceError for a path with a scheme that no backend opens, as `https://`."""
+    if text := unknown_scheme(path):
+        raise SourceError(text)
+
+
 def open_binary(path: str) -> IO[Any]:
     """Opens a regular file for random access.
 
-    Raises OSError, also for a pipe or a device, without waiting for it.
+    Raises:
+      OSError: there is no such file, or it is a pipe or a device (without waiting for it).
+      StorageUnavailable: an object store does not answer; also raised by later reads.
     """
     if is_remote(path):
         return _open_remote(path)
@@ -76,18 +154,46 @@ def open_binary(path: str) -> IO[Any]:
 
 
 def _open_remote(path: str) -> IO[Any]:
-    opened: Any = epath.Path(path).open("rb")
-    if hasattr(opened, "read"):
-        return opened
-    # With TensorFlow installed, etils returns a context manager that closes its file when it is
-    # garbage-collected: keep a reference to it.
-    file = opened.__enter__()
-    file.opened_by = opened
-    return file
+    check_scheme(path)
+    with _reported(path):
+        opened: Any = epath.Path(path).open("rb")
+        # With TensorFlow installed, etils returns a context manager that closes its file when it
+        # is garbage-collected: `_RemoteFile` keeps a reference to it.
+        file = opened if hasattr(opened, "read") else opened.__enter__()
+        return _RemoteFile(path, file, opened)  # type: ignore[return-value]
+
+
+class _RemoteFile:
+    """An open file of an object store, whose reads raise StorageUnavailable."""
+
+    def __init__(self, path: str, file: IO[Any], opened_by: Any) -> None:
+        self._path, self._file, self._opened_by = path, file, opened_by
+
+    def read(self, *size: int) -> bytes:
+        with _reported(self._path):
+            return self._file.read(*size)
+
+    def seek(self, *where: int) -> int:
+        with _reported(self._path):
+            return self._file.seek(*where)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _RemoteFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
 
 
 def read_bytes(path: str, name: str) -> bytes:
-    """Reads a whole file. Raises SourceError, whose message calls the file `name`."""
+    """Reads a whole file.
+
+    Raises:
+      SourceError: it cannot be read; the message calls the file `name`.
+      StorageUnavailable: an object store does not answer.
+    """
     try:
         with open_binary(path) as file:
             data = file.read(MAX_MEDIUM_BYTES + 1)
@@ -102,15 +208,51 @@ def read_bytes(path: str, name: str) -> bytes:
 
 def require_folder(path: str) -> None:
     """Raises SourceError unless the path is a folder."""
+    check_scheme(path)
     try:
-        folder = epath.Path(path) if is_remote(path) else pathlib.Path(path)
-        is_folder, exists = folder.is_dir(), folder.exists()
+        with _reported(path) if is_remote(path) else contextlib.nullcontext():
+            folder = epath.Path(path) if is_remote(path) else pathlib.Path(path)
+            is_folder, exists = folder.is_dir(), folder.exists()
     except READ_ERRORS as error:
         raise SourceError(f"the folder {path!r} cannot be read: {why(error)}") from error
     if not exists:
-        raise SourceError(f"there is no folder {path!r}")
+        raise SourceError(f"there is no folder {path!r}" + _folder_of_pattern(path))
     if not is_folder:
         raise SourceError(f"{path!r} is a file, expected a folder (tar:FILE reads a tar)")
+
+
+def _folder_of_pattern(path: str) -> str:
+    """Advice for a pattern where a folder is meant."""
+    if not re.search(r"[*?\[{]", path):
+        return ""
+    return f"; it is a pattern, expected one folder, as in 'folder:{literal_folder(path) or '.'}'"
+
+
+def nameless_objects(folder: str) -> list[str]:
+    """Objects of a bucket below FOLDER// : an empty part of a name is no folder that can be listed.
+
+    Returns their names after `FOLDER/`, which begin with a slash.
+    """
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(folder)
+    with _reported(folder):
+        return [name[len(root) + 1 :] for name in system.find(root) if name.startswith(f"{root}//")]
+
+
+def listed_names(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder of an object store.
+
+    An empty file name stands for a folder object, or for what `nameless_objects` lists.
+    """
+
+    def stop(error: OSError) -> NoReturn:
+        raise error  # Without this, a folder that cannot be listed counts as empty.
+
+    with _reported(folder):
+        walked = epath.Path(folder).walk(on_error=stop)
+        _, folders, names = next(walked, (folder, [], []))
+    return folders, names
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -141,10 +283,17 @@ def _choices(inside: str) -> Iterator[str]:
 def matching_files(pattern: str, example: str) -> list[str]:
     """The files that match a pattern of braces and `*`, `?`, `[...]`, sorted by path.
 
-    Raises SourceError if any alternative of the braces matches no file, as for a missing shard.
+    Args:
+      pattern: local or remote.
+      example: a spec of this source, for messages; it ends with the suffix of its files.
+
+    Raises:
+      SourceError: an alternative of the braces matches no file, as for a missing shard.
+      StorageUnavailable: an object store does not answer.
     """
     if not pattern:
         raise SourceError(f"the source has no path, expected one as in {example!r}")
+    check_scheme(pattern)
     alternatives = list(itertools.islice(expand_braces(expand_user(pattern)), _MAX_EXPANDED + 1))
     if len(alternatives) > _MAX_EXPANDED:
         raise SourceError(f"{pattern!r} expands to more than {_MAX_EXPANDED:,} files")
@@ -154,19 +303,65 @@ def matching_files(pattern: str, example: str) -> list[str]:
         try:
             matches = _glob(alternative)
         except READ_ERRORS as error:
+            raise_outage(error, literal_folder(alternative) or ".")
             raise SourceError(f"{alternative!r} cannot be listed: {why(error)}") from error
         found.update(matches)
         if not matches:
             missing.append(alternative)
     if missing:
+        if not is_remote(missing[0]) and os.path.isdir(missing[0]):
+            kind, suffix = example.partition(":")[0], os.path.splitext(example)[1]
+            raise SourceError(
+                f"{missing[0]!r} is a folder, expected files, as in "
+                f"'{kind}:{join(missing[0], '*' + suffix)}'"
+            )
         others = f" (nor do {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SourceError(f"{missing[0]!r} matches no file{others}")
     return sorted(found)
 
 
+def raise_missing(pattern: str, name: str) -> None:
+    """Raises StorageUnavailable if a file that the listing has is gone; else returns.
+
+    Args:
+      pattern: of the source's files.
+      name: printable path of the file, relative to the pattern's literal folder.
+    """
+    folder = literal_folder(pattern)
+    path = join(folder, unprintable(name)) if "/" in pattern else unprintable(name)
+    alternatives = expand_braces(expand_user(pattern))
+    if not any(path == other or fnmatch.fnmatchcase(path, other) for other in alternatives):
+        return  # never one of the source's files
+    try:
+        file = open_binary(path)
+    except FileNotFoundError as error:
+        raise unavailable(repr(path), error) from error
+    except OSError as error:
+        raise_outage(error, path)
+    else:
+        file.close()
+
+
+def repeated(paths: Iterable[str]) -> dict[str, str]:
+    """The symbolic links among local files to another one of them, with its path."""
+    targets = {path: path for path in paths if not is_remote(path) and not os.path.islink(path)}
+    found = {}
+    for path in paths:
+        if not is_remote(path) and os.path.islink(path):
+            # The first of two links to one file outside is kept.
+            original = targets.setdefault(os.path.realpath(path), path)
+            if original != path:
+                found[path] = original
+    return found
+
+
 def _glob(pattern: str) -> list[str]:
     if is_remote(pattern):
-        return [str(path) for path in epath.Path(pattern).parent.glob(pattern.rsplit("/", 1)[1])]
+        with _reported(pattern):
+            parent, name = epath.Path(pattern).parent, pattern.rsplit("/", 1)[1]
+            return [str(path) for path in parent.glob(name)]
     if os.path.isfile(pattern):  # A name may contain "[" literally.
         return [pattern]
-    return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    # A link that leads nowhere is kept: its target may be on storage that is gone.
+    matches = glob.glob(pattern, recursive=True)
+    return [path for path in matches if os.path.isfile(path) or not os.path.exists(path)]

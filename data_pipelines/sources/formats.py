@@ -15,6 +15,9 @@ from data_pipelines.media import Kind
 # others are only identified or need an extra handler.
 _NOT_DECODED = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 
+# Formats without an opener of their own: a JPEG file with several pictures.
+_OPENED_AS_JPEG = frozenset({"MPO"})
+
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
@@ -25,7 +28,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(
         suffix
         for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _NOT_DECODED
+        if (name in Image.OPEN or name in _OPENED_AS_JPEG) and name not in _NOT_DECODED
     )
 
 

@@ -38,6 +38,7 @@ class TfdsSource(Source):
     """
 
     scheme = "tfds"
+    label_advice = "the dataset has no feature 'label', and not exactly one ClassLabel"
 
     def __init__(self, argument: str, kind: Kind = "image") -> None:
         super().__init__(argument, kind)
@@ -60,6 +61,7 @@ class TfdsSource(Source):
         if self._label is not None:
             self._names = tuple(features[self._label].names)
             self._label_only = tfds.features.FeaturesDict({self._label: features[self._label]})
+        self._data_dir = builder.data_path
         self._records = self._open(builder)
 
     @property
@@ -87,12 +89,19 @@ class TfdsSource(Source):
             )
             image = example[self._image]
         except _damage() as error:
+            self._raise_if_gone(error)
             raise SourceError(
                 f"record {locator} of {self.spec} cannot be read: {files.why(error)}"
             ) from error
         if not len(image):
             raise SourceError(f"record {locator} of {self.spec} holds no {self.kind}")
         return image if self.kind == "image" else frames_to_nut([bytes(frame) for frame in image])
+
+    def _raise_if_gone(self, error: Exception) -> None:
+        """Raises StorageUnavailable if the folder of the dataset is gone."""
+        files.raise_outage(error, str(self._data_dir))
+        if not self._data_dir.exists():
+            raise files.unavailable(self.spec, f"there is no folder {self._data_dir}") from error
 
     def _labels(self, indices: range) -> list[int | str]:
         """The label of each record, or the reason (str) if it cannot be read."""
@@ -129,8 +138,8 @@ class TfdsSource(Source):
             root = data_dir or _tfds().core.constants.DATA_DIR
             raise SourceError(
                 f"the dataset {name!r} is not prepared in {root} ({files.why(error)}); to "
-                f"download and prepare it: tfds build {name} --file_format=array_record "
-                f"--data_dir={root}"
+                f"download and prepare it, once, with TensorFlow: pip install tensorflow && "
+                f"tfds build {name} --file_format=array_record --data_dir={root}"
             ) from error
 
     def _open(self, builder: Any) -> Any:
@@ -142,7 +151,8 @@ class TfdsSource(Source):
         except NotImplementedError as error:
             raise SourceError(
                 f"{builder.data_dir} is stored as {builder.info.file_format.value}, expected "
-                f"array_record; to convert it: tfds convert_format --out_file_format=array_record "
+                f"array_record; to convert it, with TensorFlow: pip install tensorflow && "
+                f"tfds convert_format --out_file_format=array_record "
                 f"--dataset_version_dir={builder.data_dir}"
             ) from error
         except _damage() as error:

@@ -8,7 +8,12 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from data_pipelines.utils.files import WriteError
+from data_pipelines.utils.files import (
+    StorageUnavailable,
+    WriteError,
+    missing_driver,
+    unknown_scheme,
+)
 
 # Errors that a user can cause: values, names, files. Any other is a bug and keeps its traceback.
 _USER_ERRORS = (
@@ -18,6 +23,7 @@ _USER_ERRORS = (
     NotADirectoryError,
     PermissionError,
     WriteError,
+    StorageUnavailable,
 )
 
 
@@ -36,7 +42,11 @@ def run(main: Callable[[Sequence[str]], Any], *user_errors: type[Exception]) -> 
         try:
             main(arguments)
         except expected as error:
-            _stop(error)
+            _stop(_path_error(error) or error)
+        except (KeyError, ImportError) as error:
+            if (translated := _path_error(error)) is None:
+                raise
+            _stop(translated)
 
     def parse(arguments: Sequence[str]) -> Sequence[str]:
         try:
@@ -56,11 +66,39 @@ def no_arguments(arguments: Sequence[str]) -> None:
         raise ValueError(f"found {arguments[1]!r}, expected only flags; --help lists them")
 
 
+def given(values: flags.FlagValues, *names: str) -> list[str]:
+    """The flags among `names` that the command line has, as --NAME."""
+    return [f"--{name}" for name in names if values[name].present]
+
+
+def refuse_without_effect(found: Sequence[str], reason: str) -> None:
+    """Raises ValueError if flags were given that have no effect, see `given`.
+
+    Args:
+      found: the flags.
+      reason: why they have no effect and what to do, after "has no effect".
+    """
+    if found:
+        verb = "has" if len(found) == 1 else "have"
+        raise ValueError(f"{' and '.join(found)} {verb} no effect {reason}")
+
+
+def _path_error(error: Exception) -> ValueError | None:
+    """The error in words if `etils.epath` could not open a path for its scheme; else None."""
+    if isinstance(error, ImportError):
+        text = missing_driver(error)
+    else:  # epath raises KeyError("'https://'")
+        scheme = str(error).strip("'\"")
+        is_scheme = isinstance(error, KeyError) and scheme.endswith("://")
+        text = unknown_scheme(f"{scheme}...") if is_scheme else None
+    return ValueError(text) if text else None
+
+
 def _stop(error: Exception, status: int = 1) -> NoReturn:
     lines = str(error).strip().splitlines()
     # An error in a config file carries its traceback as text; the last line is the message.
     text = lines[-1] if "Traceback" in str(error) else " ".join(line.strip() for line in lines)
-    # ml_collections wraps one error in another, with its quotes and escapes.
-    text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+    if status == 2:  # ml_collections wraps one error in another, with its quotes and escapes
+        text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
     print(f"{type(error).__name__}: {text}", file=sys.stderr)
     sys.exit(status)

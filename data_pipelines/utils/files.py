@@ -18,8 +18,41 @@ class WriteError(RuntimeError):
     """A file could not be written."""
 
 
+class StorageUnavailable(RuntimeError):
+    """Storage is gone or does not answer: nothing is known to be wrong with the files in it.
+
+    It is no ValueError and no OSError, so that code which rejects single files does not catch it.
+    """
+
+
+# Path prefixes of object stores, with the package that opens each.
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
+
+
 def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
+
+
+def unknown_scheme(path: str) -> str | None:
+    """A sentence about a path whose scheme no backend opens, as in `https://`; None for others."""
+    scheme, separator, rest = path.partition("://")
+    if not separator or scheme in SCHEMES:
+        return None
+    known = " or ".join(f"{name}://" for name in SCHEMES)
+    advice = f"write {'/' + rest.lstrip('/')!r}" if scheme == "file" else "copy the files first"
+    return f"{path!r} begins with {scheme}://, expected a local path, {known}: {advice}"
+
+
+def missing_driver(error: BaseException) -> str | None:
+    """A sentence about the package that an object store lacks; None for other errors."""
+    text = str(error)
+    if not isinstance(error, ImportError):
+        return None
+    if "gcsfs" in text or "gs://" in text:
+        return "gs:// needs the extra [gcs], which is not installed: pip install -e '.[gcs]'"
+    if "s3fs" in text:
+        return "s3:// needs the package s3fs, which is not installed: pip install s3fs"
+    return None
 
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:

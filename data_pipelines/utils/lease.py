@@ -99,6 +99,7 @@ class Lease:
 
     Args:
       folder: local or `gs://`; created if it does not exist.
+      file: name of the lease in the folder; processes that share a folder have one each.
       timeout: seconds without a heartbeat after which an owner on another machine is dead.
       report: called with messages about a wait or a takeover.
     """
@@ -107,11 +108,12 @@ class Lease:
         self,
         folder: epath.PathLike,
         *,
+        file: str = FILE,
         timeout: float = TIMEOUT,
         report: Callable[[str], None] = lambda text: None,
     ):
         self._folder = epath.Path(folder)
-        self._path = self._folder / FILE
+        self._path = self._folder / file
         self._timeout, self._report = timeout, report
         self._owner = Owner.this_process()
         self._lost = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from data_pipelines.utils.plugins import load_object
 from evals.features import inception, resize
 from evals.features.base import Extractor, WeightsError
 from evals.features.features import on_devices
@@ -121,11 +121,7 @@ def _wanted_features(main: str, tensors: Any) -> Sequence[str]:
 
 
 def _from_module(name: str) -> Extractor:
-    module, _, function = name.partition(":")
-    try:
-        extractor = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--features={name} cannot be imported: {error}") from error
+    extractor = load_object(name, "features")()
     if not isinstance(extractor, Extractor):
         raise ValueError(
             f"--features={name} returned a {type(extractor).__name__}, expected an "

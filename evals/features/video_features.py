@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+from data_pipelines.utils.plugins import load_object
 from evals.features import i3d
 from evals.features.base import ClipExtractor, WeightsError
 from evals.features.weights import read
@@ -30,10 +29,9 @@ def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
                 "pytorch-i3d. No weights are downloaded by default"
             )
         return i3d.extractor(read(weights))
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"found video_features {name!r}, expected i3d or MODULE:FUNCTION")
-    found = getattr(importlib.import_module(module), function)()
+    found = load_object(name, "video_features")()
     if not isinstance(found, ClipExtractor):
         raise ValueError(
             f"{name} returned a {type(found).__name__}, expected an "

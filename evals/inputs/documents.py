@@ -12,8 +12,7 @@ import numpy as np
 
 from data_pipelines.media.images import normalise
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.reader import Shards
-from evals.inputs.images import Images, ShardImages, open_images
+from evals.inputs.images import Images, ShardImages, open_images, require_images
 
 _READ = 256  # documents read from shards at once
 
@@ -64,9 +63,9 @@ class Documents:
         self.name = self._images.name
         self.rejected: list[tuple[str, str]] = []
         if isinstance(self._images, ShardImages):
-            self._images.shards.require(representation)
-        elif representation.frames > 1:
-            raise ValueError(f"representation {representation.name!r} is not of images")
+            self._images.require(representation)
+        else:
+            require_images(representation)
         if num < 0:
             raise ValueError(f"num is {num}; expected 1 or more, or 0 for all")
         total = len(self._images)
@@ -92,16 +91,16 @@ class Documents:
         """Iterates over the documents, each time from the start."""
         self.rejected = list(self._images.rejected)
         if isinstance(self._images, ShardImages):
-            return self._stored(self._images.shards)
+            return self._stored(self._images)
         return self._encoded()
 
-    def _stored(self, shards: Shards) -> Iterator[Document]:
+    def _stored(self, images: ShardImages) -> Iterator[Document]:
         for start in range(0, len(self), _READ):
             numbers = self._numbers[start : start + _READ]
-            for number, tokens in zip(numbers, shards.read(numbers), strict=True):
+            for number, tokens in zip(numbers, images.tokens(numbers), strict=True):
                 size = self._representation.fixed_size or (0, 0)
-                key, label = self._images.key(number), self._images.label(number)
-                codec_bytes = int(shards.codec_bytes[number])
+                key, label = images.key(number), images.label(number)
+                codec_bytes = images.codec_bytes(number)
                 yield Document(key, label, tokens, codec_bytes, size[0] * size[1])
 
     def _encoded(self) -> Iterator[Document]:

@@ -16,10 +16,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from data_pipelines.loading.joined_shards import JoinedShards, shard_folders
 from data_pipelines.media.images import normalise, open_image
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.reader import MANIFEST, Shards
-from data_pipelines.shards.storage import open_records
+from data_pipelines.shards.reader import MANIFEST
+from data_pipelines.shards.storage import ShardError, open_records
 from data_pipelines.sources import Item, Source, open_source
 
 _KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records")
@@ -111,7 +112,7 @@ class RecordImages(Images):
         self._files = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
         if not self._files:
             raise ValueError(f"{pattern!r} matches no file; expected .array_record files")
-        self._readers = [open_records(path) for path in self._files]
+        self._readers = [_open_records(path) for path in self._files]
         counts = [reader.num_records() for reader in self._readers]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -135,38 +136,68 @@ class RecordImages(Images):
         return tuple(map(os.path.realpath, self._files))
 
 
-class ShardImages(Images):
-    """The documents of prepared shards, decoded: images after the codec."""
+def _open_records(path: str) -> Any:
+    try:
+        return open_records(path)
+    except ShardError as error:  # of a user's file, which is no shard
+        raise ValueError(f"{error}; expected an ArrayRecord file") from error
 
-    def __init__(self, folder: str, split: str = "eval"):
-        super().__init__(f"shards:{folder}:{split}")
-        self.shards = Shards(folder, split)
-        self.metadata = {"decoded_from": self.shards.fingerprint}
+
+class ShardImages(Images):
+    """The documents of prepared shards, decoded: images after the codec.
+
+    Args:
+      folders: of shards, as a run may name several. Keys of several have their folder in front.
+      split: "train" or "eval".
+    """
+
+    def __init__(self, folders: Sequence[str], split: str = "eval"):
+        super().__init__(f"shards:{','.join(folders)}:{split}")
+        self._shards = JoinedShards(folders, split)
+        self._representation = self._shards.representation
+        self.metadata = {"decoded_from": self._representation.fingerprint}
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self._shards)
 
     def key(self, number: int) -> str:
-        copy = self.shards.copy(number)
-        return self.shards.key(number) + (f"#{copy}" if copy else "")
+        part, inside = self._shards.locate(number)
+        folder = f"{part.folder}/" if len(self._shards.parts) > 1 else ""
+        copy = part.copy(inside)
+        return folder + part.key(inside) + (f"#{copy}" if copy else "")
 
     def label(self, number: int) -> int:
-        return int(self.shards.labels[number])
+        part, inside = self._shards.locate(number)
+        return int(part.labels[inside])
 
     @property
     def label_names(self) -> Sequence[str]:
-        return self.shards.label_names
+        return self._shards.parts[0].label_names
+
+    def require(self, representation: Representation) -> None:
+        """Raises MismatchError for shards of another representation."""
+        for part in self._shards.parts:
+            part.require(representation)
+
+    def tokens(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Tokens of documents by ascending numbers, integer [n] each."""
+        found = self._shards.read(np.asarray(numbers))
+        return [tokens for tokens in found if tokens is not None]  # damage raises DamagedShard
+
+    def codec_bytes(self, number: int) -> int:
+        """Bytes that the codec writes for a document; 0 if there is no codec."""
+        part, inside = self._shards.locate(number)
+        return int(part.codec_bytes[inside])
 
     def read(self, number: int) -> bytes:
-        return self.shards.read([number])[0].astype("<u4").tobytes()
+        return self.tokens([number])[0].astype("<u4").tobytes()
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        image = self.shards.representation.decode(np.frombuffer(data, "<u4"))
-        return normalise(image, "RGB")
+        return normalise(self._representation.decode(np.frombuffer(data, "<u4")), "RGB")
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return (os.path.realpath(self.shards.folder),)
+        return tuple(os.path.realpath(part.folder) for part in self._shards.parts)
 
 
 class FittedImages(Images):
@@ -179,8 +210,7 @@ class FittedImages(Images):
     """
 
     def __init__(self, images: Images, representation: Representation, *, coded: bool):
-        if representation.frames > 1:
-            raise ValueError(f"representation {representation.name!r} is not of images")
+        require_images(representation)
         super().__init__(f"{images.name}{', through the codec' if coded else ''}")
         self.metadata = {
             **images.metadata,
@@ -219,6 +249,16 @@ class FittedImages(Images):
         return self._images.paths
 
 
+def require_images(representation: Representation) -> None:
+    """Raises ValueError for a representation of clips."""
+    if representation.frames > 1:
+        raise ValueError(
+            f"representation {representation.name!r} is of clips of {representation.frames} "
+            "frames; expected one of images: evals.video evaluates generated clips, "
+            "evals.likelihood and evals.compression evaluate a model of clips"
+        )
+
+
 def open_images(where: str) -> Images:
     """Opens the images at a path or of a spec.
 
@@ -226,7 +266,7 @@ def open_images(where: str) -> Images:
       where: a folder (of image files, of prepared shards, of .array_record files), a tar, an
         .array_record or .parquet file, or one of these by kind: `digits`, `folder:PATH`,
         `tar:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `parquet:GLOB`, `records:GLOB` (image files in
-        ArrayRecord), `shards:PATH[:SPLIT]` (prepared shards, by default the split eval).
+        ArrayRecord), `shards:PATH[,PATH][:SPLIT]` (prepared shards, by default the split eval).
 
     Raises:
       ValueError, FileNotFoundError: there are no images.
@@ -235,17 +275,14 @@ def open_images(where: str) -> Images:
     if kind not in _KINDS:
         kind, argument = _kind_of(where), where
     if kind == "shards":
-        folder, _, split = (
-            argument.rpartition(":") if _names_split(argument) else (argument, "", "")
-        )
-        return ShardImages(folder, split or "eval")
+        folders, _, split = argument.rpartition(":")
+        # Not a split: the end of an address such as gs://bucket/shards, or of a folder's own name.
+        if not folders or "/" in split or epath.Path(argument).is_dir():
+            folders, split = argument, "eval"
+        return ShardImages(shard_folders(folders), split)
     if kind == "records":
         return RecordImages(argument)
     return SourceImages(open_source(f"{kind}:{argument}" if argument else kind))
-
-
-def _names_split(argument: str) -> bool:
-    return not epath.Path(argument).is_dir() and ":" in argument
 
 
 def _kind_of(where: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -31,20 +31,55 @@ def write_json(path: epath.PathLike, result: Any) -> None:
     write_atomically(epath.Path(path), text.encode() + b"\n")
 
 
-def claim_folder(folder: epath.Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(
+    folder: epath.Path, settings: Mapping[str, Any], own: Collection[str] = ()
+) -> None:
     """Writes a job's settings to settings.json of its folder, so that the job can be resumed.
 
-    Raises SettingsError if the folder holds the results of a job with other settings.
+    Args:
+      folder: of the job; made if missing.
+      settings: all that decides its results, as JSON values.
+      own: names that the job itself writes to the folder before it claims it.
+
+    Raises SettingsError if the folder holds the results of a job with other settings, or files of
+    no job.
     """
     path = folder / _SETTINGS
     if not path.is_file():
+        _require_empty(folder, own)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
         return
-    if different := differences(settings, json.loads(path.read_text())):
+    if different := differences(settings, _object(path.read_text(), str(path))):
         raise SettingsError(
             f"{folder} holds results of other settings: {'; '.join(different)}; use the same "
             "settings or another folder"
+        )
+
+
+def _require_empty(folder: epath.Path, own: Collection[str]) -> None:
+    if not folder.exists():
+        return
+    names = [path.name for path in folder.iterdir()]
+    foreign = sorted(name for name in names if name not in own and not name.startswith("."))
+    if foreign:
+        raise SettingsError(
+            f"{folder} holds files of no such job ({', '.join(foreign[:3])}), which could be "
+            "overwritten; use another folder"
+        )
+
+
+def require_result(path: epath.Path) -> None:
+    """Raises SettingsError if a file exists and is no result of an evaluation job."""
+    if not path.exists():
+        return
+    try:
+        found = _object(path.read_text(), str(path))
+    except (ReportError, OSError, UnicodeDecodeError):
+        found = {}
+    if "versions" not in found:
+        raise SettingsError(
+            f"{path} is no result of an evaluation and would be overwritten; use another folder"
         )
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.utils.seeds import check_seed
 from jpeglm_jax.generation import decoding
 from jpeglm_jax.generation.constraint import Constraint
 from jpeglm_jax.generation.sampling import Sample, SamplingParams, sample_token
@@ -78,7 +79,7 @@ class Engine:
       sampling_params: how tokens are sampled.
       batch_size: rows; rounded up to a multiple of the parts that the mesh splits a batch into.
       seq_len: sequence length, the max length of a document with its start token.
-      seed: with a document's number it decides the document.
+      seed: with a document's number it decides the document; 0 <= seed < 2**32.
       eos: the token that ends a document.
       bos: the start token of a document without a label; needed for guidance.
       constraint: which tokens may come next.
@@ -108,11 +109,13 @@ class Engine:
     ):
         if sampling_params.guidance != 1 and bos is None:
             raise ValueError("guidance needs the start token of documents without a label")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         self._parts = sharding.axis_size(mesh, "batch")
         self.batch_size = -(-batch_size // self._parts) * self._parts
         self.seq_len = seq_len
         self._spec, self._mesh, self._sampling_params = spec, mesh, sampling_params
-        self._seed, self._constraint = seed, constraint
+        self._seed, self._constraint = check_seed(seed), constraint
         # On the device and an argument of the step, so that its tables are not compiled into it.
         self.rules = jax.device_put(constraint, sharding.replicated(mesh))
         self._eos, self._bos = eos, eos if bos is None else bos
@@ -161,8 +164,8 @@ class Engine:
           numbers: of the documents; with the seed they decide what is sampled. Default 0, 1, ...
 
         Raises:
-          ValueError: a prompt is empty or fills the sequence length, or no valid document within it
-            begins with the prompt.
+          ValueError: a prompt is empty or fills the sequence length, no valid document within it
+            begins with the prompt, or the model's logits are not finite.
         """
         numbers = range(len(prompts)) if numbers is None else numbers
         for number, prompt in zip(numbers, prompts, strict=True):
@@ -187,6 +190,12 @@ class Engine:
             for row in [row for row in rows if not active[row]]:
                 number, prompt_length = rows.pop(row)
                 document = tokens[row, : position[row] + 1]
+                if not np.isfinite(log_likelihood[row]):
+                    raise ValueError(
+                        f"the model's logits for document {number} are not finite, so nothing can "
+                        "be sampled; expected weights that do not overflow in "
+                        f"{self._spec.config.dtype}: train again or use another checkpoint"
+                    )
                 complete = bool(document[-1] == self._eos and len(document) > prompt_length)
                 content = document[1 : len(document) - complete]
                 yield Sample(number, content, complete, float(log_likelihood[row]))
@@ -327,20 +336,20 @@ class Engine:
         unconditional = tokens.at[:, 0].set(self._bos)
         return jnp.stack([tokens, unconditional], 1).reshape(-1, tokens.shape[1])
 
-    def _logits(self, weights: Any, state: State) -> tuple[jax.Array, jax.Array, decoding.Cache]:
-        """(the model's logits, the logits to sample from, the cache)."""
+    def _logits(
+        self, weights: Any, state: State
+    ) -> tuple[jax.Array, jax.Array | None, decoding.Cache]:
+        """(the model's logits, for guidance those without the label, the cache)."""
         position = state.position
         newest_B = jnp.take_along_axis(state.tokens, position[:, None], axis=1)[:, 0]
         if self._rows_per_document == 1:
             logits, cache = decoding.step(self._spec, weights, newest_B, position, state.cache)
-            return logits, logits, cache
+            return logits, None, cache
         unconditional_B = jnp.where(position == 0, self._bos, newest_B)
         both = jnp.stack([newest_B, unconditional_B], 1).reshape(-1)
         positions = jnp.repeat(position, 2)
         logits, cache = decoding.step(self._spec, weights, both, positions, state.cache)
-        conditional, unconditional = logits[0::2], logits[1::2]
-        guidance = self._sampling_params.guidance
-        return conditional, unconditional + guidance * (conditional - unconditional), cache
+        return logits[0::2], logits[1::2], cache
 
     def _decode_steps(
         self, weights: Any, rules: Constraint | None, state: State, enough: jax.Array
@@ -361,12 +370,13 @@ class Engine:
         return state, (state.active, state.position, state.log_likelihood, state.tokens)
 
     def _decode_step(self, weights: Any, rules: Constraint | None, state: State) -> State:
-        model_logits, logits, cache = self._logits(weights, state)
+        model_logits, unconditional, cache = self._logits(weights, state)
+        allowed = None
         if rules is not None:
             allowed = rules.allowed(state.constraint, self.seq_len - 1 - state.position)
-            logits = jnp.where(allowed, logits, -jnp.inf)
         keys = jax.vmap(jax.random.fold_in)(state.keys, state.position)
-        sampled_B = sample_token(keys, self._sampling_params(logits))
+        logits = self._sampling_params(model_logits, unconditional, allowed)
+        sampled_B = sample_token(keys, logits)
         log_prob_B = jnp.take_along_axis(model_logits, sampled_B[:, None], axis=1)[:, 0]
         log_prob_B -= jax.nn.logsumexp(model_logits, axis=-1)
         # Rows without an unfinished document do not change.

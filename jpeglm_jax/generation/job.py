@@ -7,19 +7,24 @@ finished documents, so that a stopped job resumes. Pictures of the result are wr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 from etils import epath
 
 from data_pipelines.representations.base import Representation
 from data_pipelines.utils.files import write_atomically
+from data_pipelines.utils.lease import Lease
+from data_pipelines.utils.seeds import check_seed
 from jpeglm_jax.generation import pictures
 from jpeglm_jax.generation.constraint import Constraint
 from jpeglm_jax.generation.engine import Engine
-from jpeglm_jax.generation.manifest import Manifest
+from jpeglm_jax.generation.manifest import MANIFEST, Manifest, claim_folder, read_manifest
 from jpeglm_jax.generation.prompts import Request
 from jpeglm_jax.generation.sampling import Sample, SamplingParams
 from jpeglm_jax.generation.tokens import TokenRecord, Tokens
@@ -50,20 +55,24 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     constraint: Constraint | None = None,
+    size: str | None = None,
     originals: Mapping[str, np.ndarray] | None = None,
     task: int = 0,
     num_tasks: int = 1,
 ) -> Counts | None:
     """Samples a document for each request and writes it; finished documents are kept.
 
+    A folder belongs to one job, and a task of it to one process at a time.
+
     Args:
       model: the model that is sampled from.
       out: folder for the files, manifest.jsonl and pictures, see `pictures.write_pictures`.
       requests: the documents.
       sampling_params: how tokens are sampled.
-      seed: with its number it decides a document.
+      seed: with its number it decides a document; 0 <= seed < 2**32.
       batch_size: documents sampled together.
       constraint: which tokens may come next.
+      size: the size of the media that the constraint is for, where they differ; for messages.
       originals: tokens of the media that are completed, by their key.
       task, num_tasks: which share of the documents to sample, where several processes share a job.
 
@@ -71,19 +80,68 @@ def generate(
       Counts of the whole job; None while other tasks have not finished.
 
     Raises:
-      JobError: `out` holds the output of another job.
+      JobError: `out` holds the output of another job, or files of no job.
+      FolderInUse: another process samples the same task of the job.
       WriteError: the disk is full.
-      ValueError: a request that cannot be sampled.
+      ValueError: a request that cannot be sampled, no request, or a number out of range.
     """
+    check_seed(seed)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    if not requests:
+        raise ValueError("there is no document to sample; expected 1 or more")
+    if not 0 <= task < num_tasks:
+        raise ValueError(f"task is {task}; expected 0 to {num_tasks - 1}")
     out = epath.Path(out)
-    representation = model.representation
-    manifest = Manifest(
-        out,
-        _settings(model, sampling_params, seed, batch_size, constraint),
-        len(requests),
-        task,
-        num_tasks,
+    settings = job_settings(
+        model,
+        requests,
+        sampling_params,
+        seed=seed,
+        batch_size=batch_size,
+        constraint=constraint,
+        size=size,
+        originals=originals,
+        num_tasks=num_tasks,
     )
+    claim_folder(out, settings)
+    if pictures.are_written(out) and (out / MANIFEST).exists():
+        return _counts(read_manifest(out))
+    lease = Lease(out, file=f"lease-{task:05d}-of-{num_tasks:05d}.json", report=print)
+    with lease:
+        claim_folder(out, settings)  # another job may have begun at the same moment
+        return _run_task(
+            model,
+            out,
+            requests,
+            sampling_params,
+            lease,
+            seed=seed,
+            batch_size=batch_size,
+            constraint=constraint,
+            originals=originals or {},
+            task=task,
+            num_tasks=num_tasks,
+        )
+
+
+def _run_task(
+    model: TrainedModel,
+    out: epath.Path,
+    requests: Sequence[Request],
+    sampling_params: SamplingParams,
+    lease: Lease,
+    *,
+    seed: int,
+    batch_size: int,
+    constraint: Constraint | None,
+    originals: Mapping[str, np.ndarray],
+    task: int,
+    num_tasks: int,
+) -> Counts | None:
+    """Samples the missing documents of a task, and finishes the job if no other is missing."""
+    representation = model.representation
+    manifest = Manifest(out, len(requests), task, num_tasks)
     record = TokenRecord(out, representation.token_dtype)
     missing = manifest.missing
     if missing:
@@ -101,35 +159,84 @@ def generate(
         )
         samples = engine(model.params, [requests[n].prompt for n in missing], missing)
         for sample in tqdm.tqdm(samples, total=len(missing), unit=representation.medium):
+            lease.check()
             request = requests[sample.number]
             record.add(sample.number, sample.tokens)
             manifest.add(write_document(representation, out, sample, request, seed))
     lines = manifest.finish(record)
     if lines is None:
         return None
-    documents = Tokens(out, lines)
-    pictures.write_pictures(representation, out, lines, documents, requests, originals or {})
+    pictures.write_pictures(representation, out, lines, Tokens(out, lines), requests, originals)
+    return _counts(lines)
+
+
+def _counts(lines: Sequence[Mapping[str, Any]]) -> Counts:
     return Counts(
         len(lines), sum(line["valid"] for line in lines), sum(bool(line["file"]) for line in lines)
     )
 
 
-def _settings(
+def job_settings(
     model: TrainedModel,
+    requests: Sequence[Request],
     sampling_params: SamplingParams,
+    *,
     seed: int,
     batch_size: int,
     constraint: Constraint | None,
+    size: str | None = None,
+    originals: Mapping[str, np.ndarray] | None = None,
+    num_tasks: int = 1,
 ) -> dict[str, Any]:
-    """The settings that decide the output of a job, besides its requests."""
+    """All that decides the output of a job, as JSON values: the contents of its job.json.
+
+    Arguments are those of `generate`. Values that are too long, such as weights and prompts, are
+    represented by a digest.
+    """
+    sources = [request.source for request in requests]
+    completes = any(sources) or any(len(request.prompt) > 1 for request in requests)
+    ratios = sorted({float(request.ratio) for request in requests})
     return {
         "step": model.step,
+        "weights": model.weights_digest,
         "representation": model.representation.fingerprint,
+        "seq_len": model.config.seq_len,
+        "num": len(requests),
+        "num_tasks": num_tasks,
+        "labels": _described([request.label for request in requests]),
+        "prompts": _digest([request.prompt[1:] for request in requests]) if completes else None,
+        "prefix_ratio": ratios[0] if len(ratios) == 1 else ratios,
+        "sources": _hex(json.dumps(sources).encode()) if any(sources) else None,
+        "originals": _digest([originals[key] for key in sorted(originals)]) if originals else None,
+        "constraint": None if constraint is None else _digest(jax.tree.leaves(constraint)),
+        "size": size,
         "seed": seed,
         "batch_size": batch_size,
-        "constrained": constraint is not None,
         **dataclasses.asdict(sampling_params),
     }
+
+
+def _described(labels: Sequence[int]) -> int | str:
+    """The labels in the order of the documents: one number, or words."""
+    count = max(labels) + 1
+    if len(set(labels)) == 1:
+        return labels[0]
+    if list(labels) == [number % count for number in range(len(labels))]:
+        return f"0 to {count - 1} in turn"
+    return f"{len(set(labels))} labels, digest {_digest([np.asarray(labels, np.int64)])}"
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        if array.dtype.kind in "iu":
+            array = array.astype("<i8")
+        found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def write_document(

@@ -1,18 +1,20 @@
-"""manifest.jsonl: a line about every document of a generation job.
+"""The folder of a generation job: job.json, its settings, and manifest.jsonl, its documents.
 
-Each task writes the lines of finished documents to a file of its own; a job that resumes reads that
-file and samples the missing documents. When no document is missing, the files of all tasks become
-manifest.jsonl, ordered by number: it exists only if the job is complete.
+A folder belongs to one job: another job is refused there. manifest.jsonl has a line about every
+document. Each task writes the lines of finished documents to a file of its own; a job that resumes
+reads that file and samples the missing documents. When no document is missing, the files of all
+tasks become manifest.jsonl, ordered by number: it exists only if the job is complete.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import is_remote, write_atomically
 from jpeglm_jax.generation.tokens import TokenRecord
 
@@ -21,54 +23,85 @@ _JOB = "job.json"
 
 
 class JobError(ValueError):
-    """A folder that holds the output of another generation job."""
+    """A folder that holds the output of another generation job, or files of no job."""
 
 
-class Manifest:
-    """The lines of one task of a job.
+def claim_folder(folder: epath.PathLike, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a job to job.json of its folder, or compares them with those there.
 
     Args:
       folder: of the job; made if missing.
-      job: settings that decide its output, as JSON values; a folder of another job is refused.
+      settings: all that decides its output, as JSON values.
+
+    Raises:
+      JobError: the folder holds the output of another job, and the error names the settings that
+        differ; or it holds files and no job.
+      WriteError: the disk is full.
+    """
+    folder = epath.Path(folder)
+    path = folder / _JOB
+    ours = {"job": "generate", **settings}
+    if path.exists():
+        theirs = _read_job(path)
+        if theirs.get("job") != ours["job"]:
+            raise JobError(f"{path} is not of a generation job; give another --out")
+        if found := differences(ours, theirs):
+            raise JobError(
+                f"{folder} holds the output of another job: {'; '.join(found)}; give another "
+                "--out, or remove the folder"
+            )
+        return
+    if folder.exists():
+        if not folder.is_dir():
+            raise JobError(f"{folder} is a file; expected a folder, or a path that does not exist")
+        foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
+        if foreign:
+            raise JobError(
+                f"{folder} holds files of no generation job ({', '.join(foreign[:3])}), which "
+                "could be overwritten; give another --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(ours, indent=1, sort_keys=True, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def _read_job(path: epath.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name in a folder without job.json is a lease or hidden, and not overwritten."""
+    return name.startswith((".", "lease"))
+
+
+def is_unfinished(folder: epath.PathLike) -> bool:
+    """Whether a folder is that of a generation job whose manifest is missing."""
+    folder = epath.Path(folder)
+    if (folder / MANIFEST).exists() or not (folder / _JOB).exists():
+        return False
+    return _read_job(folder / _JOB).get("job") == "generate"
+
+
+class Manifest:
+    """The lines of one task of a job, in a folder that `claim_folder` has checked.
+
+    Args:
+      folder: of the job.
       num: documents of the whole job.
       task, num_tasks: task i of n samples the documents whose number leaves i when divided by n.
 
-    Raises:
-      JobError: the folder holds the output of another job; names the settings that differ.
-      WriteError: the disk is full.
+    Raises WriteError (disk full).
     """
 
-    def __init__(
-        self,
-        folder: epath.PathLike,
-        job: dict[str, Any],
-        num: int,
-        task: int = 0,
-        num_tasks: int = 1,
-    ):
+    def __init__(self, folder: epath.PathLike, num: int, task: int = 0, num_tasks: int = 1):
         self._folder = epath.Path(folder)
         self._num, self._task, self._num_tasks = num, task, num_tasks
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._claim(job | {"num": num, "num_tasks": num_tasks})
         self._path = self._part(task)
         self._lines = self._whole_lines()
-
-    def _claim(self, job: dict[str, Any]) -> None:
-        path = self._folder / _JOB
-        if not path.exists():
-            write_atomically(path, (json.dumps(job, indent=1, sort_keys=True) + "\n").encode())
-            return
-        theirs = json.loads(path.read_text())
-        differing = [
-            f"{name} is {job.get(name)!r} here and {theirs.get(name)!r} there"
-            for name in sorted(job.keys() | theirs.keys())
-            if job.get(name) != theirs.get(name)
-        ]
-        if differing:
-            raise JobError(
-                f"{self._folder} holds the output of another job: {'; '.join(differing)}; give "
-                "another --out, or remove the folder"
-            )
 
     def _part(self, task: int) -> epath.Path:
         return self._folder / f"manifest-{task:05d}-of-{self._num_tasks:05d}.jsonl"
@@ -77,7 +110,7 @@ class Manifest:
         """Lines of this task; a line that a kill cut short is dropped."""
         whole = self._folder / MANIFEST
         if whole.exists():
-            lines = [json.loads(text) for text in whole.read_text().splitlines()]
+            lines = read_manifest(self._folder)
             return [line for line in lines if line["number"] % self._num_tasks == self._task]
         if not self._path.exists():
             return []
@@ -109,7 +142,7 @@ class Manifest:
             return
         try:
             with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(_text([line]))
         except OSError:
             self._lines.pop()
             self._rewrite(self._lines)  # raises the WriteError, and leaves no half line
@@ -128,29 +161,29 @@ class Manifest:
         """
         whole = self._folder / MANIFEST
         if whole.exists():
-            return [json.loads(text) for text in whole.read_text().splitlines()]
+            return read_manifest(self._folder)
         parts = [self._part(task) for task in range(self._num_tasks)]
-        if not all(part.exists() for part in parts):
-            return None
-        texts = [text for part in parts for text in part.read_text().splitlines()]
         try:
-            lines = [json.loads(text) for text in texts]
+            texts = [text for part in parts for text in part.read_text().splitlines()]
+            lines = {line["number"]: line for line in map(json.loads, texts)}
+            numbers = sorted(lines)
+            if len(numbers) < self._num:
+                return None
+            record.join(numbers)
         except ValueError:
             return None  # another task is writing a line just now
-        if len({line["number"] for line in lines}) < self._num:
-            return None
-        lines.sort(key=lambda line: line["number"])
-        try:
-            record.join([line["number"] for line in lines])
         except FileNotFoundError:
             if whole.exists():  # another task has finished the job meanwhile
-                return lines
-            raise
-        write_atomically(whole, _text(lines).encode())
+                return read_manifest(self._folder)
+            if all(part.exists() for part in parts):
+                raise  # tokens are missing
+            return None
+        joined = [lines[number] for number in numbers]
+        write_atomically(whole, _text(joined).encode())
         record.remove_parts()
         for part in parts:
             part.unlink(missing_ok=True)
-        return lines
+        return joined
 
 
 def read_manifest(folder: epath.PathLike) -> list[dict[str, Any]]:
@@ -159,4 +192,4 @@ def read_manifest(folder: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def _text(lines: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)

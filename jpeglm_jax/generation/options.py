@@ -7,11 +7,12 @@ the evaluations resolve their flags here before they start a job.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipelines.loading.joined_shards import JoinedShards, shard_folders
 from data_pipelines.representations.base import Representation
-from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
 from data_pipelines.utils.compare import differences
 from jpeglm_jax.generation import prompts
@@ -72,12 +73,22 @@ def resolve_constraint(model: TrainedModel, size: str | None) -> Constraint:
     Raises ValueError for a size that is malformed, missing or not the representation's, and for a
     representation that has no constraint.
     """
-    if size is None:
-        return make_constraint(model.representation)
-    width, x, height = size.partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {size!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
-    return make_constraint(model.representation, (int(width), int(height)))
+    return make_constraint(model.representation, None if size is None else parse_size(size))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "WIDTHxHEIGHT". Raises ValueError for another text, or a side of 0."""
+    width, x, height = text.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"size is {text!r}; expected WIDTHxHEIGHT in pixels, like 640x480")
+    return int(width), int(height)
+
+
+def check_ratio(ratio: float) -> float:
+    """The prefix ratio itself. Raises ValueError for one outside 0 to 1."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"prefix_ratio is {ratio}; expected 0 to 1")
+    return ratio
 
 
 def resolve_prefix_ratio(representation: Representation, ratio: float, frames: int | None) -> float:
@@ -99,16 +110,15 @@ def open_media(representation: Representation, where: str) -> Iterator[Medium]:
 
     Args:
       representation: of the model.
-      where: a folder, a source such as tar:GLOB, or shards:FOLDER for an eval split.
+      where: a folder, a source such as tar:GLOB, or shards:FOLDER[,FOLDER] for an eval split.
 
     Raises ValueError for shards of another representation.
     """
     if not where.startswith("shards:"):
         source = where if ":" in where else f"folder:{where}"
         return prompts.encode_source(representation, open_source(source, representation.kind))
-    folder = where.removeprefix("shards:")
-    shards = Shards(folder, "eval")
-    found = differences(representation.to_config(), shards.representation.to_config())
+    joined = JoinedShards(shard_folders(where.removeprefix("shards:")), "eval")
+    found = differences(representation.to_config(), joined.representation.to_config())
     if found:
-        raise ValueError(f"{folder} has another representation: {'; '.join(found)}")
-    return prompts.read_shards(shards)
+        raise ValueError(f"{where} has another representation: {'; '.join(found)}")
+    return itertools.chain.from_iterable(map(prompts.read_shards, joined.parts))

@@ -40,13 +40,18 @@ def write_pictures(
       requests: in the order of their numbers.
       originals: tokens of the media that were completed, by key; empty if there are none.
     """
-    max_shown = _MAX_IMAGES if representation.frames == 1 else _MAX_CLIPS
-    shown = [contact_sheet.pictures(representation, tokens) for tokens in documents[:max_shown]]
-    contact_sheet.save(contact_sheet.sheet_of(shown), out / GRID)
     for line, tokens in zip(lines, documents, strict=True):
         _write_playable(representation, out, line["number"], tokens)
     if originals:
         _write_side_by_side(representation, out, lines, documents, requests, originals)
+    max_shown = _MAX_IMAGES if representation.frames == 1 else _MAX_CLIPS
+    shown = [contact_sheet.pictures(representation, tokens) for tokens in documents[:max_shown]]
+    contact_sheet.save(contact_sheet.sheet_of(shown), out / GRID)  # last: see `are_written`
+
+
+def are_written(out: epath.Path) -> bool:
+    """Whether all pictures of a job are there."""
+    return (out / GRID).exists()
 
 
 def _write_playable(

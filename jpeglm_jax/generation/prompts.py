@@ -32,11 +32,13 @@ class Request:
       prompt: int32 [n], a start token and the tokens that follow it in the prompt.
       label: the label of the start token; -1 for none.
       source: key of the medium that is completed; empty for none.
+      ratio: the part of that medium that the prompt is.
     """
 
     prompt: np.ndarray
     label: int = -1
     source: str = ""
+    ratio: float = 0.0
 
 
 class Medium(NamedTuple):
@@ -140,7 +142,7 @@ def completion_requests(
             continue
         prompt = np.concatenate([[start], prefix]).astype(np.int32)
         result.originals[medium.key] = medium.tokens
-        result.requests.extend([Request(prompt, label, medium.key)] * num)
+        result.requests.extend([Request(prompt, label, medium.key, ratio)] * num)
     if not result.requests:
         key, reason = result.rejected[0] if result.rejected else ("", "there is no medium")
         raise SourceError(f"no medium can be completed: {key} {reason}".strip())

@@ -6,11 +6,14 @@ The engine applies them at every step; a job writes the documents.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,43 +39,80 @@ class SamplingParams:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected 0 or more")
-        if self.top_k < 0:
+        # Comparisons with NaN are false, so each states the range that is allowed.
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; expected a number of 0 or more")
+        if self.top_k != int(self.top_k) or self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; expected 1 or more, or 0 for no limit")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p is {self.min_p}; expected 0 or more and less than 1")
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}; expected 0 or more, 1 for none")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(
+                f"guidance is {self.guidance}; expected a number of 0 or more, 1 for none"
+            )
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> SamplingParams:
         """From `config.sample`."""
         return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
-    def __call__(self, logits_BxV: jax.Array) -> jax.Array:
-        """float32 [B, V] -> logits to sample from; a token that is filtered out has -inf."""
-        logits = logits_BxV.astype(jnp.float32)
+    def __call__(
+        self,
+        logits_BxV: jax.Array,
+        unconditional_BxV: jax.Array | None = None,
+        allowed_BxV: jax.Array | None = None,
+    ) -> jax.Array:
+        """The logits to sample from.
+
+        Values do not overflow at any temperature or guidance: the max is subtracted before the
+        logits are multiplied, so that the most likely token always has 0.
+
+        Args:
+          logits_BxV: float [B, V], finite, of the model.
+          unconditional_BxV: the same without the label; needed for guidance.
+          allowed_BxV: bool [B, V], at least one per row: tokens that may be sampled. None: all.
+
+        Returns:
+          float32 [B, V], 0 for the most likely token and -inf for tokens that are filtered out.
+        """
+        logits, scale = logits_BxV.astype(jnp.float32), 1.0
+        if self.guidance != 1:
+            if unconditional_BxV is None:
+                raise ValueError("guidance needs the logits without a label")
+            unconditional = unconditional_BxV.astype(jnp.float32)
+            # Divided by the guidance where that is large, so that the sum stays finite.
+            scale = max(self.guidance, 1.0)
+            difference = logits - unconditional
+            logits = unconditional * (1 / scale) + difference * (self.guidance / scale)
+        if allowed_BxV is not None:
+            logits = jnp.where(allowed_BxV, logits, -jnp.inf)
+        logits = logits - jnp.max(logits, axis=-1, keepdims=True)
         if self.temperature == 0:
-            best = logits == jnp.max(logits, axis=-1, keepdims=True)
-            return jnp.where(best, 0.0, -jnp.inf)
-        logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            threshold = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
+            return jnp.where(logits == 0, 0.0, -jnp.inf)
+        if 0 < self.top_k < logits.shape[-1]:  # the same tokens at any temperature
+            threshold = jax.lax.top_k(logits, int(self.top_k))[0][:, -1:]
             logits = jnp.where(logits < threshold, -jnp.inf, logits)
+        logits = logits * _divided(scale, self.temperature)
         if self.top_p < 1:
             ordered = jnp.sort(logits, axis=-1, descending=True)
             probs = jax.nn.softmax(ordered, axis=-1)
             before = jnp.cumsum(probs, axis=-1) - probs
             # The most likely token is always kept: the probability before it is 0.
-            threshold = jnp.min(jnp.where(before < self.top_p, ordered, jnp.inf), axis=-1)
+            kept = (before < self.top_p) | (before == 0)
+            threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1)
             logits = jnp.where(logits < threshold[:, None], -jnp.inf, logits)
         if self.min_p > 0:
-            threshold = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.min_p)
-            logits = jnp.where(logits < threshold, -jnp.inf, logits)
+            logits = jnp.where(logits < math.log(self.min_p), -jnp.inf, logits)
         return logits
+
+
+def _divided(scale: float, temperature: float) -> float:
+    """scale / temperature, within the normal numbers of float32."""
+    largest = float(_FLOAT32.max)
+    found = min(scale, largest * temperature) / temperature
+    return max(found, float(_FLOAT32.tiny))  # 0 times -inf is NaN
 
 
 def sample_token(keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
@@ -83,14 +123,18 @@ def sample_token(keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
 
     Args:
       keys_B: random keys.
-      logits_BxV: float32, not normalised.
+      logits_BxV: float32, not normalised; at least one per row is finite.
     """
     max_Bx1 = jnp.max(logits_BxV, axis=-1, keepdims=True)
     cumulative_BxV = jnp.cumsum(jnp.exp(logits_BxV - max_Bx1), axis=-1)
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    # uniform < 1, and a product with the sum stays below the sum in float32 too.
     threshold_Bx1 = uniform_B[:, None] * cumulative_BxV[:, -1:]
-    return jnp.argmax(cumulative_BxV > threshold_Bx1, axis=-1).astype(jnp.int32)
+    # A parallel sum rounds each entry differently, so it may increase at a token of probability 0
+    # and its last entry need not be its largest.
+    passed_BxV = (cumulative_BxV > threshold_Bx1) & (logits_BxV > -jnp.inf)
+    first_B = jnp.argmax(passed_BxV, axis=-1)
+    likely_B = jnp.argmax(logits_BxV, axis=-1)
+    return jnp.where(jnp.any(passed_BxV, axis=-1), first_B, likely_B).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory in large pages, which a step on a CPU needs to be fast."""
+"""Memory in large pages, which makes a train step on a CPU faster."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import platform
 import sys
 
-# Of the GNU C library, 2.35 and newer; older ones pass it over. See mallopt(3) and the manual's
+# Of the GNU C library, 2.35 and newer; older ones ignore it. See mallopt(3) and the manual's
 # "Memory Allocation Tunables".
 _TUNABLE = "glibc.malloc.hugetlb"
 
 
 def restart_with_large_pages() -> None:
-    """Starts the running command again, once, with memory that comes in large pages.
+    """Restarts the running command once, with memory in large pages.
 
-    XLA allocates the memory of every step again, and Linux clears it page by page: 4 KiB at
-    a time, that was a quarter of the time of a step on two cores; 2 MiB at a time, almost nothing.
-    The C library reads the setting when a process starts and at no other time. Nothing happens
-    where it is set already, whatever its value, or where there is no such library.
+    XLA allocates the memory of a step again at every step, and Linux clears it page by page. With
+    pages of 4 KiB that took a quarter of a step on two cores; with 2 MiB it takes almost nothing.
+    The C library reads the setting only when a process starts. Nothing happens where the setting
+    has a value already, or where there is no such library.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if platform.libc_ver()[0] != "glibc" or _TUNABLE in tunables:

@@ -57,12 +57,18 @@ open("sample{suffix}", "wb").write(representation.to_bytes(tokens))
 
 `to_bytes` adds the constant parts of a file, which are not among the tokens. vLLM takes the start
 token as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
-`SamplingParams(detokenize=False)`.
+`SamplingParams(detokenize=False)`.{guidance}
 
 ## Tokens as text
 
 {text}
 """
+
+_GUIDANCE = """
+
+The run sampled with classifier-free guidance of {guidance}, which `generation_config.json` does not
+contain: give `generate` the label's start token as prompt, `guidance_scale={guidance}`, and the
+start token of unlabelled documents as `negative_prompt_ids`."""
 
 _BYTES_TEXT = """\
 The weights were trained on ids 0 to 255, the bytes themselves, without a tokenizer.
@@ -103,6 +109,7 @@ def write(
     parameters: int,
     seq_len: int,
     dtype: str,
+    guidance: float = 1.0,
 ) -> None:
     """Writes README.md.
 
@@ -113,6 +120,7 @@ def write(
       parameters: number of its weights.
       seq_len: its sequence length.
       dtype: stored type of the weights.
+      guidance: the run's scale of classifier-free guidance; 1: none.
     """
     tokens, text = _tokens(representation)
     card = _CARD.format(
@@ -130,6 +138,7 @@ def write(
         eos=representation.eos,
         representation=json.dumps(representation.to_config(), indent=2),
         text=text,
+        guidance="" if guidance == 1 else _GUIDANCE.format(guidance=guidance),
     )
     (folder / CARD_FILE).write_text(card)
 

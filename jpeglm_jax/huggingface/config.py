@@ -1,12 +1,14 @@
 """config.json of `transformers`' Llama <-> `ModelConfig`; `convert` reads and writes it.
 
 Both names of the rotary base are read: `rope_theta` with `rope_scaling` (versions up to 4) and
-`rope_parameters` (from 5 on). Both are written.
+`rope_parameters` (from 5 on). Both are written. A value means what it means to `transformers`: a
+missing one is LlamaConfig's default, and what our model has not is refused by name.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -15,10 +17,9 @@ from jpeglm_jax.huggingface import ConversionError
 from jpeglm_jax.model.config import ModelConfig
 
 CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
-
 # LlamaConfig's defaults for missing values.
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2}
 _THETA = 10000.0
 
 
@@ -28,10 +29,12 @@ class Described(NamedTuple):
     Attributes:
       model: the shape; `model.vocab_size` is the number of rows of the embedding.
       seq_len: sequence length of the model, max_position_embeddings.
+      ids: "bos_token_id" and "eos_token_id" -> the ids with that role; empty if it states none.
     """
 
     model: ModelConfig
     seq_len: int
+    ids: dict[str, tuple[int, ...]]
 
 
 def read(folder: epath.Path) -> Described:
@@ -44,12 +47,7 @@ def read(folder: epath.Path) -> Described:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ConversionError(f"{folder} has no {CONFIG_FILE}; expected a Llama checkpoint")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConversionError(f"{path} is no JSON ({error}); fetch it again") from error
-    if not isinstance(values, dict):
-        raise ConversionError(f"{path} holds {type(values).__name__}, expected an object")
+    values = read_object(path)
     wrong = _refused(values)
     if wrong:
         raise ConversionError(f"{path} describes an unsupported model: " + "; ".join(wrong))
@@ -57,6 +55,52 @@ def read(folder: epath.Path) -> Described:
         return _described(values)
     except (KeyError, TypeError, ValueError) as error:
         raise ConversionError(f"{path}: {_sentence(error)}") from error
+
+
+def read_object(path: epath.Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ConversionError if there is none."""
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path} is no JSON ({error}); fetch it again") from error
+    if not isinstance(values, dict):
+        raise ConversionError(f"{path} holds {type(values).__name__}, expected an object")
+    return values
+
+
+def require_ids(path: epath.Path, found: dict[str, tuple[int, ...]], bos: int, eos: int) -> None:
+    """Raises ConversionError if a file's ids of start and end are not those of the tokens.
+
+    Args:
+      path: of the file.
+      found: see `Described.ids`.
+      bos, eos: of the tokenizer.
+    """
+    wrong = [
+        f"{name} is {', '.join(map(str, found[name]))}, but {ours} by the tokenizer"
+        for name, ours in (("bos_token_id", bos), ("eos_token_id", eos))
+        if found.get(name) and set(found[name]) != {ours}
+    ]
+    if wrong:
+        raise ConversionError(
+            f"{path}: {'; '.join(wrong)}; expected the tokenizer that the weights were trained "
+            "with, and its ids"
+        )
+
+
+def stated_ids(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The ids of start and end that a file states, see `Described.ids`.
+
+    Raises ValueError for values that are no ids.
+    """
+    found = {}
+    for name in _IDS:
+        value = values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
+            raise ValueError(f"{name} is {value!r}, expected an id or a list of ids")
+        found[name] = tuple(ids)
+    return found
 
 
 def _sentence(error: Exception) -> str:
@@ -73,18 +117,39 @@ def _refused(values: dict[str, Any]) -> list[str]:
     for name in ("attention_bias", "mlp_bias", "quantization_config"):
         if values.get(name):
             wrong.append(f"{name} is {values[name]!r}, expected none")
+    if values.get("sliding_window") is not None and values.get("use_sliding_window") is not False:
+        wrong.append(f"sliding_window is {values['sliding_window']!r}, expected full attention")
+    layers = values.get("layer_types") or []
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
+        wrong.append(f"layer_types are {layers!r}, expected full_attention")
+    return wrong + _refused_rotary(values)
+
+
+def _refused_rotary(values: dict[str, Any]) -> list[str]:
+    wrong, parts, bases = [], [values.get("partial_rotary_factor")], [values.get("rope_theta")]
     for name in ("rope_scaling", "rope_parameters"):
         rope = values.get(name) or {}
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            wrong.append(f"{name} is {rope!r}, expected one set of values for all layers")
+            continue
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             wrong.append(f"{name} is of type {kind!r}, expected plain rotary positions")
-        part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
-        if part != 1.0:
-            wrong.append(f"partial_rotary_factor is {part}, expected 1")
-    return list(dict.fromkeys(wrong))
+        parts.append(rope.get("partial_rotary_factor"))
+        bases.append(rope.get("rope_theta"))
+    for part in dict.fromkeys(part for part in parts if part not in (None, 1)):
+        wrong.append(f"partial_rotary_factor is {part}, expected 1")
+    if len({base for base in bases if base is not None}) > 1:
+        wrong.append(
+            f"rope_theta is {bases[0]}, {bases[1]} in rope_scaling and {bases[2]} in "
+            "rope_parameters, expected one base"
+        )
+    return wrong
 
 
 def _described(values: dict[str, Any]) -> Described:
+    # A missing id is LlamaConfig's default; null states that there is none.
+    ids = stated_ids({**_IDS, **values})
     values = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
     width, heads = _count(values, "hidden_size"), _count(values, "num_attention_heads")
     if "head_dim" not in values and width % heads:
@@ -93,7 +158,8 @@ def _described(values: dict[str, Any]) -> Described:
             "is no head_dim"
         )
     values = {"num_key_value_heads": heads, "head_dim": width // heads, **values}
-    rope = values.get("rope_parameters", {})
+    ropes = [values, values.get("rope_scaling", {}), values.get("rope_parameters", {})]
+    bases = [rope["rope_theta"] for rope in ropes if rope.get("rope_theta") is not None]
     model = ModelConfig(
         vocab_size=_count(values, "vocab_size"),
         layers=_count(values, "num_hidden_layers"),
@@ -102,11 +168,18 @@ def _described(values: dict[str, Any]) -> Described:
         kv_heads=_count(values, "num_key_value_heads"),
         head_dim=_count(values, "head_dim"),
         ffn=_count(values, "intermediate_size"),
-        norm_eps=float(values["rms_norm_eps"]),
-        rope_theta=float(rope.get("rope_theta", values.get("rope_theta", _THETA))),
+        norm_eps=_positive("rms_norm_eps", values["rms_norm_eps"]),
+        rope_theta=_positive("rope_theta", bases[0] if bases else _THETA),
         tied=bool(values.get("tie_word_embeddings", False)),
     )
-    return Described(model, _count(values, "max_position_embeddings"))
+    return Described(model, _count(values, "max_position_embeddings"), ids)
+
+
+def _positive(name: str, value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number above 0")
+    return float(value)
 
 
 def _count(values: dict[str, Any], name: str) -> int:
@@ -156,28 +229,4 @@ def to_json(model: ModelConfig, *, seq_len: int, bos: int, eos: int, dtype: str)
         "eos_token_id": eos,
         "torch_dtype": dtype,
     }
-    return json.dumps(values, indent=2) + "\n"
-
-
-def write_generation(
-    folder: epath.Path,
-    *,
-    seq_len: int,
-    bos: int,
-    eos: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> None:
-    """Writes generation_config.json: the default sampling parameters of `generate` and vLLM."""
-    values = {
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "pad_token_id": eos,  # tokens after the end of a document are not read
-        "do_sample": True,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "max_length": seq_len,
-    }
-    (folder / GENERATION_FILE).write_text(json.dumps(values, indent=2) + "\n")
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"

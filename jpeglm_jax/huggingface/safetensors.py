@@ -98,7 +98,7 @@ def _read_index(index: epath.Path) -> dict[str, str]:
     try:
         where = json.loads(index.read_text())["weight_map"]
         names = set(where.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(
             f"{index} is no index of safetensors ({type(error).__name__}: {error}); expected JSON "
             "with a weight_map"
@@ -148,7 +148,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         tensors = {name: _entry(path, 8 + size, entry) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConversionError(
             f"the header of {path} is damaged ({type(error).__name__}: {error}); fetch it again"
         ) from error
@@ -213,8 +213,8 @@ def write(folder: epath.Path, shards: Sequence[Shard], dtype: str, arrays: Itera
       arrays: the tensors in the order of the plan, consumed one after the other.
 
     Raises:
-      ConversionError: an array has another shape than planned, or a finite value that the type
-        cannot hold.
+      ConversionError: an array has another shape than planned, values that are NaN or infinite, or
+        values that the type cannot hold.
     """
     for shard in shards:
         with (folder / shard.file).open("wb") as file:
@@ -245,11 +245,22 @@ def _header(shard: Shard, dtype: str) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
+def require_finite(name: str, array: np.ndarray) -> None:
+    """Raises ConversionError, naming the tensor, if values are NaN or infinite."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ConversionError(
+            f"{name} has {np.sum(~finite):,} values that are NaN or infinite; expected finite "
+            "weights: use another checkpoint"
+        )
+
+
 def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """The bytes of the array in the stored type, uint8 [n]."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array.astype(DTYPES[dtype][1], order="C"))
-    if dtype != "float32" and not np.isfinite(stored).all() and np.isfinite(array).all():
+    require_finite(name, array)
+    if not np.isfinite(stored).all():
         raise ConversionError(
             f"{name} has values up to {np.abs(array).max():g}, which {dtype} cannot hold; write "
             "float32 or bfloat16"

@@ -134,6 +134,11 @@ def check(config: ModelConfig, found: Mapping[str, Tensor]) -> None:
 
     If the model ties the head to the embedding, a stored head must equal the embedding.
     """
+    if config.layers > len(found):
+        raise ConversionError(
+            f"config.json states {config.layers:,} layers, but the checkpoint has {len(found):,} "
+            "tensors in all; fetch both again"
+        )
     expected = {name: weight.tensor_shape for weight in table(config) for name in weight.names}
     copied_head = config.tied and HEAD in found
     missing = [name for name in expected if name not in found]

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.representations.base import Representation
+from jpeglm_jax.model.identity import weights_digest
 from jpeglm_jax.model.spec import ModelSpec
 
 
@@ -34,3 +36,8 @@ class TrainedModel:
     mesh: Mesh
     params: Any
     step: int
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """16 hex digits that other weights do not share, see `identity.weights_digest`."""
+        return weights_digest(self.params)

@@ -1,4 +1,5 @@
-"""The processes of a run: initialisation of `jax.distributed`, and work of the main process first.
+"""The processes of a run: initialisation of `jax.distributed`, work of the main process first, and
+lines of output that name their process.
 
 The commands call `start_from_flags` before anything else of JAX. On Cloud TPU VMs, GKE, SLURM and
 Open MPI JAX detects the cluster (`--distributed`). Elsewhere flags or environment variables set the
@@ -8,11 +9,15 @@ address of process 0, the number of processes and the id of this process.
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax.experimental import multihost_utils
 
 
@@ -92,6 +97,38 @@ def start(
         ) from error
     except RuntimeError as error:
         raise StartUpError(f"not all processes joined ({error}); see their logs") from error
+    if jax.process_count() > 1:
+        _label_output()
+
+
+def _label_output() -> None:
+    """Puts time and process number before each line that this process prints or logs."""
+    sys.stdout = cast(TextIO, LabelledLines(sys.stdout, jax.process_index()))
+    sys.stderr = cast(TextIO, LabelledLines(sys.stderr, jax.process_index()))
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
+
+
+class LabelledLines:
+    """A text stream that writes the time (UTC) and a process number before each line.
+
+    Launchers merge the outputs of all processes into one log.
+    """
+
+    def __init__(self, stream: TextIO, process: int):
+        self._stream, self._process = stream, process
+        self._lock = threading.Lock()
+        self._in_line = False
+
+    def write(self, text: str) -> int:
+        label = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {self._process}: "
+        with self._lock:
+            for line in text.splitlines(keepends=True):
+                self._stream.write(line if self._in_line else label + line)
+                self._in_line = not line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _setting(value: int | None, name: str, variable: str) -> int | None:

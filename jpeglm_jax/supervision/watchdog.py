@@ -31,7 +31,7 @@ class Watchdog:
     Args:
       timeout: max seconds between heartbeats; 0 for no limit.
       compilation_timeout: extra seconds for the first piece of work of each kind.
-      output: where the stacks are printed; needs a file descriptor.
+      output: where the stacks are printed; needs a file descriptor. Default: stderr.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Watchdog:
         output: TextIO | None = None,
     ):
         self._timeout, self._compilation_timeout = timeout, compilation_timeout
-        self._output = output or sys.__stderr__
+        self._output = output
         self._known: set[str] = set()
         self._ended = threading.Event()
         self.heartbeat("starting")
@@ -80,14 +80,14 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        output = self._output
         print(
             f"watchdog: no heartbeat in {self._limit:.0f} s ({self._work}); the stacks of all "
             f"threads follow, and the process ends with status {STATUS}. The same command resumes "
             "from the newest checkpoint. If the work takes longer, raise config.watchdog.",
-            file=output,
+            file=self._output or sys.stderr,
             flush=True,
         )
-        if output is not None:
-            faulthandler.dump_traceback(output, all_threads=True)
+        stacks = self._output or sys.__stderr__  # sys.stderr may have no file descriptor
+        if stacks is not None:
+            faulthandler.dump_traceback(stacks, all_threads=True)
         os._exit(STATUS)

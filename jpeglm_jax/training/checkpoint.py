@@ -1,8 +1,7 @@
-"""Checkpoints that explain themselves.
+"""Checkpoints of a run: saved in the background by Orbax, restored onto any mesh.
 
-Each holds the weights, the optimiser, the average of the weights if there is one, and a page of
-JSON (`meta`): configuration, representation, data position, versions. They are written by Orbax
-in the background, atomically, and restored onto any mesh.
+Each holds the weights, the optimizer state, the moving average of the weights if there is one, and
+`meta`, a JSON object: configuration, representation, data position, versions.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.utils.files import WriteError
 from jpeglm_jax.model.config import ModelConfig, model_config
+from jpeglm_jax.model.identity import require_finite
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel.sharding import inference_mesh
@@ -33,8 +33,8 @@ from jpeglm_jax.training.step import TrainState
 
 PACKAGES = ("jpeglm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "pillow")
 
-# Weights are stored in chunks of at most this, so that whoever needs a part of a parameter (another
-# mesh, the conversion of a model larger than memory) does not read the rest with it.
+# Weights are stored in chunks of at most this, so that a reader of a part of a parameter (another
+# mesh, the conversion of a model larger than memory) does not read the rest.
 CHUNK_BYTES = 1 << 26
 
 
@@ -47,11 +47,11 @@ class CheckpointError(ValueError):
 
 
 class SaveError(RuntimeError):
-    """What a run leaves behind could not be written."""
+    """A checkpoint or another file of a run could not be written."""
 
 
 def no_room(error: BaseException | None) -> str:
-    """The operating system's words for a full disk, if that is what `error` comes from; else ""."""
+    """The operating system's message for a full disk if that is the cause of `error`; else ""."""
     while error is not None:
         for number in _NO_ROOM:
             words = os.strerror(number)
@@ -73,7 +73,7 @@ def orbax_path(workdir: epath.PathLike) -> epath.Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers of a run; packages that are absent are left out."""
+    """Versions of the installed packages that decide the numbers of a run."""
     found = {}
     for package in PACKAGES:
         try:
@@ -194,7 +194,7 @@ class Checkpoints:
                 else ". There is no complete checkpoint yet"
             )
             + (". Make room; the" if reason else ". The")
-            + " same command goes on from there"
+            + " same command resumes from there"
         )
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a checkpoint tells of its run; nothing of its size.
+    """The metadata of a checkpoint, without its weights.
 
     Attributes:
       config: the run's configuration.
@@ -291,7 +291,7 @@ class Run:
 
 
 def describe(workdir: epath.PathLike, step: int | None = None) -> Run:
-    """Reads what a run tells of itself, and none of its weights.
+    """Reads the metadata of a run's checkpoint, and none of its weights.
 
     Args:
       workdir: the run's folder.
@@ -321,6 +321,7 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
 
     Raises:
       CheckpointError: there is no such run or checkpoint, or its parts do not belong together.
+      NotFiniteError: weights are NaN or infinite; names them.
     """
     run = describe(workdir, step)
     representation = run.representation
@@ -331,6 +332,7 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
         params = checkpoints.restore_params(
             spec.abstract_params, spec.param_shardings(mesh), ema=run.averaged, step=run.step
         )
+    require_finite(params, f"step {run.step} of {workdir}")
     return TrainedModel(run.config, representation, spec, mesh, params, run.step)
 
 
@@ -347,10 +349,7 @@ def _place(shapes: Any, where: Any) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Orbax tells every stage of every save; a training log needs only the warnings.
-
-    Nor does it need the stack trace of what is raised as well.
-    """
+    """Shows only warnings of Orbax and JAX, and no stack trace of an error that is raised too."""
     for name in (None, "absl", "jax"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(_raises_nothing)
@@ -362,7 +361,6 @@ def _raises_nothing(record: logging.LogRecord) -> bool:
 
 
 def _shows_no_late_writes(unraisable: Any) -> None:
-    """After a failed save TensorStore's other writes end when nobody waits for them any more, and
-    each would show its surprise with a stack trace."""
+    """Hides the stack traces of TensorStore's other writes, which end after a failed save."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

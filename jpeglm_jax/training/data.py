@@ -9,7 +9,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import representations
-from data_pipelines.loading.joined_shards import JoinedShards, Schedule, mixture_schedule
+from data_pipelines.loading.joined_shards import (
+    JoinedShards,
+    Schedule,
+    mixture_schedule,
+    shard_folders,
+)
 from data_pipelines.loading.loader import Loader
 from data_pipelines.prepare import prepare
 from data_pipelines.representations.base import Representation
@@ -60,7 +65,9 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> RunData:
       ShardError, FileNotFoundError, SourceError: shards or a source that cannot be read.
       ValueError: no documents to train or to evaluate on, or shards of another representation.
     """
-    folders = shard_folders(config.data.shards) or [prepare_here(config, workdir)]
+    folders = run_folders(config.data, workdir)
+    if not shard_folders(config.data.shards):
+        prepare_here(config, workdir)
     train = JoinedShards(folders, "train", config.data.on_damage)
     check_representation(config.representation, train.representation)
     eval_split = eval_documents(config.data, folders)
@@ -73,9 +80,9 @@ def open_data(config: ConfigDict, workdir: epath.Path) -> RunData:
     )
 
 
-def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
+def prepare_here(config: ConfigDict, workdir: epath.Path) -> None:
     """Prepares `config.data.source` into the workdir, once; the other processes wait for it."""
-    folder = workdir / "data"
+    (folder,) = run_folders(config.data, workdir)
     distributed.main_first(
         lambda: prepare(
             source=config.data.source,
@@ -87,12 +94,16 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> epath.Path:
             eval_fraction=config.data.eval_fraction,
         )
     )
-    return folder
 
 
-def shard_folders(shards: str) -> list[str]:
-    """The folders that `config.data.shards` names, separated by commas; none if it is empty."""
-    return [folder.strip() for folder in shards.split(",") if folder.strip()]
+def run_folders(data: ConfigDict, workdir: epath.PathLike) -> list[str]:
+    """The folders of shards that a run reads: those that it names, or the one that it prepares.
+
+    Args:
+      data: `config.data`.
+      workdir: the run's folder.
+    """
+    return shard_folders(data.shards) or [str(epath.Path(workdir) / "data")]
 
 
 def eval_documents(data: ConfigDict, folders: Sequence[epath.PathLike]) -> JoinedShards:

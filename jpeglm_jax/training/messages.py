@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.loading.joined_shards import JoinedShards
+from data_pipelines.shards.reader import skipped_text
 from jpeglm_jax.model import flops
 from jpeglm_jax.training import checkpoint, optimizer
 from jpeglm_jax.training.data import RunData
@@ -18,7 +19,7 @@ from jpeglm_jax.training.step import TrainStep
 def opening(
     config: ConfigDict, train_step: TrainStep, mesh: Mesh, data: RunData, start: int
 ) -> str:
-    """Rejected inputs, devices, model, data and steps, a line each."""
+    """Unused inputs, devices, model, data and steps, a line each."""
     kind = mesh.devices.flat[0].device_kind
     split = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     peak = flops.peak_flops(mesh.devices.flat[0])
@@ -30,7 +31,7 @@ def opening(
     model = train_step.model
     return "\n".join(
         [
-            *rejected(data.train),
+            *unused(data.train),
             f"devices: {mesh.size} x {kind}" + (f" ({split})" if split else "") + f"; {mfu}",
             f"model: {model.num_parameters:,} parameters, {model.config.dtype}",
             f"train split: {data.train_loader.plan}",
@@ -53,8 +54,11 @@ def shortened(config: ConfigDict) -> list[str]:
     ]
 
 
-def rejected(documents: JoinedShards) -> list[str]:
-    """How many inputs were rejected, why, and which file names each; no line if there are none."""
+def unused(documents: JoinedShards) -> list[str]:
+    """Inputs that were rejected or skipped, and warnings of preparation; no line without any.
+
+    A line about rejected inputs is followed by their reasons, and names the file that lists them.
+    """
     lines = []
     for part in documents.parts:
         rejects = part.manifest["rejects"]
@@ -62,6 +66,9 @@ def rejected(documents: JoinedShards) -> list[str]:
             named = f"each named in {part.folder / rejects['file']}"
             lines.append(f"rejected: {rejects['count']:,} inputs, {named}")
             lines += [f"{count:10,}  {reason}" for reason, count in rejects["reasons"].items()]
+        if part.manifest["skipped"]:
+            lines.append(f"skipped in {part.folder}: {skipped_text(part.manifest)}")
+        lines += [f"warning: {part.folder}: {text}" for text in part.manifest["warnings"]]
     return lines
 
 
@@ -85,7 +92,9 @@ def closing(workdir: epath.Path, steps: int, evaluated: Mapping[str, float]) -> 
 
 
 def interrupted(step: int, workdir: epath.Path) -> str:
-    """What is kept of a run that was told to stop."""
+    """What is kept of an interrupted run."""
+    if not step:
+        return "interrupted before the first step; the same command starts again"
     return (
         f"interrupted: step {step} is kept in {checkpoint.folder(workdir)}; the same command "
         "resumes from it"

@@ -85,6 +85,9 @@ class Meter:
         self._medium = medium
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._stepping = 0.0  # seconds, of the intervals that were read
+        # The age of the process is taken once: later the clock may be set.
+        age = time.time() - psutil.Process().create_time()
+        self._process_began = time.monotonic() - age
         self._sums = dict(sums or {})
         self._positions = 0  # since the clock was started
         self._began = time.monotonic()
@@ -127,7 +130,7 @@ class Meter:
         rate = self._positions / (now - self._began)
         values["perf/tokens_per_second"] = rate
         self._stepping += now - self._began
-        values["perf/goodput"] = self._stepping / (time.time() - psutil.Process().create_time())
+        values["perf/goodput"] = self._stepping / (now - self._process_began)
         if self._peak_flops:
             values["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
         self._sums, self._positions, self._began = {}, 0, now

@@ -1,4 +1,4 @@
-"""What is told and kept of a step that went wrong."""
+"""The report of a step whose loss or gradients were not finite."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def not_finite(
     data: RunData,
     step: int,
 ) -> NotFinite:
-    """What to raise for a step that was not finite, whose batch it writes down for a replay.
+    """The error to raise for a step that was not finite; writes its batch to a file for a replay.
 
     `workdir/not_finite_STEP.json` holds the step, its first row in the plan, how many entries of
     the gradient of each weight are not finite, and the documents row by row: of each piece the
-    document's number and key, the place in it where the piece begins, and how many it takes.
+    document's number and key, the position in it where the piece begins, and its length.
 
     All processes call it together, for the gradient is computed again.
 
@@ -59,8 +59,8 @@ def not_finite(
     keys = {number: documents.key(number) for number in np.unique(planned.pieces[:, 0]).tolist()}
     pieces = [
         [
-            {"document": number, "start": start, "places": places, "key": keys[number]}
-            for number, start, places in row.tolist()
+            {"document": number, "start": start, "length": length, "key": keys[number]}
+            for number, start, length in row.tolist()
         ]
         for row in planned
     ]

@@ -162,3 +162,17 @@ def skipped(opt_state: Any) -> jax.Array | None:
     """Steps that `skip_spikes` has skipped so far; None if it is off."""
     direction = opt_state[0]
     return direction.skipped if isinstance(direction, SpikeState) else None
+
+
+def steps_taken(opt_state: Any) -> jax.Array:
+    """Steps of the run so far, skipped ones included; int32."""
+    return opt_state[1].count
+
+
+def ema_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
+    """Decay of the moving average of the weights in a step, counted from 1.
+
+    It rises to `config.ema` as (1 + step) / (10 + step), so that the average of a short run is not
+    that of its initial weights.
+    """
+    return jnp.minimum(config.ema, (1 + step) / (10 + step))

@@ -1,17 +1,89 @@
-"""Where a run begins: at its own newest checkpoint, at the weights of another run, or at a seed."""
+"""Where a run begins: numbers that can be run, and its first state.
+
+The state is that of its own newest checkpoint, or has the weights of another run or of a seed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jpeglm_jax.training.checkpoint import Checkpoints, refuse_difference, shape_of
+from data_pipelines.utils.seeds import check_seed
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.identity import require_finite
+from jpeglm_jax.training.checkpoint import CheckpointError, Checkpoints, refuse_difference, shape_of
 from jpeglm_jax.training.data import RunData
 from jpeglm_jax.training.step import TrainState, TrainStep, compile_init
+
+# Min and max of numbers of a configuration, by name; what computes with a number may narrow them.
+_WHOLE = {
+    "steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "seq_len": (1, math.inf),
+    "watchdog": (0, math.inf),
+    "cpu_devices": (0, math.inf),
+    "optimizer.warmup_steps": (0, math.inf),
+    "optimizer.decay_steps": (0, math.inf),
+    "optimizer.grad_accum_steps": (1, math.inf),
+    "checkpoint.every": (0, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "checkpoint.keep_every": (0, math.inf),
+    "log.every": (1, math.inf),
+    "evaluate.every": (0, math.inf),
+    "evaluate.batches": (0, math.inf),
+    "sample.every": (0, math.inf),
+    "sample.num": (0, math.inf),
+    "sample.batch_size": (1, math.inf),
+    "model.layers": (1, math.inf),
+    "model.width": (1, math.inf),
+    "model.heads": (1, math.inf),
+    "model.kv_heads": (1, math.inf),
+    "model.head_dim": (1, math.inf),
+    "model.ffn": (1, math.inf),
+}
+_UNDER_ONE = math.nextafter(1.0, 0.0)
+_REAL = {
+    "data.label_dropout": (0, 1),
+    "data.eval_fraction": (0, 1),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.final_fraction": (0, 1),
+    "optimizer.b1": (0, _UNDER_ONE),
+    "optimizer.b2": (0, _UNDER_ONE),
+    "optimizer.eps": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+    "optimizer.z_loss": (0, math.inf),
+    "optimizer.ema": (0, _UNDER_ONE),
+    "optimizer.skip_spikes": (0, math.inf),
+    "model.norm_eps": (0, math.inf),
+    "model.rope_theta": (1, math.inf),
+    "sample.prefix_ratio": (0, 1),
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Checks the numbers of a configuration before any work is done.
+
+    Raises ValueError, naming it, for a number that is not finite or outside of its range.
+    """
+    for name, (low, high) in (_WHOLE | _REAL).items():
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not (math.isfinite(value) and low <= value <= high):
+            kind = "a whole number" if name in _WHOLE else "a finite number"
+            bounds = {math.inf: f"{low} or more", _UNDER_ONE: f"{low} or more and less than 1"}
+            raise ValueError(
+                f"{name} is {value}; expected {kind}, {bounds.get(high, f'{low} to {high}')}"
+            )
+    check_seed(config.seed)
+    if config.sample.every and config.sample.num:
+        SamplingParams.from_config(config.sample)
 
 
 def identity_of(config: ConfigDict, data: RunData) -> dict[str, Any]:
@@ -39,16 +111,23 @@ def begin(
       checkpoints: of this run.
 
     Raises:
-      CheckpointError: a checkpoint is of another representation, model or data.
+      CheckpointError: a checkpoint is of another representation, model or data, or of a step after
+        the last.
+      NotFiniteError: weights of `config.init_from` are NaN or infinite; names them.
     """
     latest = checkpoints.latest()
     if latest is not None:
+        if latest > config.steps:
+            raise CheckpointError(
+                f"the newest checkpoint of this workdir is of step {latest}, after the last of "
+                f"steps = {config.steps}; give another --workdir, or more steps"
+            )
         meta = checkpoints.meta(latest)
         for part, ours in identity.items():
             refuse_difference(ours, meta[part], part)
         where = train_step.state_shardings(mesh)
         return latest, meta, checkpoints.restore(latest, train_step.abstract_state(), where)
-    state = compile_init(train_step, mesh)(config.seed)
+    state = compile_init(train_step, mesh)(np.uint32(config.seed))
     if config.init_from:
         spec = train_step.model
         with Checkpoints(config.init_from) as other:
@@ -56,6 +135,7 @@ def begin(
             for part in ("representation", "model"):
                 refuse_difference(identity[part], meta[part], part)
             state.params = other.restore_params(spec.abstract_params, spec.param_shardings(mesh))
+        require_finite(state.params, config.init_from)
         if state.ema is not None:
             state.ema = jax.tree.map(jax.numpy.copy, state.params)
     return 0, {}, state

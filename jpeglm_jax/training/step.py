@@ -192,7 +192,8 @@ class TrainStep:
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if self.config.ema:
-            ema = optax.incremental_update(params, state.ema, 1.0 - self.config.ema)
+            decay = optimizer.ema_decay(self.config, optimizer.steps_taken(opt_state))
+            ema = optax.incremental_update(params, state.ema, 1.0 - decay)
         new = TrainState(params, opt_state, ema, finite)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         new.finite = finite

@@ -1,9 +1,9 @@
 """Checkpoints of weights that do not fit into memory, written and read part by part.
 
-Orbax writes and reads a tree of arrays; what an array is, a handler of its type decides. The one
-here writes a `Streamed` array as its parts come, each one stored before the next is asked for, and
-gives arrays back opened but not read. Everything else (atomic commit, metadata, format) is Orbax's,
-so that `checkpoint.load` reads such a checkpoint onto a mesh like any other.
+Orbax writes and reads a tree of arrays through a handler for each type of array. The handler here
+writes a `Streamed` array part by part, each stored before the next is made, and restores arrays as
+open TensorStores that are not read. All else (atomic commit, metadata, format) is Orbax's, so
+`checkpoint.load` reads such a checkpoint like any other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Streamed:
       shape: of the whole.
       dtype: of the whole; parts are of it, or of one that it holds exactly.
       part_shape: of the largest part.
-      parts: makes the parts anew: (index into the whole, values), covering it.
+      parts: iterates over the parts, from the start at each call: (index into the whole, values).
     """
 
     shape: tuple[int, ...]
@@ -119,7 +119,7 @@ class _Handler(type_handlers.NumpyHandler):
 
 
 async def _store(place: tensorstore.TensorStore, part: np.ndarray) -> None:
-    """Writes, and tells a full disk as the operating system does."""
+    """Writes; a full disk raises the OSError of the operating system."""
     try:
         await place.write(part)
     except ValueError as error:

@@ -3,7 +3,6 @@
 import pytest
 
 from configs import jpeg
-from data_pipelines.prepare import prepare
 from tests.jpeglm_jax.runs import command, run
 
 
@@ -21,22 +20,6 @@ def tiny(steps=12, **changes):
     config.mesh.update(replica=1, fsdp=-1)
     config.update_from_flattened_dict(changes)
     return config
-
-
-@pytest.fixture(scope="session")
-def digit_shards(tmp_path_factory):
-    """Prepared digits, without copies."""
-    config = tiny()
-    folder = tmp_path_factory.mktemp("digits")
-    prepare(
-        source="digits",
-        representation=config.representation.to_dict(),
-        out=folder,
-        conditional=True,
-        eval_fraction=0.15,
-        workers=1,
-    )
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

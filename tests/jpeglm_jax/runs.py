@@ -109,11 +109,17 @@ def assert_same_run(one, other):
     jax.tree.map(np.testing.assert_array_equal, weights(one), weights(other))
 
 
+def latest_step(workdir):
+    """The step of the newest checkpoint; None if there is none."""
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.latest()
+
+
 def assert_complete(workdir):
     """Checks that the newest checkpoint can be read and that nothing is half-written."""
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest()
-    assert checkpoints.meta()["step"] == step
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest()
+        assert checkpoints.meta()["step"] == step
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights(workdir)))
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert all(name.isdigit() for name in names), names

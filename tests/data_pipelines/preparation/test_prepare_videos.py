@@ -16,7 +16,7 @@ from data_pipelines.preparation.job import SettingsError
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards, read_manifest
 from data_pipelines.sources import SourceError, open_source
-from data_pipelines.sources.moving_digits import render
+from data_pipelines.sources.generated.moving_digits import render
 from tests.data_pipelines.media.test_videos import bars, video
 
 OPTIONS = dict(name="avc", size=(64, 48), fps=5, frames=4, slice_mbs=0)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.sources import SourceError, base, files, open_source, walk
+from data_pipelines.sources import SourceError, base, files, open_source
+from data_pipelines.sources.folders import walk
 from tests.data_pipelines.sources.helpers import (
     PatchedOs,
     assert_reads_in_a_fresh_process,

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data_pipelines.sources import SourceError, open_source, table
+from data_pipelines.sources import SourceError, open_source
+from data_pipelines.sources.tables import table
 from tests.data_pipelines.sources.helpers import (
     assert_reads_in_a_fresh_process,
     keys,

@@ -58,7 +58,7 @@ def logit_biases(representation):
         "end at once": np.where(tokens == representation.eos, 60.0, 0.0),
         "FF": 60.0 * ff,
         "long codes": 8.0 * ones,
-        "long tokens": 8.0 * representation.byte_lengths,
+        "long tokens": 8.0 * representation.tokenizer.byte_lengths,
     }
 
 

@@ -86,6 +86,19 @@ WRONG_FLAGS = {
     "--step=7": "there is no checkpoint of step 7",
     "--num=0": "num is 0",
     "--top_p=2": "top_p is 2.0",
+    "--temperature=inf": "temperature is inf",
+    "--guidance=nan": "guidance is nan",
+    "--batch_size=0": "batch_size is 0",
+    "--num_tasks=0": "num_tasks is 0",
+    "--seed=4294967296": "seed is 4294967296",
+    "--seed=-1": "seed is -1",
+    "--prompts=a --prefix_ratio=1.5": "prefix_ratio is 1.5",
+    "--prompts=a --max_prompts=-1": "max_prompts is -1",
+    "--constrain --size=0x16": "size is '0x16'",
+    "--size=16x16": "--size has no effect without --constrain",
+    "--prefix_ratio=0.5 --max_prompts=3": "--prefix_ratio and --max_prompts have no effect",
+    "--prompts=a --prefix_ratio=0.5 --prefix_frames=1": "--prefix_ratio has no effect",
+    "--temperature=0 --top_k=5": "--top_k has no effect",
     "--task=2 --num_tasks=2": "task is 2; expected 0 to 1",
     "--prompts=nowhere": "nowhere",
     "--prompts=tests/golden/convert": "no image",
@@ -345,6 +358,7 @@ def test_another_checkpoint_can_be_loaded_and_averages_are_preferred(workdir):
     earlier, last = checkpoint.load(workdir, 2), checkpoint.load(workdir)
     assert (earlier.step, last.step) == (2, 3)
     shapes, where = last.spec.abstract_params, last.spec.param_shardings(last.mesh)
-    plain = checkpoint.Checkpoints(workdir).restore_params(shapes, where)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        plain = checkpoints.restore_params(shapes, where)
     differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), plain, last.params)
     assert all(jax.tree.leaves(differs))

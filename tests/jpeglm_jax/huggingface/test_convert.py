@@ -207,7 +207,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
 def test_a_run_without_its_tokenizer_is_refused(tmp_path):
     from_hf(make(tmp_path / "hf"), tmp_path / "run", config())
     (tmp_path / "run" / "tokenizer.model").unlink()
-    with pytest.raises(ValueError, match="run has no tokenizer.model"):
+    with pytest.raises(ValueError, match="run: found no tokenizer.model"):
         checkpoint.load(tmp_path / "run")
 
 

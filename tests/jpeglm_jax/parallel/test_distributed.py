@@ -1,5 +1,7 @@
 """A run in two processes: the same losses, interrupted together, resumed by one process."""
 
+import io
+import re
 import signal
 import socket
 
@@ -8,13 +10,13 @@ import numpy as np
 import pytest
 
 from jpeglm_jax.parallel import distributed
-from jpeglm_jax.parallel.distributed import StartUpError
+from jpeglm_jax.parallel.distributed import LabelledLines, StartUpError
 from jpeglm_jax.supervision import preemption
-from jpeglm_jax.training.checkpoint import Checkpoints
 from tests.jpeglm_jax.runs import (
     assert_complete,
     command,
     finish,
+    latest_step,
     lines,
     run,
     start,
@@ -61,6 +63,8 @@ def test_two_processes_are_interrupted_and_killed_and_one_resumes(digit_shards, 
     step = assert_complete(tmp_path)
     assert f"step {step} " in outputs[0]
     assert "step" not in outputs[1], "only the main process prints"
+    for line in outputs[0].splitlines():
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ process 0: ", line)
 
     # Two resume, and are killed.
     two = start_two(digit_shards, tmp_path)
@@ -70,7 +74,7 @@ def test_two_processes_are_interrupted_and_killed_and_one_resumes(digit_shards, 
         for process in two:
             process.send_signal(signal.SIGKILL)
         end(two)
-    assert Checkpoints(tmp_path).latest() >= step
+    assert latest_step(tmp_path) >= step
 
     # One resumes and reaches the same end as a run in one process.
     run(command(digit_shards, tmp_path))
@@ -95,7 +99,8 @@ def test_an_error_of_the_main_process_ends_the_others(digit_shards, tmp_path):
         finish(held)
     assert [status for *_, status in ended] == [1, 1]
     assert "FolderInUse" in ended[0][1]
-    assert "MainProcessError" in ended[1][1] and "process 0" in ended[1][1]
+    (sentence,) = [line for line in ended[1][1].splitlines() if "MainProcessError" in line]
+    assert "Z process 1: " in sentence and "process 0 failed" in sentence
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,17 @@ def test_a_variable_that_is_not_a_number_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "four")
     with pytest.raises(StartUpError, match="JAX_NUM_PROCESSES is 'four'"):
         distributed.start()
+
+
+def test_each_line_is_labelled_once_however_it_is_written():
+    stream = io.StringIO()
+    labelled = LabelledLines(stream, 3)
+    print("one", "two", file=labelled)
+    print("three\nfour\n\nfive", end="", file=labelled)
+    print(" six", file=labelled)
+    labelled.flush()
+    labels = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ process 3: ", "@", stream.getvalue())
+    assert labels == "@one two\n@three\n@four\n@\n@five six\n"
 
 
 def test_without_settings_nothing_is_started():

@@ -40,11 +40,11 @@ def test_a_state_restored_on_8_4_1_and_8_devices_is_unchanged(tmp_path):
     state = compile_init(train_step, meshes[0])(0)
     expected = jax.device_get(state)
     for number, mesh in enumerate(meshes[1:], 1):
-        checkpoints = Checkpoints(tmp_path, config.checkpoint)
-        checkpoints.save(number, state, {"step": number})
-        checkpoints.close()
+        with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+            checkpoints.save(number, state, {"step": number})
         where = train_step.state_shardings(mesh)
-        state = Checkpoints(tmp_path).restore(number, train_step.abstract_state(), where)
+        with Checkpoints(tmp_path) as checkpoints:
+            state = checkpoints.restore(number, train_step.abstract_state(), where)
         placed = jax.tree.map(
             lambda x, there: x.sharding.is_equivalent_to(there, x.ndim), state, where
         )

@@ -10,12 +10,12 @@ import time
 import pytest
 
 from jpeglm_jax.supervision import preemption, watchdog
-from jpeglm_jax.training.checkpoint import Checkpoints
 from tests.jpeglm_jax.runs import (
     assert_complete,
     assert_same_run,
     command,
     finish,
+    latest_step,
     lines,
     run,
     start,
@@ -50,7 +50,7 @@ def test_a_run_is_interrupted_then_meets_a_full_disk_and_ends_the_same(
     failed = saved - saved % 50 + 50
     assert f"step {failed} " in stderr and "File too large" in stderr
     assert f"step {saved}." in stderr
-    assert Checkpoints(tmp_path).latest() == saved
+    assert latest_step(tmp_path) == saved
     assert lines(tmp_path)[-1]["step"] < failed + 50, "the run must end before the next save"
 
     run(command(digit_shards, tmp_path))
@@ -65,7 +65,7 @@ def test_sigterm_while_evaluating_evaluates_after_the_restart(digit_shards, tmp_
     wait_for_step(process, tmp_path, 3)  # logged before the evaluation of step 3 begins
     process.send_signal(signal.SIGTERM)
     assert finish(process)[2] == preemption.STATUS
-    assert Checkpoints(tmp_path).meta()["step"] >= 3
+    assert latest_step(tmp_path) >= 3
     run(command(digit_shards, tmp_path, **changes))
     found = [(line["step"], name) for line in lines(tmp_path) for name in line]
     for step in range(1, 13):

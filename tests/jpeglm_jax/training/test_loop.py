@@ -1,5 +1,6 @@
 """The loop: nothing waits, nothing is compiled twice, traces open."""
 
+import errno
 import gc
 import gzip
 import json
@@ -12,10 +13,12 @@ import pytest
 from jpeglm_jax import train as training
 from jpeglm_jax.supervision.preemption import STATUS, Interrupted
 from jpeglm_jax.train import train
+from jpeglm_jax.training.checkpoint import SaveError
 from jpeglm_jax.training.evaluation import Evaluator
+from jpeglm_jax.training.log import MetricsLog
 from jpeglm_jax.training.profiler import Profiler
 from tests.jpeglm_jax.conftest import tiny
-from tests.jpeglm_jax.runs import lines
+from tests.jpeglm_jax.runs import latest_step, lines
 
 EVERYTHING = {"evaluate.every": 2, "sample.every": 3, "checkpoint.every": 4}
 
@@ -56,6 +59,58 @@ def test_steps_are_compiled_once_with_evaluations_samples_and_a_resume(
         assert found.count((step, "eval/loss")) == (step % 2 == 0)
         assert found.count((step, "samples/valid")) == (step % 3 == 0 or step == 8)
     assert gc.get_freeze_count() == 0, "frozen for the length of a run only"
+
+
+def test_interrupted_before_the_first_step_and_after_the_last(
+    digit_shards, tmp_path, monkeypatch, capsys
+):
+    """Evaluations 1 and 2 are before the first step of each process, 3 is due at the last step."""
+    signals_at, calls = {1, 3}, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) in signals_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    evaluate = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    every = {"evaluate.every": 4, "sample.every": 4, "checkpoint.every": 4}
+    config = tiny(4, **{"data.shards": digit_shards, **every})
+    config.compilation_cache = str(tmp_path / "compiled")
+    run = tmp_path / "run"
+
+    with pytest.raises(Interrupted):
+        train(config, run)
+    assert "before the first step" in capsys.readouterr().out
+    assert latest_step(run) is None and not lines(run)
+
+    with pytest.raises(Interrupted):
+        train(config, run)
+    assert "step 4 is kept" in capsys.readouterr().out
+    assert latest_step(run) == 4
+
+    evaluated = train(config, run)
+    assert evaluated["eval/loss"] > 0
+    found = [(line["step"], name) for line in lines(run) for name in line]
+    assert found.count((4, "eval/loss")) == found.count((4, "samples/valid")) == 1
+    assert (run / "samples" / "step_00000004.png").exists()
+
+
+def test_a_full_disk_while_sampling_is_named_with_the_newest_checkpoint(
+    digit_shards, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(training, "save_grid", full)
+    monkeypatch.setattr(MetricsLog, "close", full)  # TensorBoard's last lines do not fit either
+    every = {"sample.every": 4, "checkpoint.every": 2}
+    with pytest.raises(SaveError, match="No space left on device.* is of step 2"):
+        train(tiny(6, **{"data.shards": digit_shards, **every}), tmp_path)
+    assert latest_step(tmp_path) == 2
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert not (tmp_path / "lease.json").exists()
 
 
 def test_metrics_are_read_when_the_next_step_is_under_way(digit_shards, tmp_path, monkeypatch):

@@ -11,10 +11,18 @@ import pytest
 
 from data_pipelines.loading.joined_shards import JoinedShards
 from jpeglm_jax.train import NotFinite, train
-from jpeglm_jax.training.checkpoint import CheckpointError, Checkpoints
+from jpeglm_jax.training.checkpoint import CheckpointError
 from jpeglm_jax.training.data import make_loader
 from tests.jpeglm_jax.conftest import tiny
-from tests.jpeglm_jax.runs import ROOT, command, environment, lines, wait_for_step, weights
+from tests.jpeglm_jax.runs import (
+    ROOT,
+    command,
+    environment,
+    latest_step,
+    lines,
+    wait_for_step,
+    weights,
+)
 
 
 def test_a_killed_run_goes_on_to_the_very_same_end(digit_shards, tmp_path):
@@ -27,7 +35,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(digit_shards, tmp_path):
     wait_for_step(process, killed, 110)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Checkpoints(killed).latest() in (50, 100)
+    assert latest_step(killed) in (50, 100)
     with open(metrics, "a") as file:
         file.write('{"step": 1')  # a line that the kill cut short
     subprocess.run(command(digit_shards, killed), check=True, **options)
@@ -84,7 +92,7 @@ def test_a_diverging_run_stops_says_where_and_keeps_what_was_good(digit_shards, 
     ]
     for piece in replay["rows"][0]:
         assert piece["key"] == documents.key(piece["document"])
-    latest = Checkpoints(tmp_path).latest()
+    latest = latest_step(tmp_path)
     assert latest is None or all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights(tmp_path))
     )

@@ -29,6 +29,8 @@ DAMAGE = (
     *files.READ_ERRORS,
 )
 
+_PADDING_BYTES = 2**20
+
 _DECOMPRESSORS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
@@ -45,6 +47,10 @@ _KINDS = {
 }
 
 
+class TrailingData(tarfile.TarError):
+    """Something follows the end of an archive; its members before the end are whole."""
+
+
 class Member(NamedTuple):
     """One entry: `kind` is "file", "folder" or another type; `data` is set only on request."""
 
@@ -59,7 +65,10 @@ def open_archive(path: str) -> IO[Any]:
     """Opens a tar at its beginning; its first bytes decide on the decompressor.
 
     A compressed archive seeks forward by decompressing and backward by starting over.
-    Raises OSError.
+
+    Raises:
+      OSError: it cannot be read.
+      StorageUnavailable: an object store does not answer.
     """
     file = files.open_binary(path)
     start = file.read(6)
@@ -112,6 +121,25 @@ def members(file: IO[Any], with_data: Callable[[str], bool]) -> Iterator[Member]
         raise tarfile.ReadError("the file ends without an end-of-archive mark")
     if any(block):
         raise tarfile.ReadError("a header is damaged")
+    _check_padding(file, archive.offset + len(block))
+
+
+def first_bytes(file: IO[Any]) -> bytes:
+    """The first bytes of an open archive, to show what it is instead."""
+    file.seek(0)
+    return file.read(20)
+
+
+def _check_padding(file: IO[Any], offset: int) -> None:
+    """Raises TrailingData unless only zeros follow the end-of-archive mark."""
+    while block := file.read(_PADDING_BYTES):
+        if start := len(block) - len(block.lstrip(b"\0")):
+            offset += start
+        if start < len(block):
+            raise TrailingData(
+                f"it has data after its end-of-archive mark, from byte {offset}, which is not read "
+                "(archives that were joined by cat?): join tars with `tar --concatenate`"
+            )
 
 
 def _kind(entry: tarfile.TarInfo) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.media import Kind
 from data_pipelines.sources.base import Item, Locator, Source, SourceError
-from data_pipelines.sources.digits import digits
+from data_pipelines.sources.generated.digits import digits
 
 FPS = 4
 FRAMES = 8

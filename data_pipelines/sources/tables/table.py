@@ -23,11 +23,18 @@ _BUFFER_BYTES = 2**20
 
 
 class Columns(NamedTuple):
-    """Names of the columns; `label_names` is None if the metadata does not list them."""
+    """The columns of one file.
+
+    Attributes:
+      image, label: their names; no label column: None.
+      label_names: by number; None if the metadata does not list them.
+      warnings: sentences about choices between columns.
+    """
 
     image: str
     label: str | None
     label_names: tuple[str, ...] | None
+    warnings: tuple[str, ...] = ()
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -50,9 +57,11 @@ def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
     described = _description(schema)
     columns = {field.name: field.type for field in schema}
     images = [name for name, stored in columns.items() if _is_image(stored)]
+    named = [name for name in images if described.get(name, {}).get("_type") == kind.capitalize()]
     image = _first_name(
-        [name for name in images if described.get(name, {}).get("_type") == kind.capitalize()],
-        [name for name in _NAMES[kind] if name in images],
+        _usual(_NAMES[kind], named),
+        named,
+        _usual(_NAMES[kind], images),
         images if len(images) == 1 else [],
     )
     if image is None:
@@ -63,13 +72,32 @@ def find_columns(schema: Any, spec: str, kind: Kind = "image") -> Columns:
         )
     labels = [name for name, stored in columns.items() if _is_label(stored)]
     classes = [name for name in labels if described.get(name, {}).get("_type") == "ClassLabel"]
-    label = _first_name(
-        [name for name in _LABEL_NAMES if name in classes],
-        classes,
-        [name for name in _LABEL_NAMES if name in labels],
-    )
+    usual = _usual(_LABEL_NAMES, labels)
+    label = _first_name(_usual(_LABEL_NAMES, classes), classes, usual)
+    warnings = []
+    if others := [name for name in named or _usual(_NAMES[kind], images) if name != image]:
+        warnings.append(
+            f"of several columns of {kind}s, {image!r} is read and {_quoted(others)} not"
+        )
+    if others := [name for name in dict.fromkeys([*classes, *usual]) if name != label]:
+        warnings.append(f"labels are those of the column {label!r}, not of {_quoted(others)}")
+    unused = [name for name in _usual(_LABEL_NAMES, list(columns)) if name not in labels]
+    if unused and label is None:
+        warnings.append(
+            f"the column {unused[0]!r} of {columns[unused[0]]} gives no labels, expected numbers "
+            "or names"
+        )
     names = described.get(label, {}).get("names") if label else ()
-    return Columns(image, label, None if names is None else tuple(map(str, names)))
+    return Columns(image, label, None if names is None else tuple(map(str, names)), tuple(warnings))
+
+
+def _usual(usual: tuple[str, ...], names: list[str]) -> list[str]:
+    """The names that are usual ones, in any case, in the order of the usual ones."""
+    return [name for wanted in usual for name in names if name.lower() == wanted]
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 class Table:
@@ -106,12 +134,16 @@ class Table:
     def close(self) -> None:
         self._file.close()
 
-    def labels(self, group: int) -> list[int | str]:
-        """Labels of all rows of a group; -1 for null or without a label column."""
+    def labels(self, group: int) -> list[int | str | float]:
+        """Labels of all rows of a group; -1 for null or without a label column.
+
+        A whole number stored as float, as pandas stores integers with nulls, is an int; another
+        float is returned as it is, and is no valid label.
+        """
         if self._columns.label is None:
             return [-1] * self._parquet.metadata.row_group(group).num_rows
         column = self._parquet.read_row_group(group, columns=[self._columns.label]).column(0)
-        return [-1 if label is None else label for label in column.to_pylist()]
+        return [_plain_label(label) for label in column.to_pylist()]
 
     def missing(self, group: int) -> dict[int, str]:
         """Rows of a group without an image, with the reason."""
@@ -193,7 +225,10 @@ def _is_image(kind: Any) -> bool:
 
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_image(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_dictionary(kind):
+        return _is_image(kind.value_type)
+    is_view = getattr(pa.types, "is_binary_view", lambda kind: False)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or is_view(kind)
 
 
 def _is_label(kind: Any) -> bool:
@@ -201,7 +236,15 @@ def _is_label(kind: Any) -> bool:
 
     if pa.types.is_dictionary(kind):
         return _is_label(kind.value_type)
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_view = getattr(pa.types, "is_string_view", lambda kind: False)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind)
+    return text or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _plain_label(label: Any) -> int | str | float:
+    if label is None or label != label:  # null, or NaN for null
+        return -1
+    return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
 def _bytes_of(value: Any) -> bytes | None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import NoReturn
-
-from etils import epath
 
 from data_pipelines.media import Kind
 from data_pipelines.sources import files
@@ -22,12 +19,16 @@ class _Rejected(Exception):
 class Walk:
     """One pass over the images or videos below a root folder.
 
+    Its order is that of sorted names, never that of the file system, also where a link decides
+    under which of two names a folder is listed.
+
     Names are parts of keys: printable path components. A folder's name ends in "/", so sorting the
     names in each folder sorts the whole keys.
 
     Every folder is listed once. A symbolic link to a folder is followed only if its target lies
     outside the tree; the folders below it are remembered by device and inode, since other links may
-    lead there too.
+    lead there too. In a bucket, an object whose name has an empty part (`a//b.jpg`) is rejected:
+    it has no path.
     """
 
     def __init__(
@@ -62,36 +63,47 @@ class Walk:
         folders = [folder]
         while folders:
             folder = folders.pop()
+            below = []
             for name in self.entries(folder):
                 if not name.endswith("/"):
                     return True
-                folders.append(folder + name)
+                below.append(folder + name)
+            folders += sorted(below, reverse=True)
         return False
 
     def entries(self, folder: str) -> Iterator[str]:
-        """Yields the names of images or videos and of subfolders in a folder, unsorted."""
+        """Yields the names of images or videos and of subfolders in a folder, unsorted.
+
+        Raises StorageUnavailable if the root is gone or does not answer.
+        """
         path = self._path(folder)
         try:
             if files.is_remote(self._root):
-                yield from self._remote_entries(path)
+                yield from self._remote_entries(folder, path)
             elif self._is_new(folder, path):
                 with os.scandir(path) as entries:
                     for entry in entries:
                         yield from self._name(folder, entry)
         except files.READ_ERRORS as error:
+            files.raise_outage(error, self._root)
             self._reject(folder or self._root, f"folder cannot be read: {files.why(error)}")
 
-    def _remote_entries(self, path: str) -> Iterator[str]:
-        def stop(error: OSError) -> NoReturn:
-            raise error  # Without this, a folder that cannot be listed counts as empty.
-
-        _, folders, names = next(epath.Path(path).walk(on_error=stop), (path, [], []))
+    def _remote_entries(self, folder: str, path: str) -> Iterator[str]:
+        folders, names = files.listed_names(path)
         for name in names:
             if name and self._is_wanted(name):
-                yield name
+                yield printable(name)
         for name in folders:
-            if self._is_visible(name):
-                yield f"{name}/"
+            if name and self._is_visible(name):
+                yield f"{printable(name)}/"
+        if "" in names + folders:
+            for name in files.nameless_objects(path):
+                if self._is_wanted(name):
+                    self._reject(
+                        folder + printable(name),
+                        "its name has an empty part between slashes, which no folder can have: "
+                        "rename the object",
+                    )
 
     def _name(self, folder: str, entry: os.DirEntry[str]) -> Iterator[str]:
         """Yields the entry's name if it is to be listed; otherwise reports the reason."""
@@ -106,6 +118,7 @@ class Walk:
                 if not is_folder and not entry.is_file(follow_symlinks=False):
                     raise _Rejected("not a regular file, but a pipe, a socket or a device")
         except OSError as error:
+            files.raise_outage(error, self._root)
             self._reject(folder + name, f"cannot be read: {files.why(error)}")
         except _Rejected as reason:
             self._reject(folder + name, str(reason))

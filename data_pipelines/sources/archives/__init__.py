@@ -1,0 +1,1 @@
+"""Tar archives: their members, the labels of their samples, and the source."""

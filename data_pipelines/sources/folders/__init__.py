@@ -1,0 +1,1 @@
+"""Folders of image or video files, and the walk through them."""

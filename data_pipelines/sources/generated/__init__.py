@@ -1,0 +1,1 @@
+"""Small sources that need no download: handwritten digits, and moving ones."""

@@ -1,0 +1,1 @@
+"""Parquet files: their columns, their rows, and the source."""
