@@ -45,6 +45,7 @@ CODEWORDS_PREFIX = "<jpeg_codewords:"  # of a control piece in models that are n
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
 _MAX_SENTENCE = (1 << 16) - 1
+_CHARACTER_COUNT = 64  # enough for 2**31 characters
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
@@ -412,7 +413,7 @@ def train_bpe(
 
     What is chosen, where SentencePiece's defaults are made for text:
       * Any bytes can be encoded: character_coverage is 1 and all 256 characters are put into the
-        corpus, once each; so UNK never occurs, and byte_fallback stays off.
+        corpus; so UNK never occurs, and byte_fallback stays off.
       * Nothing is added or changed: identity normalisation, no dummy prefix, no whitespace removed.
       * Nothing is skipped: max_sentence_length (4,192 bytes, three a character) is raised.
         Documents are cut every 65,535 bytes, past which SentencePiece before 0.2.3 ends the
@@ -482,8 +483,6 @@ def train_pieces(
             pad_id=-1,
             control_symbols=list(control_symbols),
             character_coverage=1.0,
-            # By frequency alone the rarest ones go: coverage is a float32, 1 from 2**-24 on.
-            required_chars=characters,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -524,8 +523,10 @@ class _Corpus:
         self._characters = characters
 
     def __iter__(self) -> Iterator[str]:
-        # A sentence of one character counts the character and no pair.
-        yield from self._characters
+        # A sentence of one character counts the character and no pair. SentencePiece computes the
+        # coverage in float32, where one of 2**25 characters is none: so each comes more often.
+        for _ in range(_CHARACTER_COUNT):
+            yield from self._characters
         try:
             for data in self._documents:
                 self.num_documents += 1
