@@ -88,8 +88,8 @@ class _Artifacts(Mapping[str, bytes]):
         path = self._folder / name
         if not path.is_file():
             raise ValueError(
-                f"{self._folder} has no {name}, which its tokens need; copy the file "
-                "that was saved with this representation there"
+                f"found no {name}, which the tokens need; copy the file that was saved with this "
+                "representation there"
             )
         return path.read_bytes()
 

@@ -45,6 +45,7 @@ CODEWORDS_PREFIX = "<jpeg_codewords:"  # of a control piece in models that are n
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
 _MAX_SENTENCE = (1 << 16) - 1
+_CHARACTER_COUNT = 64  # enough for 2**31 characters
 _WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space, and for its dummy prefix
 
 
@@ -426,8 +427,8 @@ def train_bpe(
     for each byte of the documents, so pass a sample of them (JPEG-LM used 10,000 images).
 
     Options that differ from SentencePiece's defaults, which are made for text:
-      * Any bytes can be encoded: character_coverage is 1 and the corpus includes all 256 characters
-        once; so UNK never occurs, and byte_fallback stays off.
+      * Any bytes can be encoded: character_coverage is 1 and the corpus includes all 256
+        characters; so UNK never occurs, and byte_fallback stays off.
       * No byte is added or changed: identity normalisation, no dummy prefix, no whitespace removed.
       * No document is ignored: max_sentence_length (4,192 bytes, three per character) is raised.
         Documents are split every 65,535 bytes, because SentencePiece before 0.2.3 aborts on longer
@@ -497,8 +498,6 @@ def train_pieces(
             pad_id=-1,
             control_symbols=list(control_symbols),
             character_coverage=1.0,
-            # By frequency alone the rarest ones go: coverage is a float32, 1 from 2**-24 on.
-            required_chars=characters,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -539,8 +538,10 @@ class _Corpus:
         self._characters = characters
 
     def __iter__(self) -> Iterator[str]:
-        # A sentence of one character counts the character and no pair.
-        yield from self._characters
+        # A sentence of one character counts the character and no pair. SentencePiece computes the
+        # coverage in float32, where one of 2**25 characters is none: so each comes more often.
+        for _ in range(_CHARACTER_COUNT):
+            yield from self._characters
         try:
             for data in self._documents:
                 self.num_documents += 1
