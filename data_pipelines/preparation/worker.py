@@ -7,6 +7,7 @@ import signal
 import sys
 
 from data_pipelines.preparation import launchers
+from data_pipelines.utils.command import quiet_drivers
 
 
 def main() -> None:
@@ -14,6 +15,7 @@ def main() -> None:
     # Output of libraries must not be mixed with messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    quiet_drivers()
     try:
         launchers.run_worker(sys.stdin, messages)
     except BrokenPipeError:

@@ -29,6 +29,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from data_pipelines.utils.files import (
+    StorageUnavailable,
     cannot_write,
     file_facts,
     is_remote,
@@ -331,6 +332,8 @@ def _write_records(
             if number % _CHECK_EVERY == 0 and not writer.ok():
                 break
         writer.close()
+    except StorageUnavailable:
+        raise  # of the source of the documents
     except RuntimeError as error:
         raise cannot_write(path, error) from error
 

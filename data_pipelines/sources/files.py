@@ -236,6 +236,7 @@ def nameless_objects(folder: str) -> list[str]:
     import fsspec
 
     system, root = fsspec.core.url_to_fs(folder)
+    root = root.rstrip("/")
     with _reported(folder):
         return [name[len(root) + 1 :] for name in system.find(root) if name.startswith(f"{root}//")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,12 @@ _USER_ERRORS = (
 )
 
 
+def quiet_drivers() -> None:
+    """Silences the drivers of object stores: a line per file, and traces of errors they raise."""
+    for name in ("fsspec", "gcsfs", "s3fs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def run(main: Callable[[Sequence[str]], Any], *user_errors: type[Exception]) -> None:
     """Parses the flags and calls `main` with the remaining arguments.
 
@@ -39,6 +46,7 @@ def run(main: Callable[[Sequence[str]], Any], *user_errors: type[Exception]) -> 
     expected: tuple[type[Exception], ...] = (*_USER_ERRORS, *user_errors)
 
     def guarded(arguments: Sequence[str]) -> None:
+        quiet_drivers()
         try:
             main(arguments)
         except expected as error:

@@ -5,7 +5,7 @@ import pytest
 from data_pipelines.preparation import job, launchers, process
 from data_pipelines.preparation.job import SettingsError
 from data_pipelines.preparation.process import ShardSpec, process_shard
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.jpeg.representation import JpegRepresentation
 from data_pipelines.shards import storage
 from data_pipelines.shards.storage import ShardError
 from tests.data_pipelines.preparation.helpers import OPTIONS, hashes, run
@@ -75,7 +75,7 @@ def test_a_spec_of_an_earlier_set_up_is_refused(out):
 def test_another_version_of_the_encoder_is_refused(photos, tmp_path, monkeypatch):
     run(photos, tmp_path / "out", task=0, num_tasks=2)
     other = {"pillow": "1.0", "libjpeg": "6b"}
-    monkeypatch.setattr(Representation, "encoder_versions", property(lambda _: other))
+    monkeypatch.setattr(JpegRepresentation, "encoder_versions", property(lambda _: other))
     process.open_job.cache_clear()
     with pytest.raises(ShardError, match=r"found .*1\.0"):
         run(photos, tmp_path / "out", task=1, num_tasks=2)
