@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "av>=18.0",
     "etils[epath]>=1.13",
     "flax>=0.12.6",
+    "fsspec>=2025.3",
     "grain>=0.2.16",
     "importlib_resources>=6.4",  # TensorFlow Datasets reads with it but does not ask for it
     "jax>=0.10.0",
