@@ -5,8 +5,10 @@ import gc
 import io
 
 import pytest
+from etils.epath import testing
 
 from data_pipelines.sources import SourceError, files, open_source
+from data_pipelines.utils.files import StorageUnavailable
 from tests.data_pipelines.sources.helpers import keys, make_parquet, make_tar, png, write
 
 
@@ -75,3 +77,81 @@ def test_tars_and_parquet_in_buckets(bucket):
     make_parquet(bucket / "p/0.parquet", [png(3)])
     source = open_source("parquet:gs://bucket/p/*.parquet")
     assert [source.read(item.locator) for item in source.items()] == [png(3)]
+
+
+@pytest.mark.parametrize("kind, suffix", [("tar", ".tar"), ("parquet", ".parquet")])
+def test_a_folder_where_files_are_meant(tmp_path, kind, suffix):
+    with pytest.raises(SourceError, match=f"as in '{kind}:{tmp_path}/\\*{suffix}'"):
+        open_source(f"{kind}:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_file_that_is_gone_since_the_listing_is_an_outage(tmp_path, kind):
+    for name in ("a", "b"):
+        if kind == "tar":
+            make_tar(tmp_path / f"{name}.tar", {"1.png": png()})
+        else:
+            make_parquet(tmp_path / f"{name}.parquet", [png()])
+    source = open_source(f"{kind}:{tmp_path}/*.{kind}")
+    items = list(source.items())
+    (tmp_path / f"b.{kind}").unlink()
+    again = open_source(source.spec)  # by a process that resumes
+    for opened in (open_source(f"{kind}:{tmp_path}/*.{kind}"), again):
+        with pytest.raises(StorageUnavailable, match=f"b.{kind}"):
+            opened.read(items[1].locator)
+        assert opened.read(items[0].locator) == png()
+
+
+@pytest.mark.parametrize("scheme", ["https", "hdfs", "file", "ftp"])
+@pytest.mark.parametrize("source", ["", "folder:", "tar:", "parquet:"])
+def test_an_unknown_scheme_is_refused_with_what_is_known(source, scheme):
+    with pytest.raises(SourceError, match=f"{scheme}://, expected a local path, gs:// or s3://"):
+        open_source(f"{source}{scheme}://host/a.tar")
+
+
+class Refused(Exception):
+    """As drivers of object stores raise."""
+
+
+def test_a_bucket_that_does_not_answer_is_an_outage(bucket):
+    write(bucket / "photos/cat/b.png")
+    source = open_source("folder:gs://bucket/photos")
+    assert keys(source) == ["cat/b.png"]
+    (bucket / "photos/cat/b.png").unlink()
+    with pytest.raises(SourceError, match="No such file"):
+        source.read("cat/b.png")
+    (bucket / "photos/cat").rmdir()
+    (bucket / "photos").rmdir()
+    with pytest.raises(StorageUnavailable, match="there is no folder"):
+        source.read("cat/b.png")
+
+    def refuse(*arguments, **options):
+        raise Refused("token expired")
+
+    with testing.mock_epath(open=refuse, walk=refuse):
+        with pytest.raises(StorageUnavailable, match="token expired.*same command resumes"):
+            source.read("cat/b.png")
+        with pytest.raises(StorageUnavailable, match="token expired"):
+            keys(source)
+
+
+def test_objects_without_a_path_are_rejected_and_other_names_are_read(bucket, monkeypatch):
+    write(bucket / "photos/cat/back\\slash.png", png(3))
+    source = open_source("folder:gs://bucket/photos")
+    listed = files.listed_names
+
+    def with_nameless(folder):
+        folders, names = listed(folder)
+        return folders, names + [""] * folder.rstrip("/").endswith("cat")
+
+    class Bucket:
+        def find(self, root):
+            assert root == "bucket/photos/cat"
+            return [f"{root}//a.png", f"{root}//b.txt", f"{root}/back\\slash.png"]
+
+    monkeypatch.setattr(files, "listed_names", with_nameless)
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Bucket(), url[5:]))
+    items = list(source.items())
+    assert [source.read(item.locator) for item in items] == [png(3)]
+    assert [reject.key for reject in source.rejects] == ["cat//a.png"]
+    assert source.skipped == {".txt": 1}

@@ -1,6 +1,7 @@
 """The source `folder`: labels, links, special files and names."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from data_pipelines.sources import SourceError, base, files, open_source
 from data_pipelines.sources.folders import walk
+from data_pipelines.utils.files import StorageUnavailable
 from tests.data_pipelines.sources.helpers import (
     PatchedOs,
     assert_reads_in_a_fresh_process,
@@ -218,3 +220,118 @@ def test_folders_nested_deeper_than_the_stack(tmp_path):
     finally:
         # Python's own removal, which pytest uses, recurses.
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_a_picture_beside_class_folders_is_named(tmp_path):
+    for name in ("cats/1.png", "dogs/1.png", "cover.png"):
+        write(tmp_path / name)
+    source = open_source(f"folder:{tmp_path}")
+    assert [item.label for item in source.items()] == [-1, -1, -1]
+    (warning,) = source.warnings
+    assert "'cover.png' lies directly" in warning and "(cats, dogs)" in warning
+    assert warning == source.label_advice
+
+
+@pytest.mark.parametrize(
+    "classes, words",
+    [
+        (("train", "val"), ["'train', 'val'", "--source=folder:"]),
+        (("Training",), ["'Training'"]),
+        (("car", "train"), []),  # a vehicle
+        (("images", "masks"), ["'masks'"]),
+        (("Cat", "cat"), ["'Cat' and 'cat'"]),
+        (("cafe\u0301", "caf\u00e9"), ["differ in case or accents"]),
+    ],
+)
+def test_doubtful_class_names_are_reported(tmp_path, classes, words):
+    for name in classes:
+        write(tmp_path / name / "1.png")
+    source = open_source(f"folder:{tmp_path}")
+    assert len(keys(source)) == len(classes) == len(source.label_names)
+    assert len(source.warnings) == bool(words)
+    assert all(word in source.warnings[0] for word in words)
+
+
+def test_pictures_named_like_masks_of_others_are_reported(tmp_path):
+    for name in ("a/0.jpg", "a/0_mask.png", "a/1.jpg", "b/left_mask.png", "b/0.jpg"):
+        write(tmp_path / name)
+    source = open_source(f"folder:{tmp_path}")
+    assert len(keys(source)) == 5
+    (warning,) = source.warnings
+    assert "1 of 5" in warning and "a/0_mask.png" in warning
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_two_links_to_a_class_the_first_name_counts(tmp_path, monkeypatch, reverse):
+    """Whatever the order in which a file system lists names."""
+    write(tmp_path / "outside/1.png")
+    write(tmp_path / "root/c/2.png")
+    for name in ("a", "b"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "outside")
+
+    @contextlib.contextmanager
+    def listed(path):
+        with os.scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=reverse)
+
+    monkeypatch.setattr(walk, "os", PatchedOs(scandir=listed))
+    source = open_source(f"folder:{tmp_path}/root")
+    assert [(item.key, item.label) for item in source.items()] == [("a/1.png", 0), ("c/2.png", 1)]
+    assert source.label_names == ("a", "c") and set(reasons(source)) == {"b/"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EMFILE])
+def test_an_outage_is_no_fault_of_a_file(tmp_path, monkeypatch, number):
+    write(tmp_path / "a/0.png")
+    source = open_source(f"folder:{tmp_path}")
+
+    def fail(path, *flags):
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "os", PatchedOs(open=fail))
+        with pytest.raises(
+            StorageUnavailable, match=f"{os.strerror(number)}.*resumes"
+        ):
+            source.read("a/0.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(walk, "os", PatchedOs(scandir=fail))
+        with pytest.raises(StorageUnavailable):
+            keys(source)
+    assert keys(source) == ["a/0.png"] and source.rejects == []
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "another folder", "a broken link"])
+def test_a_folder_that_is_gone_is_no_fault_of_a_file(tmp_path, left):
+    root = tmp_path / "root"
+    write(tmp_path / "outside/0.png")
+    write(root / "b/0.png")
+    (root / "a").symlink_to(tmp_path / "outside")
+    source = open_source(f"folder:{root}")
+    assert keys(source) == ["a/0.png", "b/0.png"]
+    (tmp_path / "outside").rename(tmp_path / "moved")
+    if left != "a broken link":
+        root.rename(tmp_path / "moved/root")
+    if left == "an empty folder":
+        root.mkdir()
+    elif left == "another folder":
+        write(root / "c/0.png")
+    with pytest.raises(StorageUnavailable):
+        source.read("a/0.png")
+
+
+def test_an_input_output_error_of_one_file_rejects_it_alone(tmp_path, monkeypatch):
+    write(tmp_path / "0.png")
+    source = open_source(f"folder:{tmp_path}")
+
+    def fail(path, flags):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(files, "os", PatchedOs(open=fail))
+    with pytest.raises(SourceError, match="Input/output error"):
+        source.read("0.png")
+
+
+def test_a_pattern_where_a_folder_is_meant(tmp_path):
+    with pytest.raises(SourceError, match=f"one folder, as in 'folder:{tmp_path}'"):
+        open_source(f"folder:{tmp_path}/*.jpg")
