@@ -170,10 +170,7 @@ def _define_flags() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
-    try:
-        _run(flags.FLAGS)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
+    _run(flags.FLAGS)
 
 
 def _run(values: Any) -> None:
@@ -183,7 +180,10 @@ def _run(values: Any) -> None:
         if values.out is None:
             raise ValueError("--document needs --out=FILE to write to")
         documents = Shards(values.shards, values.split)
-        size = write_document(documents, values.document, values.copy, values.out)
+        try:
+            size = write_document(documents, values.document, values.copy, values.out)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
         print(f"{values.out}: {size:,} bytes")
     if values.sheet is not None:
         sheet = draw_sheet(Shards(values.shards, values.split))

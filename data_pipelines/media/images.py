@@ -72,7 +72,16 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         # Decoders raise many types of errors on damaged data (OSError, SyntaxError, struct.error,
         # IndexError, ...); each of them means that this file is unusable.
         raise ImageError(f"the {image.format} image does not decode: {error}") from error
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, tuple) and _png_depth(data) == 16:
+        # Pillow takes the upper byte of each sample, but not of the transparent colour.
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
     return image
+
+
+def _png_depth(data: bytes) -> int:
+    """Bits per sample that a PNG file's header states; 0 for another file."""
+    return data[24] if data.startswith(_PNG) else 0
 
 
 def _identify(data: bytes) -> Image.Image:

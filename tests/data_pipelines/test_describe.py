@@ -26,6 +26,8 @@ def folder(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
     (root / "photos" / "cat" / "twin.png").write_bytes(path.read_bytes())
     (root / "photos" / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("1.HEIC", "2.heic", "download", ".hidden"):
+        (root / "photos" / "dog" / name).write_bytes(b"x")
     return prepare(
         source=f"folder:{root / 'photos'}",
         representation=dict(name="jpeg", size=16, mode="L", quality=50, strip="header"),
@@ -128,3 +130,17 @@ def test_a_folder_without_shards_ends_the_command_with_one_sentence(tmp_path):
 
 def test_help_shows_an_example_first():
     assert call("--help").stdout.strip().startswith("Example: python -m data_pipelines.describe")
+
+
+def test_skipped_entries_are_printed_by_kind(folder):
+    assert "4 (2 .heic, 1 hidden, 1 without a suffix)" in describe.describe(folder)
+
+
+def test_warnings_of_preparation_are_printed(tmp_path):
+    for name in ("train", "val"):
+        path = tmp_path / "photos" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (16, 16)).save(path)
+    options = dict(name="jpeg", size=16, mode="L", quality=50, strip="header")
+    out = prepare(source=f"folder:{tmp_path}/photos", representation=options, out=tmp_path / "out")
+    assert "'train', 'val', which look like splits" in describe.describe(out)

@@ -41,7 +41,9 @@ from data_pipelines.representations.jpeg.format import (
 from data_pipelines.representations.jpeg.salvage import Salvage, salvage_scan
 from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
-_MAX_SALVAGED_PIXELS = 2**26  # where the size comes from a header, which may be damaged
+# Where the size comes from a header, which may be damaged, no more MCUs are decoded than this, or
+# this many for each byte of the scan. A whole scan has at most 1.34 MCUs per byte (six bits each).
+_MIN_MCUS, _MCUS_PER_BYTE = 4096, 32
 _NO_SIZE = "the stream's header is damaged, so the image's size is unknown; expected a whole header"
 _BYTES = ByteTokenizer()
 
@@ -184,6 +186,7 @@ class JpegRepresentation(base.TokenizedRepresentation):
         Raises ValueError for a token that stands for no bytes, and if nothing can be shown.
         """
         stream = self.tokenizer.decode(tokens)
+        self._require_bytes(stream)
         start = self._scan_start(stream)
         scan = stream[start:].partition(EOI)[0]
         try:
@@ -311,12 +314,21 @@ class JpegRepresentation(base.TokenizedRepresentation):
         if size is None:
             raise ValueError(_NO_SIZE)
         geometry = self.format.geometry(*size)
-        if geometry.width * geometry.height > _MAX_SALVAGED_PIXELS and self.size is None:
-            raise ValueError(
-                f"the header states {size[0]} x {size[1]} pixels, expected a product of at most "
-                f"{_MAX_SALVAGED_PIXELS:,}"
-            )
+        self._require_bytes(stream)
         return salvage_scan(stream[self._scan_start(stream) :], self.format, geometry)
+
+    def _require_bytes(self, stream: bytes) -> None:
+        """Raises ValueError if the header states a size that the scan is far too short for."""
+        header = self.format.header(self.strip)
+        size = None if self.fixed_size else header.size(stream)
+        if size is None:
+            return
+        scan = len(stream) - len(header.data)
+        if self.format.geometry(*size).mcus > max(_MIN_MCUS, _MCUS_PER_BYTE * scan):
+            raise ValueError(
+                f"the header states {size[0]} x {size[1]} pixels, but only {scan:,} bytes follow; "
+                "expected a size that they can fill"
+            )
 
     def _scan_start(self, stream: bytes) -> int:
         """Offset of the scan, also in a stream whose header is damaged."""

@@ -325,3 +325,95 @@ def test_the_size_is_bounded_before_anything_is_decoded(monkeypatch):
 
 def test_the_bound_itself_is_allowed():
     assert open_image(file_of(picture()), max_pixels=24).size == (6, 4)
+
+
+# Metadata, and grey samples of more than 8 bits
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(samples, colour, *chunks):
+    """A PNG file of 16-bit samples [height, width, channels]; `colour` is its colour type."""
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data
+
+
+def grey_profile(gamma):
+    """An ICC profile of grey samples with a power curve."""
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, int(gamma * 256)) + bytes(2)
+    name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey\0" + bytes(78)
+    name += bytes(-len(name) % 4)
+    white = struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    tags = [(b"desc", name), (b"wtpt", b"XYZ " + bytes(4) + white), (b"kTRC", curve)]
+    table, data, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for key, value in tags:
+        table += key + struct.pack(">II", at + len(data), len(value))
+        data += value
+    head = struct.pack(
+        ">I4sI4s4s4s", at + len(data), b"none", 0x02100000, b"mntr", b"GRAY", b"XYZ "
+    )
+    head += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + white
+    return head.ljust(128, b"\0") + table + data
+
+
+def test_sixteen_bits_keep_their_profile():
+    profile = grey_profile(1.0)
+    levels = np.arange(0, 256, 5, np.uint8)[np.newaxis]
+    eight = through_a_file(Image.fromarray(levels), icc_profile=profile)
+    sixteen = through_a_file(Image.fromarray(levels * np.uint16(257)), icc_profile=profile)
+    assert sixteen == eight and eight[0][13][0] in (138, 139)  # sRGB of 65/255, linear
+
+
+def test_sixteen_bits_keep_their_transparency():
+    grey = np.array([[[0], [1], [65535]]], np.uint16)
+    data = png_of(grey, 0, chunk(b"tRNS", struct.pack(">H", 0)))
+    assert np.asarray(normalise(open_image(data), "L")).tolist() == [[255, 0, 255]]
+    colours = np.array([[[1000, 2000, 3000], [65535, 0, 0]]], np.uint16)
+    data = png_of(colours, 2, chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000)))
+    assert np.asarray(normalise(open_image(data))).tolist() == [[list(WHITE), list(RED)]]
+
+
+@pytest.mark.parametrize("photometric, expected", [(1, 0), (0, 255)])
+def test_white_may_be_the_smallest_sample(photometric, expected):
+    image = Image.fromarray(np.zeros((1, 1), np.uint16))
+    assert through_a_file(image, "TIFF", "L", tiffinfo={262: photometric}) == [[expected]]
+
+
+@pytest.mark.parametrize(
+    "samples", [np.float32([[1000]]), np.float32([[-20, 1]]), np.int32([[70000]]), np.int32([[-5]])]
+)
+def test_samples_outside_the_range_are_refused(samples):
+    with pytest.raises(ImageError, match=r"samples from .* to .*, expected 0 to"):
+        through_a_file(Image.fromarray(samples), "TIFF")
+
+
+def test_large_metadata_does_not_matter():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    text = b"name\0\0" + zlib.compress(bytes(2**27))  # 128 MiB
+    plain = np.full((1, 1, 1), 514, np.uint16)
+    large = chunk(b"iCCP", b"icc\0\0" + zlib.compress(profile + bytes(2**22)))
+    for extra in ([chunk(b"zTXt", text)], [chunk(b"zTXt", text)] * 3 + [large]):
+        data = png_of(plain, 0, *extra)
+        assert np.asarray(normalise(open_image(data), "L")).tolist() == [[2]]
+
+
+def test_the_documented_limit_on_pixels_is_the_limit():
+    def header(width, height):
+        return png_of(np.zeros((1, 1, 1)), 0)[:16] + struct.pack(">II", width, height)
+
+    for size, words in (((2**14, 2**14), "does not decode"), ((2**14, 2**14 + 1), "too large")):
+        ihdr = header(*size)[12:] + bytes([8, 0, 0, 0, 0])
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr[4:]) + chunk(b"IDAT", b"cut")
+        with pytest.raises(ImageError, match=words):
+            open_image(data)
+
+
+def test_a_file_of_several_pictures_gives_the_first():
+    first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), GREEN)
+    pixel = through_a_file(first, "MPO", save_all=True, append_images=[second], quality=100)[0][0]
+    assert np.abs(np.subtract(pixel, RED)).max() <= 2

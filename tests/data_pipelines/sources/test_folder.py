@@ -290,9 +290,7 @@ def test_an_outage_is_no_fault_of_a_file(tmp_path, monkeypatch, number):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "os", PatchedOs(open=fail))
-        with pytest.raises(
-            StorageUnavailable, match=f"{os.strerror(number)}.*resumes"
-        ):
+        with pytest.raises(StorageUnavailable, match=f"{os.strerror(number)}.*resumes"):
             source.read("a/0.png")
     with monkeypatch.context() as patch:
         patch.setattr(walk, "os", PatchedOs(scandir=fail))
