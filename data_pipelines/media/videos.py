@@ -92,9 +92,9 @@ def read_clips(
 class Fitter:
     """Brings frames to one size: turned upright, scaled to fit, padded with black.
 
-    Each frame keeps the shape that a player gives it (rotation, mirroring and the shape of its
-    pixels are applied, and the metadata that states them is removed). Of an interlaced frame the first field is taken. Frames of one video may differ in
-    size or pixel format.
+    Each frame keeps the shape that a player gives it: rotation, mirroring and the shape of its
+    pixels are applied, and the metadata that states them is removed. Of an interlaced frame the
+    first field is taken. Frames of one video may differ in size or pixel format.
     """
 
     def __init__(self, size: tuple[int, int]):
@@ -181,7 +181,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[tuple[str, str | None], ...]:
 
     The nearest quarter turn clockwise, and a mirroring where the matrix has one.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return ()
     matrix = struct.unpack("=9i", bytes(data)[:36])

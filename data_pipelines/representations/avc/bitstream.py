@@ -75,7 +75,7 @@ class Bits:
     """Reads the leading bits of a NAL's payload, emulation prevention undone."""
 
     def __init__(self, nal: bytes, limit: int = _HEADER_BYTES):
-        data = _unescaped(nal[1 : 1 + limit])
+        data = unescaped(nal[1 : 1 + limit])
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
@@ -100,7 +100,7 @@ class Bits:
         return (code + 1) // 2 if code % 2 else -code // 2
 
 
-def _unescaped(data: bytes) -> bytes:
+def unescaped(data: bytes) -> bytes:
     """Emulation prevention undone: a byte 03 is dropped after two zeros, which then count anew."""
     return data.replace(b"\x00\x00\x03", b"\x00\x00")
 
@@ -243,12 +243,12 @@ def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
     return value, count
 
 
-def check_slice(nal: bytes, header: tuple[int, int]) -> None:
+def check_slice(nal: bytes, header: tuple[int, int]) -> bytes:
     """A slice NAL begins with these bits of a header, and has data before its stop bit.
 
-    Raises SyntaxFault.
+    Returns the NAL, emulation prevention undone. Raises SyntaxFault.
     """
-    data = _unescaped(nal)
+    data = unescaped(nal)
     value, count = header
     size = -(-count // 8)
     if int.from_bytes(data[:size].ljust(size, b"\0"), "big") >> 8 * size - count != value:
@@ -256,6 +256,7 @@ def check_slice(nal: bytes, header: tuple[int, int]) -> None:
     stop = 8 * len(data) - (data[-1] & -data[-1]).bit_length()
     if stop <= count:
         raise SyntaxFault("a slice without data")
+    return data
 
 
 def _ue(value: int) -> tuple[int, int]:

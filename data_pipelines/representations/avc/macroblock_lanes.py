@@ -79,7 +79,7 @@ class Lanes(NamedTuple):
       windows: by byte of all slices' data, that byte and the six after it, int64.
       at: first bit of the slice data.
       end: its stop bit.
-      first, count, num_ref_idx, qp: see `macroblocks.Slice`.
+      first, mbs, num_ref_idx, qp: see `macroblocks.Slice`.
       in_p: 1 for P slices.
       columns, mvd_bits: see `macroblocks.Slice`.
     """
@@ -88,7 +88,7 @@ class Lanes(NamedTuple):
     at: np.ndarray
     end: np.ndarray
     first: np.ndarray
-    count: np.ndarray
+    mbs: np.ndarray
     num_ref_idx: np.ndarray
     qp: np.ndarray
     in_p: np.ndarray
@@ -117,7 +117,7 @@ def lanes(slices: Sequence[tuple[bytes, int, Slice]]) -> Lanes:
         at=8 * (ends - lengths) + np.array([start for _, start, _ in slices]),
         end=8 * ends - 1 - low_zeros[last],
         first=np.array([shape.first for shape in shapes]),
-        count=np.array([shape.count for shape in shapes]),
+        mbs=np.array([shape.mbs for shape in shapes]),
         num_ref_idx=np.array([shape.num_ref_idx for shape in shapes]),
         qp=np.array([shape.qp for shape in shapes]),
         in_p=np.array([shape.slice_type == P for shape in shapes], np.int64),
@@ -136,7 +136,7 @@ class _Reader:
 
     def __init__(self, slices: Lanes):
         self._slices = slices
-        count, most = len(slices.at), int(slices.count.max())
+        count, most = len(slices.at), int(slices.mbs.max())
         self._at = slices.at.copy()
         self._right = np.ones(count, bool)
         self._mb = np.zeros(count, np.int64)  # macroblocks of the slice that are read
@@ -157,7 +157,7 @@ class _Reader:
         return self._right & (self._at == slices.end)
 
     def _going(self, i: np.ndarray) -> np.ndarray:
-        return i[self._right[i] & (self._mb[i] < self._slices.count[i])]
+        return i[self._right[i] & (self._mb[i] < self._slices.mbs[i])]
 
     # Codes
 
@@ -192,7 +192,7 @@ class _Reader:
 
     def _skip_run(self, i: np.ndarray) -> None:
         if i.size:
-            self._mb[i] += self._ue(i, self._slices.count[i] - self._mb[i])
+            self._mb[i] += self._ue(i, self._slices.mbs[i] - self._mb[i])
 
     def _macroblock(self, i: np.ndarray) -> None:
         if not i.size:
@@ -214,7 +214,7 @@ class _Reader:
         self._require(i, needed & ~samples == 0)
 
         self._inter_prediction(i[inter])
-        small = ~inter & ~whole
+        small = (in_p == 0) & ~whole
         self._intra_4x4(i[small], samples[small])
         chroma = self._ue(i[~inter], 3)
         self._require(i[~inter], _NEEDS_CHROMA[chroma] & ~samples[~inter] == 0)

@@ -1,9 +1,9 @@
-"""Slice data of AVC-LM's streams, strictly to the last bit: macroblocks, their codes, trailing bits.
+"""Slice data of AVC-LM's streams, strictly to the last bit: macroblocks and trailing bits.
 
-`parse` reads the data of one slice as ITU-T H.264 7.3.4 and 7.3.5 write it down, with CAVLC (9.2) and
-what the encoder's settings leave of it: constant QP, one reference list, no partitions. It gives
-the syntax back as values, or raises a `Fault` with the first bit that is wrong. This is the
-definition; `macroblock_lanes` reads many slices at a time with the same result.
+`parse` reads the data of one slice as ITU-T H.264 7.3.4 and 7.3.5 write it down, with CAVLC (9.2)
+and what the encoder's settings leave of it: constant QP, one reference list, no partitions. It
+returns the syntax elements as values, or raises a `Fault` with the first bit that is wrong. This is
+the definition; `macroblock_lanes` reads many slices at a time with the same result.
 
 What is checked, by syntax element:
 
@@ -79,7 +79,7 @@ class Slice(NamedTuple):
     Attributes:
       columns: macroblocks of a row of the picture.
       first: address of the slice's first macroblock.
-      count: its macroblocks.
+      mbs: its macroblocks.
       slice_type: I or P.
       num_ref_idx: references of a P slice.
       qp: of the slice.
@@ -88,7 +88,7 @@ class Slice(NamedTuple):
 
     columns: int
     first: int
-    count: int
+    mbs: int
     slice_type: int
     num_ref_idx: int
     qp: int
@@ -108,7 +108,8 @@ class Macroblock(NamedTuple):
       address: in the picture.
       mb_type: as in I slices, or P_16X16 with `inter`.
       inter: whether it is P_L0_16x16.
-      modes: for I_4x4 of each block -1 for prev_intra4x4_pred_mode_flag, else rem_intra4x4_pred_mode.
+      modes: of each block of I_4x4: -1 for prev_intra4x4_pred_mode_flag, else the value of
+        rem_intra4x4_pred_mode.
       chroma_mode: intra_chroma_pred_mode; -1 for inter.
       ref_idx: of P_L0_16x16, else 0.
       mvd: of P_L0_16x16, (horizontal, vertical).
@@ -212,7 +213,7 @@ class _Parser:
 
     def slice_data(self) -> list[Macroblock]:
         shape = self._shape
-        last = shape.first + shape.count
+        last = shape.first + shape.mbs
         found = []
         while self._address < last:
             if shape.slice_type == P:

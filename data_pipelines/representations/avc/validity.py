@@ -2,13 +2,19 @@
 
 Walked are start codes, parameter sets, NAL and slice headers, the order and the macroblocks of
 slices, the numbering of frames, emulation prevention and stop bits. What lies in a macroblock is
-for the decoder to judge (see `avc_decoder`).
+read by `macroblocks`, to the last bit: `walk` collects the slices, `validate` judges all of it.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from data_pipelines.representations.avc import macroblock_lanes, macroblocks
 from data_pipelines.representations.avc.bitstream import (
     IDR,
     PPS,
@@ -36,11 +42,31 @@ class Walk(NamedTuple):
       starts: where each frame begins that has a first slice: the byte of its start code, or of
         its parameter sets'.
       error: empty, or the place and kind of the first fault.
+      slices: with right headers, in order.
     """
 
     frames: int
     starts: list[int]
     error: str
+    slices: list[SliceNal]
+
+
+class SliceNal(NamedTuple):
+    """A slice whose header is right.
+
+    Attributes:
+      nal: its place in the stream.
+      frame: whole frames before it.
+      data: of the NAL unit, emulation prevention undone.
+      start: bit of `data` at which the slice data begins.
+      shape: what is known of the slice data.
+    """
+
+    nal: Nal
+    frame: int
+    data: bytes
+    start: int
+    shape: macroblocks.Slice
 
 
 def walk(stream: bytes, settings: AvcFormat, *, headers: bool, least: int, most: int) -> Walk:
@@ -64,11 +90,83 @@ def walk(stream: bytes, settings: AvcFormat, *, headers: bool, least: int, most:
             raise SyntaxFault("no start code")
         walker.end()
     except SyntaxFault as fault:
-        return Walk(walker.whole, walker.starts, f"byte {at}: {fault}")
+        return Walk(walker.whole, walker.starts, f"byte {at}: {fault}", walker.slices)
     if walker.whole < least:
         error = f"byte {at}: the stream ends after {walker.whole} frames, expected {least}"
-        return Walk(walker.whole, walker.starts, error)
-    return Walk(walker.whole, walker.starts, "")
+        return Walk(walker.whole, walker.starts, error, walker.slices)
+    return Walk(walker.whole, walker.starts, "", walker.slices)
+
+
+def validate(
+    streams: Sequence[bytes], settings: AvcFormat, *, headers: bool, least: int, most: int
+) -> list[Walk]:
+    """Judges streams to the last bit: what `walk` checks and, of each slice, its macroblocks.
+
+    Args: see `walk`.
+    """
+    walks = [walk(stream, settings, headers=headers, least=least, most=most) for stream in streams]
+    slices = [(piece.data, piece.start, piece.shape) for each in walks for piece in each.slices]
+    right = _are_valid(slices)
+    judged, at = [], 0
+    for stream, each in zip(streams, walks, strict=True):
+        here = right[at : at + len(each.slices)]
+        at += len(each.slices)
+        # All slices lie before the fault that ended the walk.
+        judged.append(each if here.all() else _damaged(stream, each, int(here.argmin())))
+    return judged
+
+
+_FEW = 64  # slices; fewer are read one after the other, for a numpy call costs much for a few
+
+
+def _are_valid(slices: Sequence[tuple[bytes, int, macroblocks.Slice]]) -> np.ndarray:
+    """Whether each slice is right, bool [n]."""
+    if len(slices) >= _FEW:
+        return macroblock_lanes.are_valid(macroblock_lanes.lanes(slices))
+    right = np.ones(len(slices), bool)
+    for place, piece in enumerate(slices):
+        try:
+            macroblocks.parse(*piece)
+        except macroblocks.Fault:
+            right[place] = False
+    return right
+
+
+def _damaged(stream: bytes, found: Walk, place: int) -> Walk:
+    """The walk up to a slice that is damaged."""
+    nal, frame, data, start, shape = found.slices[place]
+    try:
+        macroblocks.parse(data, start, shape)
+    except macroblocks.Fault as fault:
+        byte = (start + fault.bit) // 8
+        # Where that byte lies in the stream: bytes of emulation prevention are passed.
+        left = stream[nal.payload : nal.end]
+        at = -1
+        while (at := left.find(b"\0\0\3", at + 1)) >= 0 and at + 2 <= byte:
+            byte, at = byte + 1, at + 2
+        error = f"byte {nal.payload + byte}, frame {frame}: {fault}"
+        starts = [at for at in found.starts if at <= nal.start]
+        return Walk(frame, starts, error, found.slices[:place])
+    raise AssertionError(f"two readings of a slice differ: {data.hex()}, {start}, {shape}")
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _expected(
+    header: SliceHeader, settings: AvcFormat
+) -> tuple[tuple[int, int], macroblocks.Slice]:
+    """The bits of a header, and what it determines about the slice data."""
+    constants = settings.constants
+    columns, rows = math.ceil(settings.width / 16), math.ceil(settings.height / 16)
+    shape = macroblocks.Slice(
+        columns,
+        header.first_mb,
+        min(settings.slice_mbs or settings.mbs, settings.mbs - header.first_mb),
+        header.slice_type,
+        header.num_ref_idx,
+        header.qp,
+        macroblocks.mvd_bits(columns, rows),
+    )
+    return slice_header(header, constants.sps, constants.pps), shape
 
 
 class _Walker:
@@ -87,6 +185,7 @@ class _Walker:
         self._idr_id = 0
         self.whole = 0
         self.starts: list[int] = []
+        self.slices: list[SliceNal] = []
 
     def take(self, nal: Nal, data: bytes) -> None:
         check_bytes(data)
@@ -122,6 +221,25 @@ class _Walker:
         self._due = self._due[1:]
 
     def _take_slice(self, nal: Nal, data: bytes) -> None:
+        if not (nal.code == 3 and self._take_like_the_first(nal, data)):
+            self._take_any_slice(nal, data)
+        self._next_mb += self._step
+        if self._next_mb >= self._settings.mbs:
+            self._next_mb = 0
+            self.whole += 1
+
+    def _take_like_the_first(self, nal: Nal, data: bytes) -> bool:
+        """Takes a slice whose header is the one expected within a frame; False if it is not."""
+        if not self._next_mb or self._first is None:
+            return False
+        header = self._first._replace(first_mb=self._next_mb)
+        try:
+            self._collect(nal, data, header)
+        except SyntaxFault:
+            return False
+        return True
+
+    def _take_any_slice(self, nal: Nal, data: bytes) -> None:
         header = parse_slice(data, self._constants.sps, self._constants.pps)
         if header.first_mb != self._next_mb:
             raise SyntaxFault(
@@ -140,11 +258,12 @@ class _Walker:
         deblocking = self._constants.deblocking[header.slice_type]
         if header.deblocking != deblocking:
             raise SyntaxFault(f"deblocking {header.deblocking}, expected {deblocking}")
-        check_slice(data, slice_header(header, self._constants.sps, self._constants.pps))
-        self._next_mb += self._step
-        if self._next_mb >= self._settings.mbs:
-            self._next_mb = 0
-            self.whole += 1
+        self._collect(nal, data, header)
+
+    def _collect(self, nal: Nal, data: bytes, header: SliceHeader) -> None:
+        """Raises SyntaxFault unless the slice has the bits of this header, and data."""
+        bits, shape = _expected(header, self._settings)
+        self.slices.append(SliceNal(nal, self.whole, check_slice(data, bits), bits[1], shape))
 
     def _check_same_frame(self, nal: Nal, header: SliceHeader) -> None:
         assert self._first is not None
