@@ -1,27 +1,43 @@
 """What may follow the bytes of an H.264 stream so far, and how many bytes still have to follow.
 
-The machine here generates what `avc_walk` accepts: start codes, parameter sets, NAL and slice
-headers, slices in order and frames numbered, emulation prevention, stop bits. What lies in a
-macroblock is free: CAVLC is not walked, so a stream that is right here may still hold a macroblock
-that no decoder takes.
+The machine here generates what `validity.validate` accepts, to the last bit (but for raised QPs:
+mb_qp_delta is 0 here): start codes, parameter sets, NAL and slice headers, slices in order and
+frames numbered, the bits of macroblocks (`macroblock_automaton`), stop bits, emulation prevention.
 
 All that stands before the macroblocks of a slice, its start code and (before an IDR picture) the
 parameter sets among them, is its opening. It follows from the slice's place and from the kind of
 its picture, so openings are rows of a table: bytes, and which of their bits are given. While a
 picture's first slice is opened its kind is not known yet: the kinds that are still possible are
-carried along, and whatever byte fits one of them may come.
+carried along, and whatever byte fits one of them may come. The bits of the last byte that are not
+given are the first of the macroblocks.
+
+A byte of macroblocks is eight steps of the automaton. After two bytes 00 it is more than 3, or the
+03 of emulation prevention comes first. What follows that 03 begins with six bits of 0, so they are
+stepped at once, and the 03 is possible only where the automaton goes on.
+
+Bytes to the end are those of a way that always exists (see `macroblock_automaton`): nearly the
+shortest one, and never less. `min_bytes_after` steps the tree of the 255 beginnings of a byte.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.representations.avc import macroblocks
 from data_pipelines.representations.avc.bitstream import IDR, SLICE, I, P, SliceHeader, slice_header
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES, REF_IDC, AvcFormat
+from data_pipelines.representations.avc.macroblock_automaton import (
+    Automaton,
+    Context,
+    automaton,
+    registers_of,
+)
 from data_pipelines.representations.base import UNREACHABLE, Array
 
 
@@ -38,37 +54,32 @@ class Phase(enum.IntEnum):
 
     OPENING = 0
     DATA = 1
-    WRONG = 2  # no valid stream begins like this
+    ESCAPED = 2  # after the 03 of emulation prevention
+    ENDED = 3  # after the slice's last byte
+    WRONG = 4  # no valid stream begins like this
 
 
-class State(NamedTuple):
-    """The state of the machine, int32 arrays of one shape.
+_FIELDS = ("phase", "kinds", "offset", "zeros", "slice", "frame", "number", "idr")
+_FAR = 1 << 24  # bits; a slice from which no valid one follows is farther from its end
 
-    Attributes:
+
+@functools.lru_cache(maxsize=64)
+def state_of(columns: int) -> Any:
+    """The type of the machine's state, int32 arrays of one shape.
+
+    Its attributes are
       phase: a `Phase`.
       kinds: the kinds that the picture at hand may have, as bits.
       offset: bytes of the opening that have come.
       zeros: bytes 00 that came last: 0 to 2.
-      ends: the slice could end before these: its last byte holds a stop bit behind some data.
-      escaped: the byte before is the 03 of emulation prevention.
-      fresh: the byte before ends the header, so that no data has come.
       slice: its place in the picture.
       frame: pictures before this one.
       number: pictures since the last IDR picture, this one counted unless it is one.
       idr: idr_pic_id of the next IDR picture, which this one may be.
+    and then the registers of `macroblock_automaton.registers_of(columns)`.
     """
-
-    phase: Array
-    kinds: Array
-    offset: Array
-    zeros: Array
-    ends: Array
-    escaped: Array
-    fresh: Array
-    slice: Array
-    frame: Array
-    number: Array
-    idr: Array
+    names = [*_FIELDS, *registers_of(columns)._fields]
+    return collections.namedtuple("State", names)
 
 
 class AvcMachine(NamedTuple):
@@ -78,46 +89,83 @@ class AvcMachine(NamedTuple):
     pictures by `idr`.
 
     Attributes:
+      automaton: of the macroblocks.
       bytes: of the openings, 0 where a bit is free, int32 [slices, kinds, keys, longest].
       given: bits that are not free, likewise.
+      free_bits: how many the low bits are of which a byte has all set, int32 [256].
       lengths: of the openings, the last byte maybe in part, int32 [slices, kinds, keys].
-      least: bytes of the shortest slice, opening and all, int32 [slices, kinds, keys].
-      after: bytes of the shortest slices behind each in its picture, likewise.
-      ahead: bytes of so many shortest pictures, int32 [least_frames + 1, number of the first of
+      least: bytes of a slice on the way to the end, opening and all, int32 [slices, kinds, keys].
+      after: bytes of the slices behind each in its picture, likewise.
+      ahead: bytes of so many pictures, int32 [least_frames + 1, number of the first of
         them from 1 to _STEADY, idr].
       slices: of a picture.
+      slice_mbs, mbs: macroblocks of a slice and of a picture.
       least_frames, most_frames: of a stream.
     """
 
+    automaton: Automaton
     bytes: Array
     given: Array
+    free_bits: Array
     lengths: Array
     least: Array
     after: Array
     ahead: Array
     slices: int
+    slice_mbs: int
+    mbs: int
     least_frames: int
     most_frames: int
 
-    def start(self) -> State:
+    def start(self) -> Any:
         """Before the first byte; int32 scalars."""
-        state = dict.fromkeys(State._fields, 0) | {"kinds": 1 << Kind.IDR}
-        return State(**{name: np.int32(value) for name, value in state.items()})
+        kind = state_of(len(self.automaton.columns))
+        state = dict.fromkeys(kind._fields, 0) | {"kinds": 1 << Kind.IDR}
+        return kind(**{name: np.int32(value) for name, value in state.items()})
 
-    def step(self, state: State, byte: Array) -> State:
+    def step(self, state: Any, byte: Array) -> Any:
         """The state after one more byte (int32, 0-255), of any shape that broadcasts with it."""
         xp = byte.__array_namespace__()
-        # 00 00 00 or 00 00 01 inside a slice begins the next one: two bytes of its opening are in.
-        closes = (state.phase == Phase.DATA) & (state.zeros == 2) & (byte < 2)
-        data = self._step_data(state, byte, xp)
-        opened = _where(closes, self._open_next(state, xp), state, xp)
-        opening = self._step_opening(opened, byte, xp)
-        after = _where(closes | (state.phase == Phase.OPENING), opening, data, xp)
-        wrong = (state.phase == Phase.WRONG) | (closes & (state.ends == 0))
-        return after._replace(phase=xp.where(wrong, int(Phase.WRONG), after.phase))
+        ended = state.phase == Phase.ENDED
+        # 00 00 00 or 00 00 01 after a slice begins the next one: two bytes of its opening are in.
+        closes = ended & (state.zeros == 2) & (byte < 2)
+        state = _where(closes, self._open_next(state, xp), state, xp)
+        opening = state.phase == Phase.OPENING
+        opened, over = self._step_opening(state, byte, xp)
+        state = _where(opening, opened, state, xp)
+        context = self._context(state, xp)
+        data, escaped = state.phase == Phase.DATA, state.phase == Phase.ESCAPED
+        begins = opening & (over >= 0)
+        escapes = data & (state.zeros == 2) & (byte == 3) & ~begins
+        wrong = data & (state.zeros == 2) & (byte < 3) & ~begins | escaped & (byte > 3)
+        registers = self._registers(state)
+        registers = _where(begins, self.automaton.start(context), registers, xp)
+        for place in range(7, -1, -1):
+            active = data & ~begins & (~escapes | (place > 1)) | escaped & (place < 2)
+            active = active | begins & (place < over)
+            stepped = self.automaton.step(registers, byte >> place & 1, context)
+            registers = _where(active, stepped, registers, xp)
+        in_data = data | escaped | begins
+        done = in_data & ~escapes & (self.automaton.bits_to_end(registers, context) == 0)
+        phase = xp.where(in_data, int(Phase.DATA), state.phase)
+        phase = xp.where(escapes, int(Phase.ESCAPED), xp.where(done, int(Phase.ENDED), phase))
+        more = ended & ~closes
+        wrong = wrong | more & ((byte > 0) | (state.zeros > 1))
+        zeros = xp.where(byte == 0, xp.minimum(state.zeros + 1, 2), 0)
+        return state._replace(
+            phase=xp.where(wrong, int(Phase.WRONG), phase),
+            kinds=state.kinds + 0 * zeros,
+            offset=state.offset + 0 * zeros,
+            zeros=zeros,
+            slice=state.slice + 0 * zeros,
+            frame=state.frame + 0 * zeros,
+            number=state.number + 0 * zeros,
+            idr=state.idr + 0 * zeros,
+            **registers._asdict(),
+        )
 
-    def min_bytes_to_end(self, state: State) -> Array:
-        """Bytes after which a stream can end at the earliest: 0 at its end, int32.
+    def min_bytes_to_end(self, state: Any) -> Array:
+        """Bytes after which a stream can end: 0 at its end, int32.
 
         There is always an allowed byte that makes it at least one less. No stream can follow from
         a state where it is `UNREACHABLE`.
@@ -126,73 +174,154 @@ class AvcMachine(NamedTuple):
         opening = UNREACHABLE + 0 * state.phase
         for kind in Kind:
             possible = (state.kinds >> kind & 1) == 1
-            here = self._row(self.least, kind, state, xp) - state.offset
-            opening = xp.where(
-                possible, xp.minimum(opening, here + self._behind(kind, state, xp)), opening
+            opening = xp.where(possible, xp.minimum(opening, self._ahead(kind, state, xp)), opening)
+        tail = self._tail(state, xp)
+        bits = self.automaton.bits_to_end(self._registers(state), self._context(state, xp))
+        # After two bytes 00, emulation prevention may be needed.
+        data = self._data_bytes(bits, xp) + (state.zeros == 2) + tail
+        escaped = self._data_bytes(bits + 6, xp) + tail
+        here = xp.where(state.phase == Phase.OPENING, opening, data)
+        here = xp.where(state.phase == Phase.ESCAPED, escaped, here)
+        here = xp.where(state.phase == Phase.ENDED, self._ended(state, tail, xp), here)
+        return xp.where(state.phase == Phase.WRONG, UNREACHABLE, xp.minimum(here, UNREACHABLE))
+
+    def min_bytes_after(self, state_Bx1: Any) -> Array:
+        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]."""
+        state = state_Bx1
+        xp = state.phase.__array_namespace__()
+        byte = xp.arange(256, dtype=xp.int32)
+        ended = state.phase == Phase.ENDED
+        closes = ended & (state.zeros == 2)
+        state = _where(closes, self._open_next(state, xp), state, xp)
+        opening, escaped = state.phase == Phase.OPENING, state.phase == Phase.ESCAPED
+        data = state.phase == Phase.DATA
+        # Openings: what the bytes of the kinds are, and how far it is after them.
+        forced = UNREACHABLE + 0 * byte + 0 * state.phase
+        first_free = 0 * state.phase - 1
+        given = 0 * state.phase
+        expected = given
+        for kind in Kind:
+            bits, value, over = self._expected(kind, state, xp)
+            possible = opening & ((state.kinds >> kind & 1) == 1)
+            fits = possible & (over < 0) & (byte & bits == value)
+            ahead = self._ahead(kind, state, xp) - 1
+            forced = xp.where(fits, xp.minimum(forced, ahead), forced)
+            last = possible & (over >= 0)
+            first_free = xp.where(last, over, first_free)
+            given, expected = xp.where(last, bits, given), xp.where(last, value, expected)
+        begins = first_free >= 0
+        context = self._context(state, xp)
+        registers = self._registers(state)
+        registers = _where(begins, self.automaton.start(context), registers, xp)
+        bits, bits_of_03 = self._tree(registers, context, data, escaped, begins, first_free, xp)
+        tail = self._tail(state, xp)
+        needs = data & (state.zeros == 1) & (byte == 0)  # two bytes 00 then
+        free = self._data_bytes(bits, xp) + needs + tail
+        two = data & (state.zeros == 2)
+        free = xp.where(two & (byte < 3), UNREACHABLE, free)
+        free = xp.where(two & (byte == 3), self._data_bytes(bits_of_03 + 6, xp) + tail, free)
+        free = xp.where(escaped & (byte > 3), UNREACHABLE, free)
+        free = xp.where(begins & (byte & given != expected), UNREACHABLE, free)
+        after = xp.where(opening & ~begins, forced, free)
+        again = self._ended(state._replace(zeros=xp.minimum(state.zeros + 1, 2)), tail, xp)
+        after = xp.where(ended & ~closes, xp.where(byte == 0, again, UNREACHABLE), after)
+        return xp.where(state.phase == Phase.WRONG, UNREACHABLE, xp.minimum(after, UNREACHABLE))
+
+    def _tree(
+        self,
+        registers: Any,
+        context: Context,
+        data: Array,
+        escaped: Array,
+        begins: Array,
+        first_free: Array,
+        xp: Any,
+    ) -> tuple[Array, Array]:
+        """Bits to the end after each byte [B, 256], and after six bits of 0 [B, 1]."""
+        after_six = registers
+        for place in range(7, -1, -1):
+            active = data | escaped & (place < 2) | begins & (place < first_free)
+            children = []
+            for bit in range(2):
+                stepped = self.automaton.step(registers, 0 * registers.node + bit, context)
+                children.append(_where(active, stepped, registers, xp))
+            registers = type(registers)(
+                *(
+                    xp.stack([low, high], axis=-1).reshape(low.shape[0], -1)
+                    for low, high in zip(*children, strict=True)
+                )
             )
+            if place == 2:
+                after_six = type(registers)(*(field[:, :1] for field in registers))
+        bits_to_end = self.automaton.bits_to_end
+        return bits_to_end(registers, context), bits_to_end(after_six, context)
+
+    @staticmethod
+    def _data_bytes(bits: Array, xp: Any) -> Array:
+        """Bytes of so many bits; `UNREACHABLE` for bits that no slice has."""
+        return xp.where(bits >= _FAR, UNREACHABLE, bits + 7 >> 3)
+
+    def _registers(self, state: Any) -> Any:
+        return registers_of(len(self.automaton.columns))(*state[len(_FIELDS) :])
+
+    def _context(self, state: Any, xp: Any) -> Context:
+        first = state.slice * self.slice_mbs
+        mbs = xp.minimum(self.mbs - first, self.slice_mbs)
+        inter = state.kinds == 1 << Kind.P
+        references = xp.where(inter, xp.clip(state.number, 1, MAX_REFERENCES), 0)
+        return Context(first, mbs, references)
+
+    def _tail(self, state: Any, xp: Any) -> Array:
+        """Bytes behind the slice at hand."""
         tail = 0 * state.phase
         for kind in Kind:
             tail = xp.where((state.kinds >> kind & 1) == 1, self._behind(kind, state, xp), tail)
-        # Zeros at the slice's end are the first of the next one's start code; at the very end there
-        # is none, and they must go on.
-        closed = xp.where(tail == 0, state.zeros > 0, tail - state.zeros)
-        data = xp.where(state.ends == 1, closed, tail + 1)
-        here = xp.where(state.phase == Phase.OPENING, opening, data)
-        return xp.where(state.phase == Phase.WRONG, UNREACHABLE, here)
+        return tail
 
-    def min_bytes_after(self, state_Bx1: State) -> Array:
-        """`min_bytes_to_end` after each of the 256 bytes, int32 [B, 256]."""
-        xp = state_Bx1.phase.__array_namespace__()
-        return self.min_bytes_to_end(self.step(state_Bx1, xp.arange(256, dtype=xp.int32)))
+    def _ended(self, state: Any, tail: Array, xp: Any) -> Array:
+        """Bytes after the end of a slice, and after zeros there: the next start code has begun."""
+        last = (state.slice + 1 >= self.slices) & (state.frame + 1 >= self.least_frames)
+        was_idr = state.kinds == 1 << Kind.IDR
+        number = xp.where(was_idr, 1, xp.minimum(state.number + 1, _STEADY))
+        idr = xp.where(was_idr, 1 - state.idr, state.idr)
+        one_more = xp.asarray(self.ahead)[1, number - 1, idr] - state.zeros
+        one_more = xp.where(state.frame + 1 < self.most_frames, one_more, UNREACHABLE)
+        return xp.where(last, xp.where(state.zeros > 0, one_more, 0), tail - state.zeros)
 
-    def _step_opening(self, state: State, byte: Array, xp: Any) -> State:
-        """Keeps the kinds of picture whose opening goes on with this byte."""
-        kinds = 0 * state.kinds + 0 * byte
-        ended, free = kinds, kinds
+    def _ahead(self, kind: Kind, state: Any, xp: Any) -> Array:
+        """Bytes to the end within an opening, if the picture is of this kind."""
+        return self._row(self.least, kind, state, xp) - state.offset + self._behind(kind, state, xp)
+
+    def _expected(self, kind: Kind, state: Any, xp: Any) -> tuple[Array, Array, Array]:
+        """Of the opening's next byte: (bits that are given, the byte, bits that are free if it is
+        the last one, else -1)."""
         place = (xp.minimum(state.offset, self.bytes.shape[-1] - 1),)
+        given = self._row(self.given, kind, state, xp, place)
+        over = self._row(self.lengths, kind, state, xp) == state.offset + 1
+        free = xp.asarray(self.free_bits)[255 - given]
+        return given, self._row(self.bytes, kind, state, xp, place), xp.where(over, free, -1)
+
+    def _step_opening(self, state: Any, byte: Array, xp: Any) -> tuple[Any, Array]:
+        """Keeps the kinds of picture whose opening goes on with this byte.
+
+        Returns the state, and the bits of the byte that belong to the macroblocks; -1 if the
+        opening is not over.
+        """
+        kinds = 0 * state.kinds + 0 * byte
+        free = kinds - 1
         for kind in Kind:
-            given = self._row(self.given, kind, state, xp, place)
-            fits = (byte & given) == self._row(self.bytes, kind, state, xp, place)
-            fits = fits & ((state.kinds >> kind & 1) == 1)
+            bits, value, over = self._expected(kind, state, xp)
+            fits = (byte & bits == value) & ((state.kinds >> kind & 1) == 1)
             kinds = kinds | fits << int(kind)
-            ends = fits & (self._row(self.lengths, kind, state, xp) == state.offset + 1)
-            ended = xp.where(ends, 1, ended)
-            free = xp.where(ends, 255 - given, free)
-        # Headers are codes of which none begins another: the one that ended is the only one left.
-        phase = xp.where(ended == 1, int(Phase.DATA), int(Phase.OPENING))
-        data, top = byte & free, free + 1 >> 1  # the free bits, and the first of them
+            # Headers are codes of which none begins another: the one that ends is the only one.
+            free = xp.where(fits & (over >= 0), over, free)
         return state._replace(
-            phase=xp.where(kinds == 0, int(Phase.WRONG), phase),
+            phase=xp.where(kinds == 0, int(Phase.WRONG), int(Phase.OPENING)) + 0 * kinds,
             kinds=kinds,
             offset=state.offset + 1 + 0 * byte,
-            zeros=xp.where(byte == 0, xp.minimum(state.zeros + 1, 2), 0),
-            ends=xp.where((ended == 1) & (data != 0) & (data != top), 1, 0),
-            escaped=0 * kinds,
-            fresh=xp.where((ended == 1) & (free == 0), 1, 0),
-        )
+        ), xp.where(kinds == 0, -1, free)
 
-    def _step_data(self, state: State, byte: Array, xp: Any) -> State:
-        """A byte of macroblocks, or one that emulation prevention asks for."""
-        escapes = (state.zeros == 2) & (byte == 3)
-        wrong = (state.zeros == 2) & (byte < 3) | (state.escaped == 1) & (byte > 3)
-        ends = xp.where(byte == 0, state.ends, 1)
-        ends = xp.where((state.fresh == 1) & (byte == 0x80), 0, ends)
-        none = 0 * ends
-        return State(
-            phase=xp.where(wrong, int(Phase.WRONG), int(Phase.DATA)) + none,
-            kinds=state.kinds + none,
-            offset=state.offset + none,
-            zeros=xp.where(byte == 0, state.zeros + 1, none),
-            ends=xp.where(escapes, 0, ends),
-            escaped=xp.where(escapes, 1, none),
-            fresh=none,
-            slice=state.slice + none,
-            frame=state.frame + none,
-            number=state.number + none,
-            idr=state.idr + none,
-        )
-
-    def _open_next(self, state: State, xp: Any) -> State:
+    def _open_next(self, state: Any, xp: Any) -> Any:
         """The slice behind this one, after 00 00."""
         same = state.slice + 1 < self.slices
         frame = state.frame + xp.where(same, 0, 1)
@@ -210,7 +339,7 @@ class AvcMachine(NamedTuple):
             idr=xp.where(same | ~was_idr, state.idr, 1 - state.idr),
         )
 
-    def _behind(self, kind: Kind, state: State, xp: Any) -> Array:
+    def _behind(self, kind: Kind, state: Any, xp: Any) -> Array:
         """Bytes of the shortest slices behind the one at hand, in a picture of this kind."""
         number = 1 if kind == Kind.IDR else xp.minimum(state.number + 1, _STEADY)
         idr = 1 - state.idr if kind == Kind.IDR else state.idr
@@ -219,7 +348,7 @@ class AvcMachine(NamedTuple):
         return self._row(self.after, kind, state, xp) + ahead
 
     def _row(
-        self, table: Array, kind: Kind, state: State, xp: Any, place: tuple[Array, ...] = ()
+        self, table: Array, kind: Kind, state: Any, xp: Any, place: tuple[Array, ...] = ()
     ) -> Array:
         """The entry of a table for the slice at hand, in a picture of this kind."""
         key = state.idr if kind == Kind.IDR else _key(state.number, self.bytes.shape[2], xp)
@@ -250,9 +379,10 @@ def machine(settings: AvcFormat, *, headers: bool, least: int, most: int) -> Avc
     shape = openings.shape
     bits = np.vectorize(lambda opening: opening[1], otypes=[np.int32])(openings)
     lengths = -(-bits // 8)
-    # A slice holds a bit of data and a stop bit, in the opening's last byte where two are free.
-    free = 8 * lengths - bits
-    shortest = lengths + (free < 2)
+    columns, rows = math.ceil(settings.width / 16), math.ceil(settings.height / 16)
+    slice_mbs = settings.slice_mbs or settings.mbs
+    slices = automaton(columns, settings.mbs, slice_mbs, macroblocks.mvd_bits(columns, rows))
+    shortest = -(-(bits + _data_bits(slices, settings)) // 8)
     after = shortest[::-1].cumsum(axis=0)[::-1] - shortest
     longest = int(lengths.max())
     table, given = np.zeros((2, *shape, longest), np.int32)
@@ -262,16 +392,32 @@ def machine(settings: AvcFormat, *, headers: bool, least: int, most: int) -> Avc
         given[place][:size] = 255
         given[place][size - 1] = 255 & -1 << 8 * size - count
     return AvcMachine(
+        automaton=slices,
         bytes=table,
         given=given,
+        free_bits=np.array([(~low & low + 1).bit_length() - 1 for low in range(256)], np.int32),
         lengths=lengths,
         least=shortest,
         after=after,
         ahead=_ahead(shortest.sum(axis=0), least),
         slices=shape[0],
+        slice_mbs=slice_mbs,
+        mbs=settings.mbs,
         least_frames=least,
         most_frames=most,
     )
+
+
+def _data_bits(slices: Automaton, settings: AvcFormat) -> np.ndarray:
+    """Bits of the macroblocks of each slice on the way to the end, int32 [slices, kinds, keys]."""
+    counts = 1 << settings.constants.sps.frame_num_bits
+    shape = settings.slices, len(Kind), _STEADY + counts
+    place, kind, key = np.indices(shape, np.int32)
+    slice_mbs = settings.slice_mbs or settings.mbs
+    first = place * np.int32(slice_mbs)
+    references = np.where(kind == Kind.P, np.clip(key, 1, MAX_REFERENCES), 0)
+    context = Context(first, np.minimum(settings.mbs - first, slice_mbs), references)
+    return slices.bits_to_end(slices.start(context), context)
 
 
 def _openings(settings: AvcFormat, headers: bool) -> np.ndarray:
@@ -297,7 +443,7 @@ def _openings(settings: AvcFormat, headers: bool) -> np.ndarray:
             deblocking=constants.deblocking[slice_type],
         )
         value, bits = slice_header(header, constants.sps, constants.pps)
-        if b"\0\0" in (value >> bits % 8).to_bytes(bits // 8, "big"):
+        if value & 255 == 0 or b"\0\0" in (value >> bits % 8).to_bytes(bits // 8, "big"):
             raise ValueError(
                 f"frames of {settings.mbs:,} macroblocks have slice headers that need emulation "
                 "prevention, which is not provided for; sample without --constrain"
@@ -324,5 +470,5 @@ def _ahead(picture: np.ndarray, least: int) -> np.ndarray:
     return ahead
 
 
-def _where(choose: Array, new: State, old: State, xp: Any) -> State:
-    return State(*(xp.where(choose, a, b) for a, b in zip(new, old, strict=True)))
+def _where(choose: Array, new: Any, old: Any, xp: Any) -> Any:
+    return type(old)(*(xp.where(choose, a, b) for a, b in zip(new, old, strict=True)))

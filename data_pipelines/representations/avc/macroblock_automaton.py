@@ -1,15 +1,16 @@
-"""Which bits may follow in the data of a slice: an automaton with registers, on numpy's or JAX's.
+"""Which bits may follow in the data of a slice: an automaton with registers.
 
-It generates what `macroblocks.parse` accepts (but for raised QPs: mb_qp_delta is 0 here), a bit at a
-time, and knows for each state a number of bits within which the slice can end.
+It generates what `macroblocks.parse` accepts (but for raised QPs: mb_qp_delta is 0 here), a bit at
+a time, and knows for each state a number of bits within which the slice can end. It runs on numpy's
+and on JAX's arrays.
 
 How it is built
 * All codes are one automaton over bits (`_Nodes`): a node is a place in a codeword together with
   what the block's later codes depend on (TotalCoeff, levels that are left, suffixLength, zeros
   that are left). Its table holds for each node and bit the next node, and what the bit completes.
 * What is not finite stands in registers. A macroblock is a list of *slots* coded one after the
-  other: 16 modes of Intra_4x4, or the residual blocks that coded_block_pattern leaves. Each slot has
-  a number (a mode, or TotalCoeff) that later slots are coded by: those to the right and below. Of
+  other: 16 modes of Intra_4x4, or the residual blocks that coded_block_pattern leaves. Each slot
+  has a number (a mode, or TotalCoeff) that later slots are coded by: those to the right and below. Of
   each plane (luma, chroma, modes) one word holds the last number in each column and each row of
   blocks, four bits each; numbers of 16 are held as 15, for nC = (nA + nB + 1) >> 1 of 8 and more
   is one class. When a slot is complete, the next one's neighbours are read from the word, and a
@@ -23,15 +24,15 @@ How it is built
 Bits to the end (`bits_to_end`) are of a way that always exists, not of the shortest one: each block
 that is left takes the six bits of the longest empty one, each mode four, each later macroblock of
 an I slice 13, later ones of a P slice one run. Along that way the number falls by at least one with
-every bit. It has no byte of zeros that needs emulation prevention but for runs of 255 macroblocks
-and more, which `may_need_escape` tells.
+every bit. It never has two bytes of zeros after each other, so it needs emulation prevention at most
+once: where two bytes 00 have come already. Long runs are cut for that, see `_RUN_MBS`.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +108,6 @@ PADDING: Hashable = ("padding",)
 PREFIX: Hashable = ("mb_skip_run", "prefix")
 SUFFIX: Hashable = ("mb_skip_run", "suffix")
 _NO_SLOT: Hashable = ("no slot",)
-_AVAILABLE = tuple((left, up) for up in (0, 1) for left in (0, 1))
 
 
 class _Codes:
@@ -240,8 +240,13 @@ class _Codes:
 
     def slots(self, variant: int, whole: bool, cbp: int) -> Hashable:
         """The slot before the first one of a macroblock's residual."""
+        return ("residual", self.available(variant), whole, cbp, -1)
+
+    @staticmethod
+    def available(variant: int) -> tuple[int, int]:
+        """Whether there are macroblocks to the left and above."""
         have = VARIANTS[variant]
-        return ("residual", (int(have & LEFT > 0), int(have & UP > 0)), whole, cbp, -1)
+        return int(have & LEFT > 0), int(have & UP > 0)
 
     def _mode(self, samples: int, expected: int) -> Iterable[tuple[str, Entry]]:
         for mode, needs in enumerate(NEEDS_4X4):
@@ -546,7 +551,7 @@ def registers_of(columns: int) -> Any:
         names += ["mb", "run", "so_far"]
         names += [f"above{column}" for column in range(columns)]
         names += [f"modes{column}" for column in range(columns)]
-    return collections.namedtuple("Registers", names)  # noqa: PYI024  as many as columns
+    return collections.namedtuple("Registers", names)
 
 
 @functools.lru_cache(maxsize=8)
@@ -603,7 +608,7 @@ class _Slots:
         keys: list[Any] = [_NO_SLOT]
         for variant in range(variants):
             keys += [("modes", variant, place) for place in range(-1, 16)]
-        available = sorted({codes.slots(variant, False, 0)[1] for variant in range(variants)})
+        available = sorted({codes.available(variant) for variant in range(variants)})
         for have in available:
             for whole in (False, True):
                 for cbp in range(48) if not whole else (0, 15, 16, 31, 32, 47):
@@ -648,7 +653,8 @@ class _Slots:
         # Before: what a quarter that is not coded hands on to the next one down and to the right.
         before = low * coded[0] | high * coded[1] | (low * coded[0] | high * coded[2]) << 16
         after = low * coded[2] | high * coded[3] | (low * coded[1] | high * coded[3]) << 16
-        return before, -1 if cbp >> 4 == 2 else 0, after
+        # Intra_16x16's block of DC comes first, and reads what lies outside.
+        return -1 if key[2] else before, -1 if cbp >> 4 == 2 else 0, after
 
 
 def _places(whole: bool, cbp: int) -> list[int]:
@@ -765,7 +771,10 @@ class _Nodes:
                 if key[0] == "residual" and following[4] in (17, 18):
                     bits = _CHROMA_DC_BITS
                 rest[number] = bits + rest[slots.numbers[following]]
-        after_modes = [self._numbers[self._codes.chroma(v, False, 0)] for v in range(self._variants)]
+        after_modes = [
+            self._numbers[self._codes.chroma(variant, False, 0)]
+            for variant in range(self._variants)
+        ]
         for variant in range(self._variants):
             # After the modes: intra_chroma_pred_mode 0 and a coded_block_pattern of 0.
             bits = len(ue(0)) + len(ue(cavlc.CBP_INTRA.index(0)))
@@ -774,7 +783,8 @@ class _Nodes:
         while True:
             known = distance.copy()
             known[[0, stop, padding]] = _FAR, 0, -1
-            onward = np.where(begins, rest[np.where(begins, nodes, 0)], known[np.where(begins, 0, nodes)])
+            in_list = rest[np.where(begins, nodes, 0)]
+            onward = np.where(begins, in_list, known[np.where(begins, 0, nodes)])
             onward = np.where(ends, 0, onward)
             shorter = np.minimum(onward.reshape(-1, 2).min(axis=1) + 1, _FAR)
             shorter[[0, stop, padding]] = _FAR, 0, -1
