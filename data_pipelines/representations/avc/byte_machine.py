@@ -16,7 +16,7 @@ A byte of macroblocks is eight steps of the automaton. After two bytes 00 it is 
 stepped at once, and the 03 is possible only where the automaton goes on.
 
 Bytes to the end are those of a way that always exists (see `macroblock_automaton`): nearly the
-shortest one, and never less. `min_bytes_after` steps the tree of the 255 beginnings of a byte.
+shortest one, and never less. `min_bytes_after` steps the tree of the beginnings of a byte.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from data_pipelines.representations.avc.macroblock_automaton import (
     Context,
     automaton,
     registers_of,
+    repeat,
 )
 from data_pipelines.representations.base import UNREACHABLE, Array
 
@@ -60,6 +61,7 @@ class Phase(enum.IntEnum):
 
 
 _FIELDS = ("phase", "kinds", "offset", "zeros", "slice", "frame", "number", "idr")
+_STAGES = (3, 3, 2)  # bits of a byte that `min_bytes_after` tries at a time; six, then two
 _FAR = 1 << 24  # bits; a slice from which no valid one follows is farther from its end
 
 
@@ -140,11 +142,16 @@ class AvcMachine(NamedTuple):
         wrong = data & (state.zeros == 2) & (byte < 3) & ~begins | escaped & (byte > 3)
         registers = self._registers(state)
         registers = _where(begins, self.automaton.start(context), registers, xp)
-        for place in range(7, -1, -1):
+
+        def one(place: Array, registers: Any) -> Any:
             active = data & ~begins & (~escapes | (place > 1)) | escaped & (place < 2)
             active = active | begins & (place < over)
             stepped = self.automaton.step(registers, byte >> place & 1, context)
-            registers = _where(active, stepped, registers, xp)
+            return _where(active, stepped, registers, xp)
+
+        shape = (state.phase + 0 * byte).shape
+        registers = type(registers)(*(xp.broadcast_to(field, shape) for field in registers))
+        registers = repeat(one, 8, registers, xp)
         in_data = data | escaped | begins
         done = in_data & ~escapes & (self.automaton.bits_to_end(registers, context) == 0)
         phase = xp.where(in_data, int(Phase.DATA), state.phase)
@@ -239,19 +246,23 @@ class AvcMachine(NamedTuple):
     ) -> tuple[Array, Array]:
         """Bits to the end after each byte [B, 256], and after six bits of 0 [B, 1]."""
         after_six = registers
-        for place in range(7, -1, -1):
-            active = data | escaped & (place < 2) | begins & (place < first_free)
-            children = []
-            for bit in range(2):
-                stepped = self.automaton.step(registers, 0 * registers.node + bit, context)
-                children.append(_where(active, stepped, registers, xp))
+        bits = 8
+        for count in _STAGES:
+            # Of each state one for each way in which so many bits can follow.
+            lane = xp.arange(registers.node.shape[1] << count, dtype=xp.int32)
             registers = type(registers)(
-                *(
-                    xp.stack([low, high], axis=-1).reshape(low.shape[0], -1)
-                    for low, high in zip(*children, strict=True)
-                )
+                *(xp.repeat(field, 1 << count, axis=1) for field in registers)
             )
-            if place == 2:
+            bits -= count
+
+            def one(place: Array, registers: Any, lane: Array = lane, bits: int = bits) -> Any:
+                at = place + bits
+                active = data | escaped & (at < 2) | begins & (at < first_free)
+                children = self.automaton.step(registers, lane >> place & 1, context)
+                return _where(active, children, registers, xp)
+
+            registers = repeat(one, count, registers, xp)
+            if bits == 2:
                 after_six = type(registers)(*(field[:, :1] for field in registers))
         bits_to_end = self.automaton.bits_to_end
         return bits_to_end(registers, context), bits_to_end(after_six, context)

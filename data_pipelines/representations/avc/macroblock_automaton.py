@@ -10,8 +10,8 @@ How it is built
   that are left). Its table holds for each node and bit the next node, and what the bit completes.
 * What is not finite stands in registers. A macroblock is a list of *slots* coded one after the
   other: 16 modes of Intra_4x4, or the residual blocks that coded_block_pattern leaves. Each slot
-  has a number (a mode, or TotalCoeff) that later slots are coded by: those to the right and below. Of
-  each plane (luma, chroma, modes) one word holds the last number in each column and each row of
+  has a number (a mode, or TotalCoeff) that later slots are coded by: those to the right and below.
+  Of each plane (luma, chroma, modes) one word holds the last number in each column and each row of
   blocks, four bits each; numbers of 16 are held as 15, for nC = (nA + nB + 1) >> 1 of 8 and more
   is one class. When a slot is complete, the next one's neighbours are read from the word, and a
   table has the node that it begins with.
@@ -24,15 +24,15 @@ How it is built
 Bits to the end (`bits_to_end`) are of a way that always exists, not of the shortest one: each block
 that is left takes the six bits of the longest empty one, each mode four, each later macroblock of
 an I slice 13, later ones of a P slice one run. Along that way the number falls by at least one with
-every bit. It never has two bytes of zeros after each other, so it needs emulation prevention at most
-once: where two bytes 00 have come already. Long runs are cut for that, see `_RUN_MBS`.
+every bit. It never has two bytes of zeros after each other, so it needs emulation prevention at
+most once: where two bytes 00 have come already. Long runs are cut for that, see `_RUN_MBS`.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +57,13 @@ from data_pipelines.representations.base import Array
 # What a macroblock can have of its neighbours, by the variant's number.
 VARIANTS = (0, LEFT, UP, LEFT | UP, LEFT | UP | UP_LEFT)
 
-# An entry of `table`: the next node, or the slot before the first one of a list that begins; then
-_NODE_BITS = 20
-_VALUE = 20  # five bits: 1 + the number that the slot at hand gets
-_ENDS, _BEGINS = 25, 26
-_MASK = (1 << _NODE_BITS) - 1
+# An entry of `table`: the next node, then five bits of 1 + the number that the slot at hand gets
+# and one for its end; or _BEGINS and the entry of `next_slot` for the first one of a list.
+_VALUE, _ENDS, _BEGINS = 20, 25, 26
+_MASK = (1 << _VALUE) - 1
 # An entry of `next_slot`: the slot; its column and row in the words of its plane; the plane; how it
-# begins; whether it has both neighbours.
+# begins; whether it has both neighbours. After the last slot of a residual: a slot that is never
+# coded, place _END of its list.
 _SLOT_MASK = (1 << 14) - 1
 _COLUMN, _ROW, _PLANE, _GROUP, _BOTH = 14, 16, 18, 20, 25
 LUMA, CHROMA, MODES = range(3)
@@ -73,7 +73,14 @@ _LUMA, _DC, _AC, _CHROMA_DC = range(4)
 _MODE_GROUP = 4
 _AFTER_MODES = _MODE_GROUP + len(VARIANTS)
 _DONE = _AFTER_MODES + len(VARIANTS)
-_GROUPS = _DONE + 1
+_END = 27
+# What a coded_block_pattern leaves of the words, an entry of `traits`: of luma's four bits at the
+# residual's beginning and four at its end, one each of a half of the columns or rows (`_SPREAD`);
+# one of chroma's at the beginning; one for Intra_16x16.
+_AFTER_BITS, _CHROMA_BIT, _WHOLE_BIT = 4, 8, 9
+_SPREAD = np.array(
+    [sum(0xFF << 8 * half for half in range(4) if bits >> half & 1) for bits in range(16)]
+).astype(np.uint32).view(np.int32)  # fmt: skip
 
 # Bits of the way to the end.
 _EMPTY_BITS = 6  # of the longest code of a block without coefficients
@@ -340,15 +347,13 @@ class Automaton(NamedTuple):
     With one macroblock a slice there are the first two lines alone.
 
     Attributes:
-      table: by 2 * node + bit, see `_NODE_BITS`, int32.
+      table: by 2 * node + bit, see `_VALUE`, int32.
       distance: bits from a node to the end of its slot, or in a macroblock's header to the end of
         the macroblock, int32 [nodes]; _FAR from the dead node.
       next_slot: see `_SLOT_MASK`, int32 [slots].
       rest: bits of the macroblock's slots after each, int32 [slots].
-      keep_before, keep_chroma: what of luma's and chroma's words remains where a residual begins,
-        int32 [slots].
-      keep_after: what of luma's remains where it ends, int32 [slots].
-      whole: whether a slot is of Intra_16x16, int32 [slots].
+      traits: see `_SPREAD`, int32 [slots].
+      spread: `_SPREAD`.
       begin: by group, `both`, column's and row's number: the node, int32.
       heads: nodes before mb_type, int32 [4 references, variants].
       first_nodes: that slices begin with, int32 [4 references].
@@ -363,10 +368,8 @@ class Automaton(NamedTuple):
     distance: Array
     next_slot: Array
     rest: Array
-    keep_before: Array
-    keep_chroma: Array
-    keep_after: Array
-    whole: Array
+    traits: Array
+    spread: Array
     begin: Array
     heads: Array
     first_nodes: Array
@@ -395,41 +398,43 @@ class Automaton(NamedTuple):
         xp = bit.__array_namespace__()
         old = registers
         entry = _take(self.table, 2 * old.node + bit)
-        begins = (entry >> _BEGINS & 1) == 1
-        ends = begins | ((entry >> _ENDS & 1) == 1)
-        value = (entry >> _VALUE & 31) - 1
+        begins = entry >= 1 << _BEGINS
+        ends = entry >= 1 << _ENDS
+        value = xp.where(begins, -1, (entry >> _VALUE & 31) - 1)
         words = _put((old.luma, old.chroma, old.modes), old.slot, value, xp)
-        list_slot = xp.where(begins, entry, old.slot) & _SLOT_MASK
+        after = _take(self.next_slot, old.slot & _SLOT_MASK)
+        after = xp.where(begins, entry & (1 << _BEGINS) - 1, after)
+        done = ends & ((after >> _GROUP & 31) == _DONE)
         if not self._single:
-            luma = xp.where(begins, words[0] & _take(self.keep_before, list_slot), words[0])
-            chroma = xp.where(begins, words[1] & _take(self.keep_chroma, list_slot), words[1])
-            words = luma, chroma, words[2]
-        after = _take(self.next_slot, list_slot)
+            traits = _take(self.traits, after & _SLOT_MASK)
+            halves = xp.where(done, traits >> _AFTER_BITS, xp.where(begins, traits, -1)) & 15
+            no_chroma = begins & ((traits >> _CHROMA_BIT & 1) == 0)
+            words = (
+                words[0] & _take(self.spread, halves),
+                xp.where(no_chroma, 0, words[1]),
+                xp.where(done & ((traits >> _WHOLE_BIT & 1) == 1), _ALL_DC, words[2]),
+            )
         plane, column, row = _place(after)
         word = xp.where(plane == LUMA, words[0], xp.where(plane == CHROMA, words[1], words[2]))
         near = (word >> column & 15) << 4 | word >> row & 15
-        node = _take(self.begin, (after >> _GROUP) << 8 | near)
+        node = _take(self.begin, (after >> _GROUP & 63) << 8 | near)
         new = old._replace(
             node=xp.where(ends, node, entry & _MASK),
-            slot=xp.where(ends, after & _NO_GROUP, old.slot),
+            slot=xp.where(ends, xp.where(done, 0, after & _NO_GROUP), old.slot),
             luma=words[0],
             chroma=words[1],
             modes=words[2],
         )
-        if self._single:
-            return new
-        done = ends & ((after >> _GROUP & 31) == _DONE)
-        return self._between(old, new, done, list_slot, bit, context, xp)
+        return new if self._single else self._between(old, new, done, bit, context, xp)
 
     def _between(
-        self, old: Any, new: Any, done: Array, slot: Array, bit: Array, context: Context, xp: Any
+        self, old: Any, new: Any, done: Array, bit: Array, context: Context, xp: Any
     ) -> Any:
         """The end of a macroblock, mb_skip_run, and the beginning of the next macroblock."""
         inter = context.references > 0
         columns = range(len(self.columns))
-        # The macroblock is done: its lower and right blocks are kept.
-        luma = xp.where(done, new.luma & _take(self.keep_after, slot), new.luma)
-        modes = xp.where(done & (_take(self.whole, slot) == 1), _ALL_DC, new.modes)
+        # The macroblock is done: its lower blocks are kept, its right ones stay in the words' rows.
+        luma, modes = new.luma, new.modes
         x = _take(self.column_of, context.first + xp.minimum(old.mb, context.mbs - 1))
         lower = luma & 0xFFFF | new.chroma << 16
         kept = {}
@@ -471,7 +476,6 @@ class Automaton(NamedTuple):
         node = xp.where(ended, self.stop, xp.where(too_many, 0, node))
         return new._replace(
             node=node,
-            slot=xp.where(done, 0, new.slot),
             luma=xp.where(begins, luma & known_rows | above & 0xFFFF, luma),
             chroma=xp.where(begins, new.chroma & known_rows | above >> 16 & 0xFFFF, new.chroma),
             modes=xp.where(begins, modes & rows | above_modes, modes),
@@ -516,6 +520,21 @@ class Automaton(NamedTuple):
 
 
 _NO_GROUP = (1 << _GROUP) - 1
+
+
+def repeat(body: Callable[[Array, Any], Any], count: int, carry: Any, xp: Any) -> Any:
+    """body(place, carry) for the places from `count` - 1 down to 0, places as int32.
+
+    Of JAX's arrays it makes a loop. Written out, steps of the automaton would be compiled into each
+    other, which takes minutes.
+    """
+    if xp is np:
+        for place in range(count - 1, -1, -1):
+            carry = body(np.int32(place), carry)
+        return carry
+    from jax import lax  # only where arrays are JAX's already
+
+    return lax.fori_loop(0, count, lambda turn, carry: body(count - 1 - turn, carry), carry)
 
 
 def _take(table: Array, index: Array) -> Array:
@@ -583,10 +602,8 @@ def automaton(columns: int, mbs: int, slice_mbs: int, mvd_bits: int) -> Automato
         distance=nodes.distance,
         next_slot=slots.after,
         rest=nodes.rest,
-        keep_before=slots.keep_before,
-        keep_chroma=slots.keep_chroma,
-        keep_after=slots.keep_after,
-        whole=slots.whole,
+        traits=slots.traits,
+        spread=_SPREAD,
         begin=nodes.begin(),
         heads=np.array(heads, np.int32),
         first_nodes=np.array([nodes.number(key) for key in first], np.int32),
@@ -612,49 +629,52 @@ class _Slots:
         for have in available:
             for whole in (False, True):
                 for cbp in range(48) if not whole else (0, 15, 16, 31, 32, 47):
-                    places = [-1, *_places(whole, cbp)]
+                    places = [-1, *_places(whole, cbp), _END]
                     keys += [("residual", have, whole, cbp, place) for place in places]
         self.keys = keys
         self.numbers = {key: number for number, key in enumerate(keys)}
         assert len(keys) <= _SLOT_MASK
         self.after = np.array([self._after(key) for key in keys], np.int32)
-        self.keep_before, self.keep_chroma, self.keep_after = (
-            np.array([self._keep(key)[which] for key in keys], np.int64).astype(np.int32)
-            for which in range(3)
-        )
-        self.whole = np.array([key[0] == "residual" and key[2] for key in keys], np.int32)
+        self.traits = np.array([self._traits(key) for key in keys], np.int32)
 
     def following(self, key: Any) -> Any:
         """The slot after one; None after the last."""
         if key[0] == "modes":
             return (*key[:2], key[2] + 1) if key[2] < 15 else None
         places = [-1, *_places(*key[2:4])]
-        at = places.index(key[4]) + 1
+        at = places.index(key[4]) + 1 if key[4] != _END else len(places)
         return (*key[:4], places[at]) if at < len(places) else None
 
     def _after(self, key: Any) -> int:
         if key == _NO_SLOT:
             return 0
         following = self.following(key)
+        if following is None and key[0] == "modes":
+            return _AFTER_MODES + key[1] << _GROUP
         if following is None:
-            return (_AFTER_MODES + key[1] if key[0] == "modes" else _DONE) << _GROUP
+            return self.numbers[(*key[:4], _END)] | _DONE << _GROUP
         plane, column, row, group, both = _describe(following)
         where = column << _COLUMN | row << _ROW | plane << _PLANE
         return self.numbers[following] | where | group << _GROUP | both << _BOTH
 
     @staticmethod
-    def _keep(key: Any) -> tuple[int, int, int]:
+    def _traits(key: Any) -> int:
         """What of the words a coded_block_pattern keeps: of blocks without it, TotalCoeff is 0."""
         if key[0] != "residual":
-            return -1, -1, -1
-        cbp = key[3]
+            return 15 | 15 << _AFTER_BITS | 1 << _CHROMA_BIT
+        whole, cbp = key[2:4]
         coded = [cbp >> quarter & 1 for quarter in range(4)]
-        low, high = 0xFF, 0xFF00  # the first two columns or rows, the last two
-        # Before: what a quarter that is not coded hands on to the next one down and to the right.
-        before = low * coded[0] | high * coded[1] | (low * coded[0] | high * coded[2]) << 16
-        after = low * coded[2] | high * coded[3] | (low * coded[1] | high * coded[3]) << 16
-        # Intra_16x16's block of DC comes first, and reads what lies outside.
-        return -1 if key[2] else before, -1 if cbp >> 4 == 2 else 0, after
+        # Before: what a quarter that is not coded hands on to the next ones to the right and down;
+        # but Intra_16x16's block of DC comes first, and reads what lies outside.
+        before = coded[0] | coded[1] << 1 | coded[0] << 2 | coded[2] << 3
+        after = coded[2] | coded[3] << 1 | coded[1] << 2 | coded[3] << 3
+        chroma = int(cbp >> 4 == 2)
+        return (
+            (15 if whole else before)
+            | after << _AFTER_BITS
+            | chroma << _CHROMA_BIT
+            | whole << _WHOLE_BIT
+        )
 
 
 def _places(whole: bool, cbp: int) -> list[int]:
@@ -716,6 +736,10 @@ class _Nodes:
                 entries.append(entry)
         assert len(todo) <= _MASK
         self.table = np.array([self._packed(entry) for entry in entries], np.int32)
+        # Of each entry that begins a list, the slot before the first one.
+        self._before = np.array(
+            [self._slots.numbers.get(entry.begins, 0) if entry.begins else 0 for entry in entries]
+        )
         self.distance, self.rest = self._distances(entries)
 
     def number(self, key: Hashable) -> int:
@@ -725,7 +749,7 @@ class _Nodes:
         if entry.begins is not None:
             # Variants of neighbours that a slice of one macroblock cannot have lead nowhere.
             slot = self._slots.numbers.get(entry.begins)
-            return 0 if slot is None else slot | 1 << _BEGINS
+            return 0 if slot is None else int(self._slots.after[slot]) | 1 << _BEGINS
         node = 0 if entry.node is None else self._numbers[entry.node]
         value = 0 if entry.value is None else 1 + entry.value
         return node | value << _VALUE | entry.ends << _ENDS
@@ -760,7 +784,8 @@ class _Nodes:
         """(`distance`, `rest`)."""
         slots = self._slots
         nodes = self.table & _MASK
-        ends, begins = self.table >> _ENDS & 1 == 1, self.table >> _BEGINS & 1 == 1
+        begins = self.table >= 1 << _BEGINS
+        ends = (self.table >> _ENDS & 1 == 1) & ~begins
         stop, padding = self._numbers[STOP], self._numbers[PADDING]
         rest = np.zeros(len(slots.keys), np.int32)
         distance = np.full(len(self._numbers), _FAR, np.int32)
@@ -783,7 +808,7 @@ class _Nodes:
         while True:
             known = distance.copy()
             known[[0, stop, padding]] = _FAR, 0, -1
-            in_list = rest[np.where(begins, nodes, 0)]
+            in_list = rest[self._before]
             onward = np.where(begins, in_list, known[np.where(begins, 0, nodes)])
             onward = np.where(ends, 0, onward)
             shorter = np.minimum(onward.reshape(-1, 2).min(axis=1) + 1, _FAR)
