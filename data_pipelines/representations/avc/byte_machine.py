@@ -151,7 +151,8 @@ class AvcMachine(NamedTuple):
 
         shape = (state.phase + 0 * byte).shape
         registers = type(registers)(*(xp.broadcast_to(field, shape) for field in registers))
-        registers = repeat(one, 8, registers, xp)
+        if xp is not np or np.any(data | escaped | begins):
+            registers = repeat(one, 8, registers, xp)
         in_data = data | escaped | begins
         done = in_data & ~escapes & (self.automaton.bits_to_end(registers, context) == 0)
         phase = xp.where(in_data, int(Phase.DATA), state.phase)

@@ -259,7 +259,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
             base.Validity(
                 not (token_error or walk.error),
                 walk.frames,
-                # A document that is whole is as long as it says.
+                # A valid document is as long as it says.
                 self.frames if token_error or walk.error else walk.frames,
                 token_error or walk.error,
             )
@@ -276,7 +276,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
         )
 
     def byte_machine(self, size: tuple[int, int] | None = None) -> avc_machine.AvcMachine:
-        """What may follow in a stream down to the slice headers; macroblocks are not walked."""
+        """What may follow in a stream, to the last bit of its macroblocks."""
         if size not in (None, self.size):
             raise ValueError(f"found size {size}, expected {self.size}, which clips here have")
         return avc_machine.machine(
