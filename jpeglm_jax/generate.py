@@ -7,9 +7,8 @@ instead, --num documents of each:
 
   python -m jpeglm_jax.generate --workdir=RUN --prompts=PHOTOS --prefix_ratio=0.5 --out=OUT
 
-With --constrain every image is strictly valid, and of a clip all but its macroblocks. The same
-command again resumes a stopped job. Sampling flags default to the values of the run
-(config.sample).
+With --constrain every image and every clip is strictly valid. The same command again resumes a
+stopped job. Sampling flags default to the values of the run (config.sample).
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def _define_flags() -> None:
     flags.DEFINE_float("prefix_ratio", 0.5, "Part of each medium that becomes the prompt.")
     flags.DEFINE_integer("prefix_frames", None, "The same in frames of a clip.")
     flags.DEFINE_integer("max_prompts", 0, "Max number of media to complete; 0: all.")
-    flags.DEFINE_bool("constrain", False, "Sample valid documents only; of clips, slice headers.")
+    flags.DEFINE_bool("constrain", False, "Sample valid documents only.")
     flags.DEFINE_string("size", None, "With --constrain, WIDTHxHEIGHT where images differ in size.")
     flags.DEFINE_integer("batch_size", 64, "Documents sampled together.")
     flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")

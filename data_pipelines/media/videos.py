@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -88,8 +89,9 @@ def read_clips(
 class Fitter:
     """Brings frames to one size: rotated upright, scaled to fit, padded with black.
 
-    Rotation and pixel aspect ratio are applied, as in a player. An interlaced frame gives its first
-    field. The frames of one video may differ in size or pixel format.
+    Rotation, mirroring and the pixel aspect ratio are applied, as in a player, and the metadata
+    that states them is removed. An interlaced frame gives its first field. The frames of one video
+    may differ in size or pixel format.
     """
 
     def __init__(self, size: tuple[int, int]):
@@ -104,9 +106,9 @@ class Fitter:
           frame: of any pixel format.
           pixel_aspect: width of a pixel over its height; None for 1.
         """
-        about = (frame.width, frame.height, frame.format.name, frame.rotation)
+        about = (frame.width, frame.height, frame.format.name, _orientation(frame))
         key = (*about, frame.interlaced_frame, frame.colorspace, frame.color_range, pixel_aspect)
-        if about == (*self._size, "yuv420p", 0) and key[4:] == (False, *_OURS, pixel_aspect):
+        if about == (*self._size, "yuv420p", ()) and key[4:] == (False, *_OURS, pixel_aspect):
             return frame
         if key != self._key:
             self._graph, self._key = self._build(frame, pixel_aspect or Fraction(1)), key
@@ -129,10 +131,9 @@ class Fitter:
         width, height = frame.width * pixel_aspect, Fraction(frame.height)
         if frame.interlaced_frame:
             nodes.append(graph.add("field", "top"))
-        turns = round(-frame.rotation / 90) % 4
-        if turns % 2:
-            width, height = height, width
-        for name, value in _TURNS[turns]:
+        for name, value in _orientation(frame):
+            if name == "transpose":
+                width, height = height, width
             nodes.append(graph.add(name, value))
         inner = fitted_size((width, height), self._size)
         nodes += [
@@ -140,6 +141,8 @@ class Fitter:
             graph.add("format", "yuv420p"),
             graph.add("pad", f"{self._size[0]}:{self._size[1]}:(ow-iw)/2:(oh-ih)/2"),
             graph.add("setsar", "1"),
+            # The display matrix has been applied: a fitted frame does not carry it any further.
+            graph.add("sidedata", "mode=delete"),
             graph.add("buffersink"),
         ]
         graph.link_nodes(*nodes).configure()
@@ -168,13 +171,28 @@ _MATRICES = {
     9: "bt2020",
     10: "bt2020",
 }
-# Filters by number of clockwise quarter turns.
-_TURNS: tuple[tuple[tuple[str, Any], ...], ...] = (
-    (),
-    (("transpose", "clock"),),
-    (("hflip", None), ("vflip", None)),
-    (("transpose", "cclock"),),
-)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[tuple[str, str | None], ...]:
+    """The filters (name, options) that apply a frame's display matrix, as FFmpeg's command does.
+
+    The nearest quarter turn clockwise, and a mirroring where the matrix has one.
+    """
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return ()
+    matrix = struct.unpack("=9i", bytes(data)[:36])
+    turns = round(-frame.rotation / 90) % 4
+    if turns == 1:
+        return (("transpose", "cclock_flip" if matrix[3] > 0 else "clock"),)
+    if turns == 3:
+        return (("transpose", "clock_flip" if matrix[3] < 0 else "cclock"),)
+    flips: list[tuple[str, str | None]] = []
+    if turns == 2 and matrix[0] < 0:
+        flips.append(("hflip", None))
+    if matrix[4] < 0:
+        flips.append(("vflip", None))
+    return tuple(flips)
 
 
 def fitted_size(shape: tuple[Fraction, Fraction], size: tuple[int, int]) -> tuple[int, int]:

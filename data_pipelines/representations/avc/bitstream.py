@@ -76,7 +76,7 @@ class Bits:
     """Reads the leading bits of a NAL unit after its first byte, without emulation prevention."""
 
     def __init__(self, nal: bytes, limit: int = _HEADER_BYTES):
-        data = _unescaped(nal[1 : 1 + limit])
+        data = unescaped(nal[1 : 1 + limit])
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def u(self, count: int) -> int:
@@ -101,7 +101,7 @@ class Bits:
         return (code + 1) // 2 if code % 2 else -code // 2
 
 
-def _unescaped(data: bytes) -> bytes:
+def unescaped(data: bytes) -> bytes:
     """Removes emulation prevention bytes: each 03 after two zeros (7.3.1)."""
     return data.replace(b"\x00\x00\x03", b"\x00\x00")
 
@@ -244,17 +244,20 @@ def slice_header(header: SliceHeader, sps: Sps, pps: Pps) -> tuple[int, int]:
     return value, count
 
 
-def check_slice(nal: bytes, header: tuple[int, int]) -> None:
+def check_slice(nal: bytes, header: tuple[int, int]) -> bytes:
     """Checks that a slice NAL unit begins with these header bits and has data before its stop bit.
 
     Args:
       nal: the NAL unit from its first byte on.
       header: (value, count) of the header's bits, as `slice_header` returns them.
 
+    Returns:
+      The NAL unit without emulation prevention bytes.
+
     Raises:
       SyntaxFault: other header bits, or no data.
     """
-    data = _unescaped(nal)
+    data = unescaped(nal)
     value, count = header
     size = -(-count // 8)
     if int.from_bytes(data[:size].ljust(size, b"\0"), "big") >> 8 * size - count != value:
@@ -262,6 +265,7 @@ def check_slice(nal: bytes, header: tuple[int, int]) -> None:
     stop = 8 * len(data) - (data[-1] & -data[-1]).bit_length()
     if stop <= count:
         raise SyntaxFault("a slice without data")
+    return data
 
 
 def _ue(value: int) -> tuple[int, int]:

@@ -1,14 +1,20 @@
-"""Strict validation of H.264 streams above the macroblocks: could the encoder have written them?
+"""Strict validation of H.264 streams, to the last bit: could the encoder have written them?
 
 Start codes, parameter sets, NAL unit and slice headers, the order of slices, the numbering of
-frames, emulation prevention and stop bits are checked. Macroblocks are not parsed: for these,
-`AvcRepresentation.validate` also runs the decoder.
+frames, emulation prevention and stop bits are checked here, and the slices are collected. Their
+macroblocks are parsed by `macroblocks`, or many slices at a time by `macroblock_batch`.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from data_pipelines.representations.avc import macroblock_batch, macroblocks
 from data_pipelines.representations.avc.bitstream import (
     IDR,
     PPS,
@@ -36,17 +42,66 @@ class StreamValidity(NamedTuple):
       starts: offset of each frame that has a first slice: of its start code, or of the parameter
         sets before it.
       error: "" if valid, else the offset and kind of the first fault.
+      slices: slices with valid headers, in order.
     """
 
     frames: int
     starts: list[int]
     error: str
+    slices: list[SliceNal]
 
 
-def validate_stream(
+class SliceNal(NamedTuple):
+    """A slice whose header is valid.
+
+    Attributes:
+      nal: its offsets in the stream.
+      frame: whole frames before it.
+      data: of the NAL unit, without emulation prevention bytes.
+      start: the bit of `data` at which the slice data begins.
+      shape: what the header determines about the slice data.
+    """
+
+    nal: Nal
+    frame: int
+    data: bytes
+    start: int
+    shape: macroblocks.Slice
+
+
+def validate_streams(
+    streams: Sequence[bytes],
+    settings: AvcFormat,
+    *,
+    headers: bool,
+    min_frames: int,
+    max_frames: int,
+) -> list[StreamValidity]:
+    """Validates streams to the last bit; never raises because of their content.
+
+    Args: see `validate_structure`.
+    """
+    found = [
+        validate_structure(
+            stream, settings, headers=headers, min_frames=min_frames, max_frames=max_frames
+        )
+        for stream in streams
+    ]
+    slices = [(piece.data, piece.start, piece.shape) for each in found for piece in each.slices]
+    valid = _are_valid(slices)
+    results, offset = [], 0
+    for stream, each in zip(streams, found, strict=True):
+        own = valid[offset : offset + len(each.slices)]
+        offset += len(each.slices)
+        # All collected slices lie before the fault that ended the validation of the structure.
+        results.append(each if own.all() else _damaged(stream, each, int(own.argmin())))
+    return results
+
+
+def validate_structure(
     stream: bytes, settings: AvcFormat, *, headers: bool, min_frames: int, max_frames: int
 ) -> StreamValidity:
-    """Validates a stream; never raises because of its content.
+    """Validates all of a stream but its macroblocks.
 
     Args:
       stream: from its first start code to its last byte.
@@ -66,11 +121,66 @@ def validate_stream(
             raise SyntaxFault("no start code")
         validator.end()
     except SyntaxFault as fault:
-        return StreamValidity(validator.whole, validator.starts, f"byte {at}: {fault}")
+        return StreamValidity(
+            validator.whole, validator.starts, f"byte {at}: {fault}", validator.slices
+        )
     error = ""
     if validator.whole < min_frames:
         error = f"byte {at}: the stream ends after {validator.whole} frames, expected {min_frames}"
-    return StreamValidity(validator.whole, validator.starts, error)
+    return StreamValidity(validator.whole, validator.starts, error, validator.slices)
+
+
+_MIN_BATCH = 64  # slices; fewer are parsed one by one, as a numpy call costs much for a few
+
+
+def _are_valid(slices: Sequence[tuple[bytes, int, macroblocks.Slice]]) -> np.ndarray:
+    """Whether the data of each slice is valid, bool [n]."""
+    if len(slices) >= _MIN_BATCH:
+        return macroblock_batch.are_valid(macroblock_batch.make_batch(slices))
+    valid = np.ones(len(slices), bool)
+    for index, piece in enumerate(slices):
+        try:
+            macroblocks.parse(*piece)
+        except macroblocks.Fault:
+            valid[index] = False
+    return valid
+
+
+def _damaged(stream: bytes, found: StreamValidity, index: int) -> StreamValidity:
+    """The result for a stream whose slice `index` is the first with damaged data."""
+    nal, frame, data, start, shape = found.slices[index]
+    try:
+        macroblocks.parse(data, start, shape)
+    except macroblocks.Fault as fault:
+        byte = (start + fault.bit) // 8
+        # Its offset in the stream, with the emulation prevention bytes before it.
+        left = stream[nal.payload : nal.end]
+        at = -1
+        while (at := left.find(b"\0\0\3", at + 1)) >= 0 and at + 2 <= byte:
+            byte, at = byte + 1, at + 2
+        error = f"byte {nal.payload + byte}, frame {frame}: {fault}"
+        starts = [at for at in found.starts if at <= nal.start]
+        return StreamValidity(frame, starts, error, found.slices[:index])
+    raise AssertionError(f"two parsers of a slice differ: {data.hex()}, {start}, {shape}")
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _expected(
+    header: SliceHeader, settings: AvcFormat
+) -> tuple[tuple[int, int], macroblocks.Slice]:
+    """The bits of a header, and what it determines about the slice data."""
+    constants = settings.constants
+    columns, rows = math.ceil(settings.width / 16), math.ceil(settings.height / 16)
+    shape = macroblocks.Slice(
+        columns,
+        header.first_mb,
+        min(settings.slice_mbs or settings.mbs, settings.mbs - header.first_mb),
+        header.slice_type,
+        header.num_ref_idx,
+        header.qp,
+        macroblocks.mvd_bits(columns, rows),
+    )
+    return slice_header(header, constants.sps, constants.pps), shape
 
 
 class _Validator:
@@ -88,6 +198,7 @@ class _Validator:
         self._idr_id = 0
         self.whole = 0
         self.starts: list[int] = []
+        self.slices: list[SliceNal] = []
 
     def take(self, nal: Nal, data: bytes) -> None:
         check_bytes(data)
@@ -123,6 +234,24 @@ class _Validator:
         self._due = self._due[1:]
 
     def _take_slice(self, nal: Nal, data: bytes) -> None:
+        if not (nal.code == 3 and self._take_next_of_frame(nal, data)):
+            self._take_any_slice(nal, data)
+        self._next_mb += self._step
+        if self._next_mb >= self._settings.mbs:
+            self._next_mb = 0
+            self.whole += 1
+
+    def _take_next_of_frame(self, nal: Nal, data: bytes) -> bool:
+        """Takes a slice with the header that is expected within a frame; False for another."""
+        if not self._next_mb or self._first is None:
+            return False
+        try:
+            self._collect(nal, data, self._first._replace(first_mb=self._next_mb))
+        except SyntaxFault:
+            return False
+        return True
+
+    def _take_any_slice(self, nal: Nal, data: bytes) -> None:
         header = parse_slice(data, self._constants.sps, self._constants.pps)
         if header.first_mb != self._next_mb:
             raise SyntaxFault(
@@ -141,11 +270,12 @@ class _Validator:
         deblocking = self._constants.deblocking[header.slice_type]
         if header.deblocking != deblocking:
             raise SyntaxFault(f"deblocking {header.deblocking}, expected {deblocking}")
-        check_slice(data, slice_header(header, self._constants.sps, self._constants.pps))
-        self._next_mb += self._step
-        if self._next_mb >= self._settings.mbs:
-            self._next_mb = 0
-            self.whole += 1
+        self._collect(nal, data, header)
+
+    def _collect(self, nal: Nal, data: bytes, header: SliceHeader) -> None:
+        """Raises SyntaxFault unless the slice has the bits of this header, and data."""
+        bits, shape = _expected(header, self._settings)
+        self.slices.append(SliceNal(nal, self.whole, check_slice(data, bits), bits[1], shape))
 
     def _check_same_frame(self, nal: Nal, header: SliceHeader) -> None:
         assert self._first is not None
