@@ -253,7 +253,7 @@ def read_archive(path: epath.PathLike, model: TrainedModel) -> list[tuple[str, n
     return list(zip(keys, found, strict=True))
 
 
-_IDENTITY = ("fingerprint", "step", "batch_size", "stride", "context")
+_IDENTITY = ("fingerprint", "step", "weights", "batch_size", "stride", "context")
 
 
 def _identity(model: TrainedModel, codec: Codec) -> dict[str, Any]:
@@ -261,6 +261,7 @@ def _identity(model: TrainedModel, codec: Codec) -> dict[str, Any]:
     values = (
         model.representation.fingerprint,
         model.step,
+        model.weights_digest,
         codec.batch_size,
         codec.stride,
         codec.seq_len,
@@ -279,6 +280,8 @@ def _streams(data: bytes, at: int, count: int) -> Iterator[bytes]:
             shift += 7
             if byte < 0x80:
                 break
+            if shift > 63:
+                raise ValueError("the size of a stream has more than 64 bits")
         if at + size > len(data):
             raise ValueError("it is truncated")
         yield data[at : at + size]

@@ -37,6 +37,12 @@ def test_the_command_line_prepares_and_prints_counts(photos, tmp_path):
     assert "is complete" in done.stdout and "0 rejected" in done.stdout
     assert "image/s" in done.stderr
     assert representations.load(tmp_path / "out").num_labels == 2
+    assert "skipped: 0" in done.stdout and "nothing was made" not in done.stdout
+    again = subprocess.run(
+        command(photos, tmp_path / "out", "--num_shards=4"),
+        **dict(cwd=ROOT, capture_output=True, text=True, timeout=120),
+    )
+    assert "nothing was made" in again.stdout and "--config.data.shards=A,B" in again.stdout
 
 
 def test_help_shows_an_example_first():
