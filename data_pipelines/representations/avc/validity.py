@@ -117,12 +117,16 @@ def validate(
 
 
 _FEW = 64  # slices; fewer are read one after the other, for a numpy call costs much for a few
+_CHUNK_MBS = 1 << 21  # macroblocks read at a time, about 40 bytes each
 
 
 def _are_valid(slices: Sequence[tuple[bytes, int, macroblocks.Slice]]) -> np.ndarray:
     """Whether each slice is right, bool [n]."""
     if len(slices) >= _FEW:
-        return macroblock_lanes.are_valid(macroblock_lanes.lanes(slices))
+        chunk = max(_FEW, _CHUNK_MBS // max(shape.mbs for _, _, shape in slices))
+        lanes = [slices[at : at + chunk] for at in range(0, len(slices), chunk)]
+        judged = [macroblock_lanes.are_valid(macroblock_lanes.lanes(each)) for each in lanes]
+        return np.concatenate(judged)
     right = np.ones(len(slices), bool)
     for place, piece in enumerate(slices):
         try:
