@@ -131,12 +131,17 @@ def validate_structure(
 
 
 _MIN_BATCH = 64  # slices; fewer are parsed one by one, as a numpy call costs much for a few
+_BATCH_MBS = 1 << 21  # macroblocks parsed at a time, about 40 bytes of memory each
 
 
 def _are_valid(slices: Sequence[tuple[bytes, int, macroblocks.Slice]]) -> np.ndarray:
     """Whether the data of each slice is valid, bool [n]."""
     if len(slices) >= _MIN_BATCH:
-        return macroblock_batch.are_valid(macroblock_batch.make_batch(slices))
+        size = max(_MIN_BATCH, _BATCH_MBS // max(shape.mbs for _, _, shape in slices))
+        batches = [slices[start : start + size] for start in range(0, len(slices), size)]
+        return np.concatenate(
+            [macroblock_batch.are_valid(macroblock_batch.make_batch(each)) for each in batches]
+        )
     valid = np.ones(len(slices), bool)
     for index, piece in enumerate(slices):
         try:
