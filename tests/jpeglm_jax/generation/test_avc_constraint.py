@@ -1,4 +1,4 @@
-"""Constrained clips are valid to the last bit and end within the limit, whatever a model prefers."""
+"""Constrained clips are valid to the last bit and end in time, whatever a model prefers."""
 
 import jax
 import numpy as np
