@@ -40,7 +40,7 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
-    # Reading JPEG files as code words in a third of the time.
+    # Compiled encoding of JPEG files as code words.
     "fast": ["numba>=0.63"],
     # Another attention kernel for Hopper GPUs; with it, JAX 0.11.1 or newer.
     "tokamax": ["tokamax>=0.0.17; python_version >= '3.12'"],

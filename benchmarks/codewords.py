@@ -35,7 +35,7 @@ from benchmarks.tokenizer import PHOTOS, SUFFIXES, random_square
 from data_pipelines.media import images
 from data_pipelines.representations import make
 from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg import codeword_kernel
+from data_pipelines.representations.jpeg import codeword_streams
 from jpeglm_jax.generation.constraint import make_constraint
 
 RESULTS = Path(__file__).parent / "results" / "codewords.json"
@@ -148,15 +148,15 @@ def _file(image: Image.Image) -> bytes:
 
 def prepare_times(trained: dict[str, Representation], files: list[bytes]) -> dict[str, Any]:
     """Milliseconds per image by tokenizer, and how much more than with bytes."""
-    compiled = codeword_kernel.reader()
+    compiled = codeword_streams.kernel()
     candidates = [(name, name, compiled) for name in trained]
     if compiled is not None:
         words = [name for name in trained if name.startswith("codewords")]
-        candidates += [(f"{name}, numpy", name, None) for name in words]
+        candidates += [(f"{name}, without numba", name, None) for name in words]
     best = {label: float("inf") for label, _, _ in candidates}
     for _ in range(ROUNDS):
-        for label, name, reader in candidates:
-            with mock.patch.object(codeword_kernel, "reader", lambda reader=reader: reader):
+        for label, name, kernel in candidates:
+            with mock.patch.object(codeword_streams, "kernel", lambda kernel=kernel: kernel):
                 begin = time.process_time()
                 for file in files:
                     trained[name].encode(images.open_image(file))

@@ -19,14 +19,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import importlib
+import importlib.util
 import itertools
 import operator
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.jpeg import codeword_kernel, codewords
+from data_pipelines.representations.jpeg import codewords
 from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
 from data_pipelines.representations.jpeg.codewords import (
     AC,
@@ -40,6 +43,15 @@ from data_pipelines.representations.jpeg.codewords import (
 )
 from data_pipelines.representations.jpeg.format import Header, JpegFormat
 from data_pipelines.representations.jpeg.huffman import EOB
+
+
+@functools.cache
+def kernel() -> types.ModuleType | None:
+    """The module `codeword_kernel`; None without numba."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    return importlib.import_module("data_pipelines.representations.jpeg.codeword_kernel")
+
 
 # After a scan: no marker of a file looks like this, and its FF never pairs with the last byte.
 _SENTINEL = b"\xff\x01"
@@ -104,7 +116,7 @@ class Streams:
             return np.frombuffer(stream, np.uint8).astype(np.uint16)
         head = np.array(self.header_letters(size), np.uint16)
         scan = stream[len(self.header.data) :]
-        return np.concatenate([head, _read_scan(scan, self._tables, codeword_kernel.reader())])
+        return np.concatenate([head, _read_scan(scan, self._tables, kernel())])
 
     @functools.cached_property
     def _tables(self) -> _Tables:
@@ -326,12 +338,13 @@ def _tables(settings: JpegFormat) -> _Tables:
     return _Tables(settings, alphabet, blocks, codes.ravel())
 
 
-def _read_scan(scan: bytes, tables: _Tables, compiled: codeword_kernel.Reader | None) -> np.ndarray:
+def _read_scan(scan: bytes, tables: _Tables, compiled: types.ModuleType | None) -> np.ndarray:
     """Any bytes after the header -> letters, uint16 [n]."""
     raw = np.frombuffer(scan + _SENTINEL, np.uint8)
     if compiled is not None:
         amplitudes = (_AMPLITUDE_LETTERS, _FIRST_BITS)
-        return compiled(raw, tables.codes, tables.blocks, *amplitudes, tables.alphabet.restart)
+        restart = tables.alphabet.restart
+        return compiled.read_scan(raw, tables.codes, tables.blocks, *amplitudes, restart)
     ff = np.flatnonzero(raw == 0xFF)
     after_ff = raw[ff + 1]
     stuffing = ff[after_ff == 0] + 1

@@ -32,7 +32,7 @@ import sentencepiece
 from etils import epath
 
 from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.jpeg import codewords
+from data_pipelines.representations.jpeg import codeword_streams, codewords
 from data_pipelines.representations.jpeg.codeword_streams import Streams
 
 SPEC = "codewords"  # of the tokenizer without a model, in configurations
@@ -167,8 +167,8 @@ class CodewordTokenizer(tokenizers.Tokenizer):
     def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
         """`encode` of each document, uint16 [n] each. num_threads: of SentencePiece; -1 is all."""
         letters = [self.streams.read(data) for data in documents]
-        if self.model is None:
-            return letters
+        if self.model is None or codeword_streams.kernel() is not None:
+            return [self.encode_letters(each) for each in letters]
         ids = self._processor.encode(
             [codewords.to_text(each) for each in letters], num_threads=num_threads
         )
@@ -178,7 +178,16 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         """Letters, integer [n] -> tokens, uint16 [n]."""
         if self.model is None:
             return letters.astype(np.uint16)
+        if codeword_streams.kernel() is not None:
+            return self._merges.encode(letters)
         return self._checked(letters, self._processor.encode(codewords.to_text(letters)))
+
+    @functools.cached_property
+    def _merges(self) -> Any:
+        compiled, processor = codeword_streams.kernel(), self._processor
+        assert compiled is not None
+        scores = [processor.get_score(token) for token in range(len(self._pieces))]
+        return compiled.make_merges(self._pieces, scores, len(self.streams.alphabet))
 
     def _checked(self, letters: np.ndarray, ids: list[int]) -> np.ndarray:
         tokens = np.array(ids, np.uint16)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.representations import from_config, load, make
-from data_pipelines.representations.jpeg import codeword_kernel, codewords
+from data_pipelines.representations.jpeg import codeword_streams, codewords
 from data_pipelines.representations.jpeg.codeword_streams import Streams
 from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg.format import JpegFormat
@@ -102,22 +102,27 @@ def test_noise_comes_back(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS[::4], ids=names)
-def test_the_compiled_reader_gives_the_same_letters(settings, monkeypatch):
+def test_the_compiled_kernel_gives_the_same_tokens(settings, monkeypatch):
     pytest.importorskip("numba")
-    compiled = codeword_kernel.reader()
+    compiled = codeword_streams.kernel()
     rng = np.random.default_rng(0)
     for quality in (25, 98):
         as_bytes, words = pair(quality=quality, **settings)
-        streams = [
-            as_bytes.encode(synthetic(33, 21, seed)).astype("u1").tobytes() for seed in range(4)
-        ]
+        model = codeword_models.path(settings["mode"])
+        trained = make("jpeg", quality=quality, **settings | dict(tokenizer=model))
+        images = [synthetic(33, 21, seed) for seed in range(4)]
+        streams = [as_bytes.tokenizer.decode(as_bytes.encode(image)) for image in images]
         changed = [*streams, *mutations(streams, 100, seed=7)]
         changed += [streams[0][: -int(rng.integers(40))] + rng.bytes(30) for _ in range(50)]
-        found = {}
-        for reader in (compiled, None):
-            monkeypatch.setattr(codeword_kernel, "reader", lambda reader=reader: reader)
-            found[reader] = [words.tokenizer.encode(stream).tolist() for stream in changed]
-        assert found[compiled] == found[None]
+        for representation in (words, trained):
+            found = {}
+            for kernel in (compiled, None):
+                monkeypatch.setattr(codeword_streams, "kernel", lambda kernel=kernel: kernel)
+                tokenizer = representation.tokenizer
+                found[kernel] = [tokenizer.encode(stream).tolist() for stream in changed]
+                batch = tokenizer.encode_batch(changed)
+                assert found[kernel] == [tokens.tolist() for tokens in batch]
+            assert found[compiled] == found[None]
 
 
 def test_photos_of_every_quality_come_back():
@@ -203,6 +208,7 @@ def test_a_trained_tokenizer_gives_fewer_tokens_and_the_same_files(mode, tmp_pat
         assert trained.tokenizer.decode(tokens) == stream
         assert trained.decode(tokens).tobytes() == as_bytes.decode(as_bytes.encode(image)).tobytes()
         assert trained.validate(tokens).valid
+        assert trained.codec_bytes(tokens) == len(stream)
     streams = [as_bytes.tokenizer.decode(as_bytes.encode(image)) for image in images]
     for stream in mutations(streams, 100, seed=3):
         assert trained.tokenizer.decode(trained.tokenizer.encode(stream)) == stream
