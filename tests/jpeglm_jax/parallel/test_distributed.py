@@ -63,7 +63,9 @@ def test_two_processes_are_interrupted_and_killed_and_one_resumes(digit_shards, 
     step = assert_complete(tmp_path)
     assert f"step {step} " in outputs[0]
     assert "step" not in outputs[1], "only the main process prints"
-    for line in outputs[0].splitlines():
+    printed = [line for line in outputs[0].splitlines() if not line.startswith("[Gloo]")]  # by C++
+    assert printed
+    for line in printed:
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ process 0: ", line)
 
     # Two resume, and are killed.
