@@ -8,6 +8,7 @@ run's folder (--workdir=DIR). The same command again resumes from the newest che
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from jpeglm_jax.hardware.compilation_cache import keep_compiled
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
-from jpeglm_jax.model import flops
 from jpeglm_jax.parallel import distributed, sharding
 from jpeglm_jax.parallel.distributed import MainProcessError
 from jpeglm_jax.parallel.sharding import BATCH_AXES
@@ -113,7 +113,7 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
                 guards,
                 checkpoints,
                 log,
-                make_meter(config, train_step, mesh, data, meta),
+                Meter.of_run(config, train_step.model.config, mesh, data, meta.get("meter")),
             )
             trainer.train(start, state, meta.get("duties", []), profiler)
             log.say(messages.closing(workdir, config.steps, trainer.evaluated))
@@ -194,6 +194,8 @@ class Trainer:
                     step += 1
                     pending.push(step, metrics)
                     profiler.dispatched(step, metrics)
+                    if step == start + 1:
+                        gc.freeze()  # what lives as long as the run is not scanned again
                     if due := self._duties.due(step):
                         pending.flush()
                         self._perform(due, step, state)
@@ -205,6 +207,8 @@ class Trainer:
                     self._checkpoints.wait()
                 self._log.say(messages.interrupted(step, self._workdir))
                 raise
+            finally:
+                gc.unfreeze()
 
     def _untimed(self, first: bool) -> contextlib.AbstractContextManager[None]:
         """Around a step: the first one compiles, which is not training."""
@@ -256,22 +260,6 @@ class Trainer:
             if damaged := data.num_damaged:
                 values["train/damaged_documents"] = damaged
             self._log.report(step, values)
-
-
-def make_meter(
-    config: ConfigDict,
-    train_step: TrainStep,
-    mesh: Mesh,
-    data: RunData,
-    meta: Mapping[str, Any],
-) -> Meter:
-    peak = flops.peak_flops(mesh.devices.flat[0])
-    return Meter(
-        flops.train_flops_per_token(train_step.model.config, config.seq_len),
-        peak * mesh.size if peak else None,
-        meta.get("meter"),
-        data.representation.medium,
-    )
 
 
 def main(arguments: Sequence[str]) -> None:

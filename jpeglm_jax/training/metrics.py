@@ -10,6 +10,12 @@ from typing import Any
 
 import jax
 import psutil
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jpeglm_jax.model import flops
+from jpeglm_jax.model.config import ModelConfig
+from jpeglm_jax.training.data import RunData
 
 
 def likelihood(sums: Mapping[str, float], medium: str = "image") -> dict[str, float]:
@@ -91,6 +97,24 @@ class Meter:
         self._sums = dict(sums or {})
         self._positions = 0  # since the clock was started
         self._began = time.monotonic()
+
+    @classmethod
+    def of_run(
+        cls,
+        config: ConfigDict,
+        model: ModelConfig,
+        mesh: Mesh,
+        data: RunData,
+        sums: Mapping[str, float] | None,
+    ) -> Meter:
+        """The meter of a run: FLOPs of its model, peak of its mesh, medium of its data."""
+        peak = flops.peak_flops(mesh.devices.flat[0])
+        return cls(
+            flops.train_flops_per_token(model, config.seq_len),
+            peak * mesh.size if peak else None,
+            sums,
+            data.representation.medium,
+        )
 
     @property
     def state(self) -> dict[str, float]:
