@@ -77,7 +77,7 @@ def test_documents_of_prepared_shards(tmp_path):
     assert len(images) == 12 and images.metadata["decoded_from"]
     assert {found.shape for found in pixels(images)} == {(16, 16, 3)}
     assert sorted(images.key(number) for number in range(12))[:2] == ["0.png", "0.png#1"]
-    with pytest.raises(ValueError, match="no split 'eval'"):
+    with pytest.raises(ValueError, match="split 'eval'"):
         open_images(str(out))
 
 
