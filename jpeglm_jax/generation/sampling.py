@@ -41,8 +41,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         # Comparisons with NaN are false, so each states the range that is allowed.
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; expected a number of 0 or more")
-        if self.top_k != int(self.top_k) or self.top_k < 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; expected a finite number of 0 or more"
+            )
+        if not 0 <= self.top_k < math.inf or self.top_k != int(self.top_k):
             raise ValueError(f"top_k is {self.top_k}; expected 1 or more, or 0 for no limit")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
@@ -50,7 +52,7 @@ class SamplingParams:
             raise ValueError(f"min_p is {self.min_p}; expected 0 or more and less than 1")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(
-                f"guidance is {self.guidance}; expected a number of 0 or more, 1 for none"
+                f"guidance is {self.guidance}; expected a finite number of 0 or more, 1 for none"
             )
 
     @classmethod

@@ -4,10 +4,12 @@ tests/golden/prompts documents how the expected prompts were made. Do not change
 """
 
 import importlib.util
+import io
 import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.representations import make
 
@@ -37,3 +39,24 @@ def test_prompts_equal_those_of_the_released_script(prompts, name, model):
     for ratio in pictures.RATIOS:
         ours = [representation.bos, *representation.prompt(tokens, ratio)]
         assert ours == prompts[f"{model}/{name}/{ratio}"].tolist()
+
+
+def test_the_comment_of_a_photo_is_omitted_where_the_script_copies_it():
+    comment = b"CREATOR: gd-jpeg v1.0, quality = 90"
+    file = io.BytesIO()
+    pictures.draw("square").save(file, "JPEG", comment=comment)
+    photo = Image.open(file)
+    plain = Image.fromarray(np.asarray(photo))
+
+    def script(image):
+        saved = io.BytesIO()
+        image.resize((256, 256), Image.Resampling.BILINEAR).save(
+            saved, "JPEG", quality=25, subsampling="4:2:0", streamtype=2, restart_marker_blocks=1
+        )
+        return saved.getvalue()
+
+    assert len(script(photo)) - len(script(plain)) == 4 + len(comment) == 39
+    representation = make("jpeg")
+    ours = representation.encode(photo)
+    np.testing.assert_array_equal(ours, representation.encode(plain))
+    assert b"\xff\xfe" not in representation.to_bytes(ours)[:600]
