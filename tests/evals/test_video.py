@@ -15,6 +15,7 @@ from evals.inputs.clips import GeneratedClips, RealClips
 from evals.inputs.codec import GeneratedError
 from evals.reporting.results import Evaluation
 from evals.sections import KINDS, videos
+from jpeglm_jax.generation.tokens import TokenRecord
 from tests.evals.plugin import patches
 
 
@@ -58,22 +59,23 @@ def clips():
 
 def write(folder, clips, frames, prompt_tokens=0, broken=0):
     lines = []
+    record = TokenRecord(folder, clips.token_dtype)
     for number, own in enumerate(frames):
         tokens = clips.encode(own)
-        data = clips.to_bytes(tokens)
-        name = f"{number:06d}.h264"
         if number < broken:
-            data = data[: len(clips.format.constants.prefix)]
-        (folder / name).write_bytes(data)
+            tokens = tokens[: len(clips.format.constants.prefix)]
+        record.add(number, tokens)
         lines.append(
             {
                 "number": number,
-                "file": name,
+                "file": f"{number:06d}.h264",
+                "tokens": tokens.size,
                 "valid": number >= broken,
                 "source": f"{number}.h264#0",
                 "prompt_tokens": prompt_tokens,
             }
         )
+    record.join(range(len(lines)))
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     clips.save(folder)
     return GeneratedClips(folder, clips)

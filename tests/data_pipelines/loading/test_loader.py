@@ -148,6 +148,7 @@ def test_arrays_have_the_shapes_and_types_that_they_should():
         "segments": ((8, ROW), "int32"),
         "positions": ((8, ROW), "int32"),
         "weights": ((8, ROW), "float32"),
+        "codec_bytes": ((8, ROW), "float32"),
     }
 
 

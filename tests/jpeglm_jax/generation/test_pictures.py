@@ -42,7 +42,8 @@ def test_clips_become_mp4_files_and_are_shown_next_to_their_originals(clips, tmp
         lines.append({"number": number, "file": name, "source": key})
     requests.append(requests[0])
     lines.append({"number": 2, "file": "", "source": lines[0]["source"]})
-    pictures.write_pictures(clips, tmp_path, lines, requests, originals)
+    documents = [*originals.values(), np.array([clips.eos])]
+    pictures.write_pictures(clips, tmp_path, lines, documents, requests, originals)
 
     for line, tokens in zip(lines, originals.values(), strict=False):
         played = frames_of((tmp_path / line["file"]).with_suffix(".mp4").read_bytes(), "mp4")
@@ -60,9 +61,10 @@ def test_clips_become_mp4_files_and_are_shown_next_to_their_originals(clips, tmp
 
 
 def test_a_stream_without_a_picture_becomes_no_clip(clips, tmp_path):
-    (tmp_path / "000000.h264").write_bytes(b"nothing")
     lines = [{"number": 0, "file": "000000.h264", "source": ""}]
-    pictures.write_pictures(clips, tmp_path, lines, [Request(np.array([clips.bos]))], {})
+    documents = [np.frombuffer(b"nothing", np.uint8)]
+    requests = [Request(np.array([clips.bos]))]
+    pictures.write_pictures(clips, tmp_path, lines, documents, requests, {})
     assert not (tmp_path / "000000.mp4").exists()
     assert (tmp_path / "grid.png").exists()
 
