@@ -1,11 +1,13 @@
 """The cost of constrained sampling: the time of a step with the constraint and without.
 
-    python -m benchmarks.constraint [--models=quickstart,25m] [--rounds=20]
+    python -m benchmarks.constraint [--models=quickstart,25m,...] [--rounds=20]
 
-The engine of `jpeglm_jax.generate` with random weights, 64 rows and one token per byte. Each round
-measures the 64 steps of one call of the engine's compiled loop, from new rows on, with the
-constraint and without; the result is the min over the rounds. On a CPU there is one device per
-core. The time to make the constraint's tables and their size are measured in the same process.
+`quickstart` and `25m` are the presets `digits` and `cifar10` of `configs/jpeg.py`; `clips` is the
+default of `configs/avc.py` with one slice per frame, `clips_by_macroblock` the same with one slice
+per macroblock. The engine of `jpeglm_jax.generate` with random weights, 64 rows and one token per
+byte. Each round measures the 64 steps of one call of the engine's compiled loop, from new rows on,
+with the constraint and without; the result is the min over the rounds. On a CPU there is one device
+per core. The time to make the constraint's tables and their size are measured in the same process.
 Writes `benchmarks/results/constraint_DEVICE.json`.
 """
 
@@ -15,13 +17,15 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from configs import jpeg
+from configs import avc, jpeg
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.utils.cpus import num_cpus
@@ -34,12 +38,26 @@ from jpeglm_jax.parallel import sharding
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 64
-PRESETS = {"quickstart": "digits", "25m": "cifar10"}
+
+
+def _clips_by_macroblock() -> ConfigDict:
+    config = avc.get_config("tiny")
+    config.representation.slice_mbs = 1
+    config.seq_len = 512  # a slice header for each macroblock
+    return config
+
+
+MODELS: dict[str, Callable[[], ConfigDict]] = {
+    "quickstart": lambda: jpeg.get_config("digits"),
+    "25m": lambda: jpeg.get_config("cifar10"),
+    "clips": lambda: avc.get_config("tiny"),
+    "clips_by_macroblock": _clips_by_macroblock,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", default=",".join(PRESETS))
+    parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     sharding.split_cpu(num_cpus())
@@ -54,15 +72,14 @@ def main() -> None:
         "rows": ROWS,
     }
     for model in args.models.split(","):
-        results[model] = {"rounds": args.rounds} | measure(PRESETS[model], args.rounds)
+        results[model] = {"rounds": args.rounds} | measure(MODELS[model](), args.rounds)
     text = json.dumps(results, indent=2)
     path.write_text(text + "\n")
     print(text)
 
 
-def measure(preset: str, rounds: int) -> dict[str, float]:
+def measure(config: ConfigDict, rounds: int) -> dict[str, float]:
     """Milliseconds per step with the constraint and without, and time and size of the tables."""
-    config = jpeg.get_config(preset)
     representation = representations.make(
         **config.representation.to_dict(), num_labels=10 if config.data.conditional else 0
     )
