@@ -134,11 +134,32 @@ second Ctrl-C: ended at once without a checkpoint; the same command resumes from
 _watching: list[_SecondCtrlC] = []  # of this process
 
 
+_fork = threading.local()  # mask: the signals that were blocked before a fork
+
+
+def _block_signals() -> None:
+    """Keeps Ctrl-C pending while a worker is forked.
+
+    Until `_stop_watching_in_child` a signal of the worker would be written to the socket of its
+    parent, and Python forgets the signals that a new process receives before its hooks run.
+    """
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def _unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+
+
 def _stop_watching_in_child() -> None:
     """A forked worker gets Ctrl-C as well, and must not write to the socket of its parent."""
     if _watching:
         _watching.clear()
         signal.set_wakeup_fd(-1)
+    _unblock_signals()
 
 
-os.register_at_fork(after_in_child=_stop_watching_in_child)
+os.register_at_fork(
+    before=_block_signals,
+    after_in_parent=_unblock_signals,
+    after_in_child=_stop_watching_in_child,
+)

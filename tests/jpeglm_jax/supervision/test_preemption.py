@@ -43,6 +43,12 @@ with Interruption() as interruption, interruption.deferred():
     interruption.check()
 """
 
+# The worker's first hook: signals arrive before those of the tested module.
+SLOW_FORK = """
+import os, time
+os.register_at_fork(after_in_child=lambda: time.sleep(1))
+"""
+
 
 @pytest.fixture
 def start():
@@ -89,8 +95,9 @@ def test_further_sigterms_wait_for_the_end_of_the_step(start):
             process.wait(0.7)
 
 
-def test_ctrl_c_in_a_terminal_reaches_a_forked_worker_and_counts_once(start):
-    process = start(WITH_WORKER)
+@pytest.mark.parametrize("forking", ["", SLOW_FORK], ids=["forked", "being forked"])
+def test_ctrl_c_in_a_terminal_reaches_a_forked_worker_and_counts_once(start, forking):
+    process = start(forking + WITH_WORKER)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == preemption.STATUS, stderr
