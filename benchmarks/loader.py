@@ -75,6 +75,7 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
         parts.append({"name": name, **sidecar})
     columns = {
         "lengths": lengths.astype(np.uint32),
+        "codec_bytes": lengths.astype(np.uint32),
         "labels": np.full(documents, -1, np.int32),
         "dropped": np.zeros(0, np.uint64),
     }
@@ -90,6 +91,7 @@ def write_shards(folder: pathlib.Path, documents: int, count: int) -> None:
     }
     manifest = {
         "format": reader.FORMAT,
+        "token_dtype": "uint16",
         "label_names": [],
         "representation": {"fingerprint": representation.fingerprint},
         "splits": {"train": split},
