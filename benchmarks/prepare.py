@@ -134,7 +134,7 @@ class _Endless(Source):
             yield Item(key, key)
 
     def read(self, locator: Any) -> bytes:
-        raise NotImplementedError
+        raise AssertionError(f"read {locator!r}, expected a listing only")
 
 
 def _measure_listing(items: int) -> dict[str, float]:

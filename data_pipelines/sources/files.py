@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 
 from etils import epath
 
-from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError, unprintable
+from data_pipelines.sources.base import MAX_MEDIUM_BYTES, SourceError, printable, unprintable
 from data_pipelines.utils.files import StorageUnavailable, missing_driver, unknown_scheme
 
 # `{000..012}` and `{train,val}`: ranges of shards, as in WebDataset and shells.
@@ -354,6 +354,26 @@ def repeated(paths: Iterable[str]) -> dict[str, str]:
             if original != path:
                 found[path] = original
     return found
+
+
+def distinct_files(pattern: str, example: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The files that match a pattern, by printable name below its folder.
+
+    Args: see `matching_files`.
+
+    Returns:
+      The path of each file, and for each link to another of the files the name of that file. A
+      name is in one of the two only.
+    """
+    folder = literal_folder(pattern)
+
+    def name(path: str) -> str:
+        return printable(relative(path, folder))
+
+    found = matching_files(pattern, example)
+    links = repeated(found)
+    paths = {name(path): path for path in found if path not in links}
+    return paths, {name(path): name(original) for path, original in links.items()}
 
 
 def _glob(pattern: str) -> list[str]:

@@ -23,7 +23,6 @@ from data_pipelines.sources.base import (
     Locator,
     Source,
     SourceError,
-    printable,
 )
 from data_pipelines.sources.file_pool import FilePool
 
@@ -63,15 +62,9 @@ class TarSource(Source):
 
     def __init__(self, argument: str, kind: Kind = "image") -> None:
         super().__init__(argument, kind)
-        folder = files.literal_folder(argument)
-        found = files.matching_files(argument, example="tar:/data/train-{000..012}.tar")
-        self._repeated = {
-            printable(files.relative(path, folder)): printable(files.relative(original, folder))
-            for path, original in files.repeated(found).items()
-        }
-        self._paths = {printable(files.relative(path, folder)): path for path in found}
-        for tar in self._repeated:
-            del self._paths[tar]
+        self._paths, self._repeated = files.distinct_files(
+            argument, example="tar:/data/train-{000..012}.tar"
+        )
         self._label_names: tuple[str, ...] | None = None
         self._archives = FilePool(open_archive, max_open=_MAX_OPEN)
         self._compressed: dict[str, bool] = {}

@@ -13,7 +13,6 @@ from data_pipelines.sources.base import (
     Locator,
     Source,
     SourceError,
-    printable,
 )
 from data_pipelines.sources.file_pool import FilePool
 from data_pipelines.sources.labels import class_names, mixed_splits
@@ -45,15 +44,9 @@ class ParquetSource(Source):
 
     def __init__(self, argument: str, kind: Kind = "image") -> None:
         super().__init__(argument, kind)
-        folder = files.literal_folder(argument)
-        found = files.matching_files(argument, example="parquet:/data/train-*.parquet")
-        self._repeated = {
-            printable(files.relative(path, folder)): printable(files.relative(original, folder))
-            for path, original in files.repeated(found).items()
-        }
-        self._paths = {printable(files.relative(path, folder)): path for path in found}
-        for name in self._repeated:
-            del self._paths[name]
+        self._paths, self._repeated = files.distinct_files(
+            argument, example="parquet:/data/train-*.parquet"
+        )
         self._columns = self._find_columns()
         self._classes: _Classes | None = None
         self._tables = FilePool(lambda path: Table(path, self._columns), max_open=_MAX_OPEN)

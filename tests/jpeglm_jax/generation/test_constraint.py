@@ -68,7 +68,7 @@ def random_documents(rules, start, bias_V, seed, length, max_length):
 
     length: positions that remain.
     """
-    batch = start.begun.shape[0]
+    batch = jax.tree.leaves(start)[0].shape[0]
 
     def one(position, carry):
         state, tokens_BxT, done_B, stuck = carry

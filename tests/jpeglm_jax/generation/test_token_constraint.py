@@ -1,9 +1,6 @@
 """Constrained documents of code words: strictly valid whatever is wanted, within every limit."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +15,7 @@ from jpeglm_jax.parallel.sharding import make_mesh
 from tests.data_pipelines.representations.jpeg import codeword_models
 from tests.data_pipelines.representations.jpeg.mutations import synthetic
 from tests.jpeglm_jax.conftest import tiny
+from tests.jpeglm_jax.generation.test_constraint import random_documents
 
 FEW = [
     dict(size=16, mode="L", quality=10, restart_interval=1, strip="header"),
@@ -54,7 +52,7 @@ def rules_of(representation):
     return make_constraint(representation, None if representation.size else OWN_SIZE)
 
 
-def wishes(representation):
+def biases(representation):
     """What models may want, by name, float32 [V]: none knows anything of JPEG."""
     tokens = np.arange(representation.vocab_size)
     pieces = representation.tokenizer.token_letters
@@ -73,43 +71,19 @@ def wishes(representation):
     }
 
 
-@functools.partial(jax.jit, static_argnames="longest")
-def wander(rules, start, wish_V, seed, length, longest):
-    """Tokens [B, longest], -1 after the end: the most likely allowed under a wish and noise.
-
-    length: positions that there are.
-    """
-    batch = start.at.shape[0]
-
-    def one(position, carry):
-        state, tokens_BxT, done_B, stuck = carry
-        allowed_BxV = rules.allowed(state, jnp.full(batch, length - position))
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        logits = wish_V + 4 * jax.random.normal(key, allowed_BxV.shape)
-        sampled_B = jnp.argmax(jnp.where(allowed_BxV, logits, -jnp.inf), axis=1)
-        stuck |= jnp.any(~done_B & ~jnp.any(allowed_BxV, axis=1))
-        tokens_BxT = tokens_BxT.at[:, position].set(jnp.where(done_B, -1, sampled_B))
-        return rules.advance(state, sampled_B), tokens_BxT, done_B | (sampled_B == rules.eos), stuck
-
-    tokens_BxT = jnp.full((batch, longest), -1)
-    start = (start, tokens_BxT, jnp.zeros(batch, bool), jnp.bool(False))
-    _, tokens_BxT, _, stuck = jax.lax.fori_loop(0, length, one, start)
-    return tokens_BxT, stuck
-
-
 def check(settings, limits, batch, seed):
-    """Samples under every wish and limit; all is valid and ended by the end token."""
+    """Samples under every bias and limit; checks that all are valid and end with the end token."""
     representation = representation_of(settings)
     rules = rules_of(representation)
     start = rules.start([np.array([representation.bos])] * batch)
     needed = int(rules.min_tokens_to_end(start)[0])
     for limit in limits:
-        for name, wish in wishes(representation).items():
+        for name, bias in biases(representation).items():
             sampled, stuck = jax.device_get(
-                wander(
+                random_documents(
                     rules,
                     start,
-                    wish.astype(np.float32),
+                    bias.astype(np.float32),
                     seed,
                     needed + limit,
                     needed + max(limits),
@@ -198,8 +172,8 @@ def test_every_token_leads_where_the_rows_say_and_one_nearer_to_the_end(settings
             stepped = machine.min_tokens_to_end(machine.step(rows, tokens))
             np.testing.assert_array_equal(after, stepped)
         assert (after[going].min(axis=1) < shortest[going]).all()
-        wander = np.where(after < UNREACHABLE, rng.random(after.shape), -1).argmax(axis=1)
-        token = np.where(position < turns, wander, after.argmin(axis=1)).astype(np.int32)
+        random = np.where(after < UNREACHABLE, rng.random(after.shape), -1).argmax(axis=1)
+        token = np.where(position < turns, random, after.argmin(axis=1)).astype(np.int32)
         stepped = machine.step(state, token)
         state = type(state)(*(np.where(going, a, b) for a, b in zip(stepped, state, strict=True)))
     assert not going.any()

@@ -19,7 +19,7 @@ def noise(representation, seed):
     for place in range(representation.frames):
         if rng.random() < 0.2:
             picture = rng.integers(0, rng.choice([2, 256]), shape, np.uint8)
-        if rng.random() < 0.8:
+        if rng.random() < 0.8:  # else P slices of nothing but skipped macroblocks
             picture = np.roll(picture, place, 1)
         frames.append(av.VideoFrame.from_ndarray(picture, format="yuv420p"))
     return representation.tokenizer.decode(representation.encode(frames))
