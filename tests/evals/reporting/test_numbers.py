@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evals.reporting.format import number, rounded, with_error
+from evals.reporting.numbers import number, rounded, with_error
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ from evals.reporting.format import number, rounded, with_error
         (3.25, None, "3.25"),
         (3.25, math.nan, "3.25"),
         (3.25, 0.0, "3.25 ± 0"),
-        (None, None, "–"),  # noqa: RUF001
-        (math.nan, 1.0, "–"),  # noqa: RUF001
+        (None, None, "-"),
+        (math.nan, 1.0, "-"),
     ],
 )
 def test_value_and_error(value, error, text):
-    assert with_error(value, error) == text
+    assert with_error(value, error, " ± ") == text
 
 
 @pytest.mark.parametrize(

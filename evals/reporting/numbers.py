@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-_MISSING = "–"  # noqa: RUF001  an en dash
+_MISSING = "-"
 _MAX_DECIMALS = 6  # smaller errors are printed with a common power of ten
 
 
@@ -44,22 +44,22 @@ def rounded(value: float, error: float) -> tuple[str, str, int]:
     return f"{value:,.{shown}f}", f"{round(mantissa, decimals):,.{shown}f}", exponent
 
 
-def with_error(value: float | None, error: float | None, plus_minus: str = "±") -> str:
-    """A value with its standard error: "12.35 ± 0.25"; without one, as `number` gives it.
+def with_error(value: float | None, error: float | None, sign: str = " +- ") -> str:
+    """A value with its standard error: "12.35 +- 0.25"; without one, as `number` gives it.
 
     Args:
-      value: None for a figure that is not there.
+      value: None for a figure that is not there: "-".
       error: None or NaN if it is unknown.
-      plus_minus: the sign, for terminals "+-".
+      sign: text between the two.
     """
     if value is None or not math.isfinite(value):
         return _MISSING
     if error is None or not math.isfinite(error):
         return number(value)
     if error <= 0:
-        return f"{number(value)} {plus_minus} 0"
+        return f"{number(value)}{sign}0"
     shown, of_error, exponent = rounded(value, error)
-    text = f"{shown} {plus_minus} {of_error}"
+    text = f"{shown}{sign}{of_error}"
     return f"({text})e{exponent}" if exponent else text
 
 
