@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.representations.base import UNREACHABLE, Representation, Validity
+from data_pipelines.representations.base import Representation, Validity
+from data_pipelines.representations.fixed_length import FixedLengthMachine, make_machine
 
 NAME = "tests.toy:ToyRepresentation"
 
@@ -82,34 +83,5 @@ class ToyRepresentation(Representation):
         valid = good == len(tokens) == expected
         return Validity(valid, min(good, expected), expected, "" if valid else f"cell {good}")
 
-    def token_machine(self, size: tuple[int, int] | None = None) -> ToyMachine:
-        return ToyMachine(self.side**2, self.num_codes, np.arange(self.vocab_size))
-
-
-class ToyState(NamedTuple):
-    """How many cells are left, int32."""
-
-    left: Any
-
-
-class ToyMachine(NamedTuple):
-    """So many content tokens, and then the end."""
-
-    cells: int
-    num_codes: int
-    ids: Any  # every token id, [V]
-
-    def start(self) -> ToyState:
-        return ToyState(np.int32(self.cells))
-
-    def step(self, state: ToyState, token: Any) -> ToyState:
-        xp = token.__array_namespace__()
-        right = (token < self.num_codes) & (state.left > 0)
-        return ToyState(xp.where(right, state.left - 1, UNREACHABLE))
-
-    def min_tokens_to_end(self, state: ToyState) -> Any:
-        return state.left
-
-    def min_tokens_after(self, state_Bx1: ToyState) -> Any:
-        xp = state_Bx1.left.__array_namespace__()
-        return self.step(state_Bx1, xp.asarray(self.ids)[None]).left
+    def token_machine(self, size: tuple[int, int] | None = None) -> FixedLengthMachine:
+        return make_machine(self.side**2, self.num_codes, self.vocab_size)

@@ -1,8 +1,8 @@
 """Decodes image files and converts them to 8-bit sRGB or grey pixels.
 
 `open_image` limits the size and decodes the whole file; `normalise` applies orientation, colour
-profile, palette and transparency, and scales samples to 8 bits. A representation encodes the
-result.
+profile, palette and transparency, and scales samples to 8 bits; `fit` also crops and resizes. A
+representation encodes the result.
 
 Limitation: a JPEG with flipped bits in its scan decodes without an error, because libjpeg
 resynchronises and Pillow does not report it. Only missing data is detected.
@@ -143,6 +143,43 @@ def normalise(image: Image.Image, mode: Mode = "RGB") -> Image.Image:
     clean = pixels.convert(mode)  # always a new image
     clean.info = {}  # drops comments, profiles and EXIF
     return clean if orientation is None else clean.transpose(orientation)
+
+
+def fit(image: Image.Image, mode: Mode, size: tuple[int, int] | None) -> Image.Image:
+    """The pixels of an image that are encoded: `normalise`, then crop and resize.
+
+    The largest centred crop of the right shape is resized with Pillow's antialiased bilinear
+    filter, as in the released script of JPEG-LM. Representations that use it encode equal pixels.
+
+    Args:
+      image: of any size and mode.
+      mode: "RGB" or "L".
+      size: (width, height); None keeps the image's own.
+
+    Raises ValueError for a value that is no image, an image without pixels, and as `normalise`.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"found a {type(image).__name__}, expected a PIL image")
+    if min(image.size) < 1:
+        raise ValueError(
+            f"the image has {image.width} x {image.height} pixels, expected at least 1 x 1"
+        )
+    image = normalise(image, mode)
+    if size is None:
+        return image
+    image = _centre_crop(image, size)
+    return image.resize(size, Image.Resampling.BILINEAR) if image.size != size else image
+
+
+def _centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest centred crop with the aspect ratio of shape (width, height)."""
+    width, height = image.size
+    if width * shape[1] > height * shape[0]:
+        width = max(1, round(height * shape[0] / shape[1]))
+    else:
+        height = max(1, round(width * shape[1] / shape[0]))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:

@@ -158,23 +158,11 @@ class JpegRepresentation(base.TokenizedRepresentation):
         return self.from_bytes(self.format.write(self.fit(media)))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """The image that is compressed: of `mode` and `size`, without metadata.
-
-        The largest centred crop of the right shape is resized with Pillow's antialiased bilinear
-        filter, as in the released script of JPEG-LM.
-        """
-        if not isinstance(image, Image.Image):
-            found = type(image).__name__
-            raise ValueError(f"found a {found}, expected a PIL image")
-        if min(image.size) < 1:
-            raise ValueError(
-                f"the image has {image.width} x {image.height} pixels, expected at least 1 x 1"
-            )
-        image = images.normalise(image, self.mode)
+        """The image that is compressed: of `mode` and `size`; see `images.fit`."""
+        fitted = images.fit(image, self.mode, self.fixed_size)
         if self.fixed_size is None:
-            _check_size(image.size)
-            return image
-        return _resize(_centre_crop(image, self.fixed_size), self.fixed_size)
+            _check_size(fitted.size)
+        return fitted
 
     def decode(self, tokens: np.ndarray) -> Image.Image:
         """Tokens, integer [n] -> image, as an ordinary viewer shows `to_bytes(tokens)`.
@@ -403,18 +391,3 @@ def _check_size(size: Any) -> None:
             f"found size {size!r}, expected a side or (width, height) in pixels, each from 1 to "
             f"{MAX_SIDE} (libjpeg's limit), or None for each image's own"
         )
-
-
-def _centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """The largest centred crop with the aspect ratio of shape (width, height)."""
-    width, height = image.size
-    if width * shape[1] > height * shape[0]:
-        width = max(1, round(height * shape[0] / shape[1]))
-    else:
-        height = max(1, round(width * shape[1] / shape[0]))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image.resize(size, Image.Resampling.BILINEAR) if image.size != size else image
