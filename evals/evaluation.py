@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from data_pipelines.representations.base import Representation
-from evals import metrics
+from evals import gallery, metrics
 from evals.distances.statistics import Statistics
 from evals.features import features
 from evals.features.base import INDEX, Extractor, FeatureError, FeatureSet
@@ -93,8 +93,29 @@ def evaluate(
     result = _metrics({name: side for name, side in sides.items() if side}, max_neighbours)
     result = {**result, "codec": outcome, "versions": checkpoint.versions()}
     out.mkdir(parents=True, exist_ok=True)
+    _write_gallery(out, inputs, sides, representation, max_neighbours)
     write_json(out / "metrics.json", result)
     return result
+
+
+def _write_gallery(
+    out: epath.Path,
+    inputs: Mapping[str, Images | Side],
+    sides: Mapping[str, Side | None],
+    representation: Representation | None,
+    max_neighbours: int,
+) -> None:
+    """Writes pictures of both sets for the page, as far as their images can be opened."""
+
+    def pictured(name: str) -> gallery.Pictured | None:
+        side, images = sides[name], inputs[name]
+        if side is None or side.features is None:
+            return None
+        opened = images if isinstance(images, Images) else None
+        return gallery.open_pictured(side.features, opened, representation)
+
+    ours, theirs = pictured("generated"), pictured("references")
+    gallery.write(out, ours, theirs, max_neighbours=max_neighbours)
 
 
 def _is_real(value: Images | Side) -> TypeGuard[Images]:

@@ -11,7 +11,10 @@ neighbour in the same set.
 A model that repeats one good image has precision 1 and recall near 0. `evals.metrics` collects
 the results.
 
-Kynkäänniemi et al., arXiv 1904.06991 (k = 3); Naeem et al., arXiv 2002.09797 (k = 5).
+`nearest` and `authenticity` compare single images, to find copies; `evals.gallery` uses them.
+
+Kynkäänniemi et al., arXiv 1904.06991 (k = 3); Naeem et al., arXiv 2002.09797 (k = 5);
+Alaa et al., arXiv 2102.08921 (authenticity).
 """
 
 from __future__ import annotations
@@ -50,6 +53,59 @@ def density_coverage(generated: np.ndarray, references: np.ndarray, k: int = 5) 
     """Of features [n, d] and [m, d]. Raises FeatureError unless m exceeds k."""
     found = _inside(generated, references, _radii(references, k))
     return DensityCoverage(float(found.balls.mean() / k), float(np.mean(found.points > 0)))
+
+
+class Nearest(NamedTuple):
+    """The nearest references of each vector: their indices, [n, k], and distances, [n, k]."""
+
+    indices: np.ndarray
+    distances: np.ndarray
+
+
+def nearest(points: np.ndarray, references: np.ndarray, k: int) -> Nearest:
+    """The k nearest references of each point, nearest first, by Euclidean distance.
+
+    Args:
+      points: [n, d].
+      references: [m, d], m >= k.
+      k: 1 or more.
+
+    Raises FeatureError for fewer references than k.
+    """
+    if len(references) < k:
+        raise FeatureError(f"found {len(references)} references, expected at least {k}")
+    indices, distances = [], []
+    for squares in _squared_distances(points, references):
+        found = np.argpartition(squares, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(squares, found, 1)
+        order = np.argsort(values, axis=1, kind="stable")
+        indices.append(np.take_along_axis(found, order, 1))
+        distances.append(np.sqrt(np.take_along_axis(values, order, 1)))
+    return Nearest(np.concatenate(indices), np.concatenate(distances))
+
+
+def authenticity(generated: np.ndarray, references: np.ndarray) -> float:
+    """The share of generated images that are no closer to a reference than other references are.
+
+    An image counts if its distance to its nearest reference exceeds the distance of that reference
+    to its own nearest other reference. Copies of references give 0, images of the same
+    distribution about 0.5, other images up to 1.
+
+    Args:
+      generated: features [n, d].
+      references: features [m, d], m >= 2: the training images, if copies of these are looked for.
+
+    Raises FeatureError for fewer references than two.
+    """
+    found = nearest(generated, references, 1)
+    radii = np.sqrt(_radii(references, 1))
+    return float(np.mean(found.distances[:, 0] > radii[found.indices[:, 0]]))
+
+
+def nearest_other(features: np.ndarray, index: int) -> float:
+    """The distance of one of the vectors [n, d], n >= 2, to its nearest other one."""
+    others = np.delete(features, index, axis=0)
+    return float(nearest(features[index][None], others, 1).distances[0, 0])
 
 
 class _Inside(NamedTuple):

@@ -143,16 +143,33 @@ class GeneratedImages(Images):
         except ImageError:
             return None
 
+    def is_continuation(self, number: int) -> bool:
+        """Whether a document continues a prompt that was cut from a real image."""
+        return bool(self._lines[number].get("prompt_tokens"))
+
+    @functools.cached_property
+    def valid(self) -> Sequence[bool]:
+        """Whether each document is strictly valid: validated here, or else as the manifest states.
+
+        Reads all documents.
+        """
+        if self._representation is None:
+            return [bool(line["valid"]) for line in self._lines]
+        return [validity.valid for validity in self._validities]
+
+    @functools.cached_property
+    def _validities(self) -> Sequence[Validity]:
+        assert self._representation is not None
+        return list(self._validate(self._representation))
+
     @functools.cached_property
     def outcome(self) -> Outcome:
-        """Counts of valid, salvaged and failed documents, validated here. Reads all of them."""
-        if self._representation is None:
-            valid = [bool(line["valid"]) for line in self._lines]
-            units = None
-        else:
-            validities = list(self._validate(self._representation))
-            valid = [validity.valid for validity in validities]
-            units = (sum(v.units for v in validities), sum(v.expected for v in validities))
+        """Counts of valid, salvaged and failed documents, see `valid`. Reads all of them."""
+        valid = self.valid
+        units = None
+        if self._representation is not None:
+            found = self._validities
+            units = (sum(v.units for v in found), sum(v.expected for v in found))
         salvaged = sum(
             self._decoded(self.read(number)) is not None
             for number, is_valid in enumerate(valid)
