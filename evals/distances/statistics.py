@@ -150,12 +150,14 @@ class Statistics:
     def load(cls, path: epath.PathLike) -> tuple[Statistics, dict[str, Any]]:
         """Reads (statistics, metadata) of an .npz file that `save` or another tool wrote.
 
-        Files of pytorch-fid and clean-fid have no metadata: {}. Raises FeatureError.
+        Files of pytorch-fid and clean-fid have no metadata: {}. Those of ADM, which hold mu_s and
+        sigma_s too, have the features of its evaluator. Raises FeatureError.
         """
-        arrays = npz.load(path)
+        arrays = npz.load(path, ["mu", "sigma", "n", "root", "metadata"])
         if not {"mu", "sigma"} <= arrays.keys():
             raise FeatureError(
-                f"{path} holds {sorted(arrays)}, expected the arrays mu and sigma of statistics"
+                f"{path} holds {sorted(npz.headers(path))}, expected the arrays mu and sigma of "
+                "statistics"
             )
         n = int(arrays["n"]) if "n" in arrays else None
         metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}
@@ -165,6 +167,20 @@ class Statistics:
             return cls(arrays["mu"], arrays["sigma"], n=n), metadata
         except FeatureError as error:
             raise FeatureError(f"{path}: {error}") from None
+
+    @classmethod
+    def load_spatial(cls, path: epath.PathLike) -> Statistics | None:
+        """Reads the statistics of ADM's spatial features (mu_s, sigma_s), for sFID.
+
+        None for a file without them. Raises FeatureError.
+        """
+        arrays = npz.load(path, ["mu_s", "sigma_s"])
+        if len(arrays) < 2:
+            return None
+        try:
+            return cls(arrays["mu_s"], arrays["sigma_s"])
+        except FeatureError as error:
+            raise FeatureError(f"{path}, mu_s and sigma_s: {error}") from None
 
 
 def check_features(features: np.ndarray, min_count: int = 2) -> np.ndarray:

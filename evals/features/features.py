@@ -174,7 +174,7 @@ class _PartWriter:
         accepted: list[_Loaded] = []
         rejected: list[_Loaded] = []
         features: list[Features] = []
-        inputs = _InputHash()
+        inputs = _InputHash(self.images)
         loaded = self._in_threads(self._load, numbers)
         while batch := list(itertools.islice(loaded, self.batch_size)):
             readable = [image for image in batch if image.prepared is not None]
@@ -206,7 +206,7 @@ class _PartWriter:
             stated = json.loads(str(npz.load(path)["metadata"]))["inputs"]
         except (npz.NpzError, KeyError, ValueError):
             return False  # damaged: computed again
-        inputs = _InputHash()
+        inputs = _InputHash(self.images)
         for number, digest in zip(numbers, self._in_threads(self._digest, numbers), strict=True):
             inputs.add(self.images.key(number), digest)
         return stated == inputs.digest()
@@ -262,10 +262,10 @@ class _PartWriter:
 
 
 class _InputHash:
-    """A hash over the names and the stored bytes of images, in order."""
+    """A hash over what determines the pixels of images: how they are decoded, names and bytes."""
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+    def __init__(self, images: Images) -> None:
+        self._hash = hashlib.sha256(json.dumps(images.metadata, sort_keys=True).encode())
 
     def add(self, key: str, file_digest: bytes) -> None:
         self._hash.update(_digest(key.encode("utf-8", "surrogateescape")) + file_digest + b";")

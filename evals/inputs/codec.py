@@ -18,9 +18,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from data_pipelines.media.images import ImageError, normalise, open_image
+from data_pipelines.media.images import ImageError, normalise
 from data_pipelines.representations.base import Representation, Validity
-from evals.inputs.images import Images
+from evals.inputs.images import Images, OpenAs, rgb
 from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.generation.tokens import TOKENS, Tokens
 
@@ -67,16 +67,23 @@ class GeneratedImages(Images):
       folder: written by `jpeglm_jax.generate`.
       representation: of the model; without it Pillow decodes the files, validity is that of the
         manifest, and units are not counted.
+      open_as: how Pillow's images become pixels, see `images.OpenAs`.
 
     Raises:
       GeneratedError: no manifest, a line of it is damaged, it names files outside the folder, or
         files or tokens are missing.
     """
 
-    def __init__(self, folder: epath.PathLike, representation: Representation | None = None):
-        super().__init__(str(folder))
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        representation: Representation | None = None,
+        open_as: OpenAs = "viewer",
+    ):
+        super().__init__(str(folder), {"open_as": open_as})
         if representation is not None:
-            self.metadata = {"decoded_by": representation.fingerprint}
+            self.metadata["decoded_by"] = representation.fingerprint
+        self._open_as = open_as
         self._folder = epath.Path(folder)
         self._representation = representation
         self._lines = _read_manifest(self._folder)
@@ -139,7 +146,7 @@ class GeneratedImages(Images):
                 if self._tokens is not None:
                     return None
         try:
-            return normalise(open_image(data), "RGB") if data else None
+            return rgb(data, self._open_as) if data else None
         except ImageError:
             return None
 

@@ -1,4 +1,4 @@
-"""Sets of images by number: files of a folder or an archive, records, shards, fitted images.
+"""Sets of images by number: files of a folder or an archive, records, arrays, shards, fitted ones.
 
 `evals.features` extracts features of them, `documents` encodes them. Reading and decoding are
 separate, so that a set can be identified by its bytes alone.
@@ -10,7 +10,7 @@ import abc
 import glob
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from etils import epath
@@ -22,9 +22,23 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shards.reader import MANIFEST
 from data_pipelines.shards.storage import ShardError, open_records
 from data_pipelines.sources import Item, Source, open_source
+from data_pipelines.utils import npz
 
-_KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records")
+_KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records", "npz")
 _RECORDS = ".array_record"
+_ARRAY = "arr_0"  # the images of a sample batch: numpy.savez names arrays by position
+_LABELS = "arr_1"  # the classes, in batches of class-conditional models
+
+# How image files become RGB pixels: as a viewer shows them (orientation, colour profile,
+# transparency on white), or as other evaluation tools read them, `PIL.Image.convert("RGB")`.
+OpenAs = Literal["viewer", "peers"]
+OPEN_AS: tuple[str, ...] = get_args(OpenAs)
+
+
+def rgb(data: bytes, open_as: OpenAs) -> Image.Image:
+    """The pixels of an image file, in mode RGB. Raises ImageError if it does not decode."""
+    image = open_image(data)
+    return image.convert("RGB") if open_as == "peers" else normalise(image, "RGB")
 
 
 class Images(abc.ABC):
@@ -63,7 +77,7 @@ class Images(abc.ABC):
 
     def decode(self, number: int, data: bytes) -> Image.Image:
         """The pixels of an image that was read, in mode RGB. Raises ValueError (ImageError)."""
-        return normalise(open_image(data), "RGB")
+        return rgb(data, "viewer")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -71,11 +85,22 @@ class Images(abc.ABC):
         return ()
 
 
-class SourceImages(Images):
+class ImageFiles(Images):
+    """Images that are stored as files, opened as `open_as` states: see `rgb`."""
+
+    def __init__(self, name: str, open_as: OpenAs):
+        super().__init__(name, {"open_as": open_as})
+        self._open_as = open_as
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        return rgb(data, self._open_as)
+
+
+class SourceImages(ImageFiles):
     """The images of a source, see `data_pipelines.sources`."""
 
-    def __init__(self, source: Source):
-        super().__init__(source.spec)
+    def __init__(self, source: Source, open_as: OpenAs = "viewer"):
+        super().__init__(source.spec, open_as)
         self._source = source
         self._items: Sequence[Item] = list(source.items())
         self.rejected = [(reject.key, reject.reason) for reject in source.rejects]
@@ -104,11 +129,11 @@ class SourceImages(Images):
         return tuple(map(os.path.realpath, glob.glob(argument))) if kind != "tfds" else ()
 
 
-class RecordImages(Images):
+class RecordImages(ImageFiles):
     """Image files as the records of ArrayRecord files."""
 
-    def __init__(self, pattern: str):
-        super().__init__(f"records:{pattern}")
+    def __init__(self, pattern: str, open_as: OpenAs = "viewer"):
+        super().__init__(f"records:{pattern}", open_as)
         self._files = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
         if not self._files:
             raise ValueError(f"{pattern!r} matches no file; expected .array_record files")
@@ -141,6 +166,53 @@ def _open_records(path: str) -> Any:
         return open_records(path)
     except ShardError as error:  # of a user's file, which is no shard
         raise ValueError(f"{error}; expected an ArrayRecord file") from error
+
+
+class ArrayImages(Images):
+    """The images of a sample batch: the array arr_0 of an .npz file, uint8 [N, height, width, 3].
+
+    They are read one at a time, see `npz.Rows`. An array arr_1 of N integers gives their classes.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      NpzError: the file is damaged, or arr_0 is missing or holds Python objects.
+      ValueError: the array holds no RGB images of 8 bits.
+    """
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._rows = npz.Rows(path, _ARRAY)
+        shape, dtype = self._rows.shape, self._rows.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
+            raise ValueError(
+                f"{_ARRAY} in {path} is {dtype} {list(shape)}, expected images: uint8 "
+                "[N, height, width, 3]"
+            )
+        self._labels: np.ndarray | None = None
+        found = npz.headers(path).get(_LABELS)
+        if found and found.shape == shape[:1] and found.dtype.kind in "iu":
+            self._labels = npz.load(path, [_LABELS])[_LABELS]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, number: int) -> str:
+        return f"{number:06d}"
+
+    def label(self, number: int) -> int:
+        return -1 if self._labels is None else int(self._labels[number])
+
+    def read(self, number: int) -> bytes:
+        return self._rows.read(number)
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        return Image.fromarray(np.frombuffer(data, np.uint8).reshape(self._rows.shape[1:]))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (os.path.realpath(self.name),) if "://" not in self.name else ()
 
 
 class ShardImages(Images):
@@ -259,14 +331,16 @@ def require_images(representation: Representation) -> None:
         )
 
 
-def open_images(where: str) -> Images:
+def open_images(where: str, open_as: OpenAs = "viewer") -> Images:
     """Opens the images at a path or of a spec.
 
     Args:
       where: a folder (of image files, of prepared shards, of .array_record files), a tar, an
-        .array_record or .parquet file, or one of these by kind: `digits`, `folder:PATH`,
+        .array_record, .parquet or .npz file, or one of these by kind: `digits`, `folder:PATH`,
         `tar:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `parquet:GLOB`, `records:GLOB` (image files in
-        ArrayRecord), `shards:PATH[,PATH][:SPLIT]` (prepared shards, by default the split eval).
+        ArrayRecord), `npz:PATH` (a sample batch, see `ArrayImages`), `shards:PATH[,PATH][:SPLIT]`
+        (prepared shards, by default the split eval).
+      open_as: how image files become pixels, see `OpenAs`.
 
     Raises:
       ValueError, FileNotFoundError: there are no images.
@@ -281,8 +355,10 @@ def open_images(where: str) -> Images:
             folders, split = argument, "eval"
         return ShardImages(shard_folders(folders), split)
     if kind == "records":
-        return RecordImages(argument)
-    return SourceImages(open_source(f"{kind}:{argument}" if argument else kind))
+        return RecordImages(argument, open_as)
+    if kind == "npz":
+        return ArrayImages(argument)
+    return SourceImages(open_source(f"{kind}:{argument}" if argument else kind), open_as)
 
 
 def _kind_of(where: str) -> str:
@@ -296,9 +372,9 @@ def _kind_of(where: str) -> str:
         return "records"
     if where.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
         return "tar"
-    if where.endswith(".parquet"):
-        return "parquet"
+    if where.endswith((".parquet", ".npz")):
+        return where.rpartition(".")[2]
     raise ValueError(
-        f"there are no images at {where!r}; expected a folder, a tar, an .array_record or "
-        f".parquet file, or one of {', '.join(_KINDS)} with a colon"
+        f"there are no images at {where!r}; expected a folder, a tar, an .array_record, .parquet "
+        f"or .npz file, or one of {', '.join(_KINDS)} with a colon"
     )
