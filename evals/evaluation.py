@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ import jax
 from etils import epath
 
 from data_pipelines.representations.base import Representation
+from data_pipelines.utils import npz
 from evals import gallery, metrics
+from evals.distances import adm
 from evals.distances.statistics import Statistics
 from evals.features import features
 from evals.features.base import INDEX, Extractor, FeatureError, FeatureSet
 from evals.inputs import images
 from evals.inputs.codec import GeneratedImages
-from evals.inputs.images import FittedImages, Images
+from evals.inputs.images import ArrayImages, FittedImages, Images, OpenAs
 from evals.metrics import Side
 from evals.reporting.results import require_result, write_json
 from jpeglm_jax.generation.manifest import MANIFEST, is_unfinished
@@ -41,13 +44,16 @@ def evaluate(
     until: str = "metrics",
     batch_size: int = 32,
     max_neighbours: int = metrics.MAX_NEIGHBOURS,
+    preset: str | None = None,
+    open_as: OpenAs = "viewer",
 ) -> dict[str, Any]:
     """Evaluates a generated set against a reference set.
 
     Args:
       generated: a path or spec of images, see `images.open_images`; a folder that
         `jpeglm_jax.generate` wrote; the folder of one set of an earlier evaluation
-        (`OUT/generated`); or an .npz file of statistics, also of pytorch-fid or clean-fid.
+        (`OUT/generated`); or an .npz file of statistics, also of pytorch-fid, clean-fid or ADM,
+        or of a sample batch.
       references: the same; None stops after the statistics of the generated set.
       out: folder to write: `generated/`, `references/`, `references_coded/` with features and
         stats.npz, and metrics.json.
@@ -60,6 +66,8 @@ def evaluate(
       until: the last of `STEPS` to run.
       batch_size: images per call of the extractor.
       max_neighbours: max images of each set for precision, recall, density and coverage.
+      preset: definitions of the metrics, see `metrics.compare`; None: this project's.
+      open_as: how image files become pixels, see `images.OpenAs`.
 
     Returns:
       The contents of metrics.json; {} if it stopped before the metrics.
@@ -72,7 +80,7 @@ def evaluate(
         raise ValueError(f"found until={until!r}, expected one of {', '.join(STEPS)}")
     out = epath.Path(out)
     require_result(out / "metrics.json")
-    opener = _Sides(out, extractor, batch_size, until)
+    opener = _Sides(out, extractor, batch_size, until, open_as)
     ours = opener.open(generated, representation)
     inputs: dict[str, Images | Side] = {"generated": ours}
     if references is not None:
@@ -86,11 +94,15 @@ def evaluate(
             inputs["references"] = theirs
     if references_coded is not None:
         inputs["references_coded"] = opener.open(references_coded, None)
-    sides = {name: opener.side(name, value) for name, value in inputs.items()}
+    sides: dict[str, Side | None] = {}
+    for name, value in inputs.items():
+        alone = (first := sides.get("generated")) is not None and first.features is None
+        sides[name] = opener.side(name, value, statistics_only=alone)
     if references is None or until != "metrics" or jax.process_index():
         return {}
     outcome = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
-    result = _metrics({name: side for name, side in sides.items() if side}, max_neighbours)
+    known = {name: side for name, side in sides.items() if side}
+    result = _metrics(known, max_neighbours, preset, opener.warnings)
     result = {**result, "codec": outcome, "versions": checkpoint.versions()}
     out.mkdir(parents=True, exist_ok=True)
     _write_gallery(out, inputs, sides, representation, max_neighbours)
@@ -126,28 +138,57 @@ def _is_real(value: Images | Side) -> TypeGuard[Images]:
 class _Sides:
     """Opens the sets of an evaluation and computes their features and statistics, if missing."""
 
-    def __init__(self, out: epath.Path, extractor: Extractor | None, batch_size: int, until: str):
+    def __init__(
+        self,
+        out: epath.Path,
+        extractor: Extractor | None,
+        batch_size: int,
+        until: str,
+        open_as: OpenAs,
+    ):
         self._out, self._extractor = out, extractor
-        self._batch_size, self._until = batch_size, until
+        self._batch_size, self._until, self._open_as = batch_size, until, open_as
+        self._arrays: dict[str, ArrayImages] = {}  # of files with statistics too
+        self.warnings: list[str] = []
 
     def open(self, where: str, representation: Representation | None) -> Images | Side:
         """Returns a `Side` if there are features or statistics at a path already, else images."""
         if where.endswith(".npz"):
-            statistics, metadata = Statistics.load(where)
-            return Side(where, statistics, metadata)
+            return self._open_npz(where)
         folder = epath.Path(where)
         if ":" not in where and folder.is_dir():
             existing = self._features_in(folder)
             if existing is not None:
                 return Side(where, _statistics(folder, existing), existing.metadata, existing)
             if (folder / MANIFEST).is_file():
-                return GeneratedImages(folder, representation)
+                return GeneratedImages(folder, representation, self._open_as)
             if is_unfinished(folder):
                 raise FeatureError(
                     f"{folder} holds a generation job that has not finished: run its command "
                     "again, then evaluate"
                 )
-        return images.open_images(where)
+        return images.open_images(where, self._open_as)
+
+    def _open_npz(self, where: str) -> Images | Side:
+        """Statistics, a sample batch, or both, as in the references of ADM's evaluator."""
+        names = npz.headers(where)
+        if images.ARRAY in names and "mu" not in names:
+            return images.open_images(where)
+        statistics, metadata = Statistics.load(where)
+        spatial = Statistics.load_spatial(where)
+        side = Side(where, statistics, metadata, spatial=spatial, from_file=True)
+        if spatial is None or metadata:
+            return side
+        if images.ARRAY in names and self._extractor is not None:
+            extractor = self._extractor
+            if not adm.are_features_of(extractor.name, extractor.main, extractor.settings):
+                self.warnings.append(
+                    f"mu and sigma in {where} are of Inception's 2,048 features with the resize "
+                    "tf1 and were not used; its statistics are those of its images"
+                )
+                return images.open_images(where)
+            self._arrays[where] = ArrayImages(where)
+        return dataclasses.replace(side, metadata=adm.FEATURES)
 
     def _features_in(self, folder: epath.Path) -> FeatureSet | None:
         """The features in the folder of one set of an evaluation; None for any other folder."""
@@ -162,10 +203,18 @@ class _Sides:
             )
         return FeatureSet.load(complete[0]) if complete else None
 
-    def side(self, name: str, value: Images | Side) -> Side | None:
-        """Computes features and statistics if missing; None if it stops before the statistics."""
+    def side(
+        self, name: str, value: Images | Side, *, statistics_only: bool = False
+    ) -> Side | None:
+        """Computes features and statistics if missing; None if it stops before the statistics.
+
+        Features of a file that holds statistics too are not computed for `statistics_only`.
+        """
+        given = value if isinstance(value, Side) else None
         if isinstance(value, Side):
-            return value
+            if statistics_only or value.name not in self._arrays:
+                return value
+            value = self._arrays[value.name]
         if self._extractor is None:
             raise FeatureError(
                 f"no extractor for the images of {value.name}; give --weights=FILE for the FID "
@@ -175,6 +224,9 @@ class _Sides:
         found = features.extract(value, self._extractor, folder, batch_size=self._batch_size)
         if self._until == "features" or jax.process_index():
             return None
+        if given is not None:
+            metadata = {**found.metadata, "statistics": f"mu and sigma of {given.name}"}
+            return dataclasses.replace(given, metadata=metadata, features=found)
         return Side(value.name, _statistics(folder, found), found.metadata, found)
 
 
@@ -207,14 +259,20 @@ def _require_disjoint(ours: Images | Side, theirs: Images | Side) -> None:
                 )
 
 
-def _metrics(sides: Mapping[str, Side], max_neighbours: int) -> dict[str, Any]:
+def _metrics(
+    sides: Mapping[str, Side], max_neighbours: int, preset: str | None, warnings: list[str]
+) -> dict[str, Any]:
     """The metrics of the model and of the codec floor, with counts, warnings and settings."""
     ours, theirs, coded = (
         sides.get(name) for name in ("generated", "references", "references_coded")
     )
     assert ours is not None and theirs is not None
-    warnings = metrics.require_same_features(ours, theirs) + _warnings(ours, theirs)
-    whole = metrics.compare(ours, theirs, max_neighbours)
+    warnings = [
+        *warnings,
+        *metrics.require_same_features(ours, theirs),
+        *_warnings(ours, theirs),
+    ]
+    whole = metrics.compare(ours, theirs, max_neighbours, preset)
     result: dict[str, Any] = {
         **whole.values,
         "n_generated": ours.n,
@@ -223,8 +281,9 @@ def _metrics(sides: Mapping[str, Side], max_neighbours: int) -> dict[str, Any]:
     }
     if coded is not None:
         warnings += metrics.require_same_features(coded, theirs)
-        result["floor"] = metrics.compare(coded, theirs, max_neighbours).values
-        result["against_coded_references"] = metrics.compare(ours, coded, max_neighbours).values
+        result["floor"] = metrics.compare(coded, theirs, max_neighbours, preset).values
+        against = metrics.compare(ours, coded, max_neighbours, preset)
+        result["against_coded_references"] = against.values
     result["identical_images"] = metrics.identical_images(ours, theirs)
     if result["identical_images"]:
         warnings.append(
@@ -236,6 +295,7 @@ def _metrics(sides: Mapping[str, Side], max_neighbours: int) -> dict[str, Any]:
         "settings": {
             "features": {name: dict(side.metadata) for name, side in sides.items()},
             "max_neighbours": max_neighbours,
+            "preset": preset,
         },
         "rejected": _per_side(sides, lambda found: [list(pair) for pair in found.rejected]),
         "sizes": _per_side(sides, lambda found: dict(found.sizes)),

@@ -23,7 +23,7 @@ from data_pipelines.utils.seeds import MAX_SEED
 from evals import metrics
 from evals.evaluation import STEPS, evaluate
 from evals.features import extractors
-from evals.inputs.images import require_images
+from evals.inputs.images import OPEN_AS, require_images
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
 from jpeglm_jax.generation.options import resolve_labels
@@ -90,6 +90,19 @@ def _representation(values: Any) -> Representation | None:
     return None
 
 
+def _apply_preset(values: Any) -> None:
+    """Sets the flags that a preset stands for. Raises ValueError for those it contradicts."""
+    if values.preset is None:
+        return
+    found = command.given(values, "dims", "resize", "max_neighbours")
+    command.refuse_without_effect(found, f"with --preset={values.preset}, which has its own")
+    if values.features not in ("auto", "inception"):
+        raise ValueError(
+            f"found --features={values.features}, but --preset={values.preset} is of inception"
+        )
+    values.dims, values.resize = "2048", "tf1"
+
+
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
     checkpoint.quiet_libraries()
@@ -103,6 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         found = command.given(values, "representation")
         command.refuse_without_effect(found, "with --workdir, which has its own")
+    _apply_preset(values)
     representation = _representation(values)
     if values.workdir:
         generated, representation = sample(
@@ -121,6 +135,8 @@ def main(arguments: Sequence[str]) -> None:
         until=values.until,
         batch_size=values.batch_size,
         max_neighbours=values.max_neighbours,
+        preset=values.preset,
+        open_as=values.open_as,
     )
     if result:
         print(table(result))
@@ -131,7 +147,7 @@ def _define_flags() -> None:
         "generated",
         None,
         "Generated images: a folder (of a generate job or any), tar, .array_record, shards, an "
-        "earlier OUT/generated, or statistics as .npz.",
+        "earlier OUT/generated, or statistics or a sample batch as .npz.",
     )
     flags.DEFINE_string("workdir", None, "Instead: workdir of a run to generate images with.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
@@ -144,6 +160,20 @@ def _define_flags() -> None:
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
     flags.DEFINE_boolean("floor", True, "Also evaluate the references after the codec.")
     flags.DEFINE_enum("until", "metrics", STEPS, "The last step to run.")
+    flags.DEFINE_enum(
+        "preset",
+        None,
+        metrics.PRESETS,
+        "Definitions of an evaluator. adm: Inception score, precision and recall as there, and "
+        "--dims=2048 --resize=tf1.",
+    )
+    flags.DEFINE_enum(
+        "open_as",
+        "viewer",
+        OPEN_AS,
+        "How image files become pixels. viewer: with EXIF orientation, colour profile, "
+        "transparency on white; peers: without, as other evaluation tools do.",
+    )
     flags.DEFINE_integer("batch_size", 32, "Images per call of the network.", lower_bound=1)
     flags.DEFINE_integer(
         "max_neighbours",

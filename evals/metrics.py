@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.utils.compare import differences
-from evals.distances import frechet, kernels, neighbours
+from evals.distances import adm, frechet, kernels, neighbours
 from evals.distances.frechet import Estimate
 from evals.distances.statistics import Statistics, disjoint
 from evals.features.base import FeatureError, FeatureSet
 
+PRESETS = ("adm",)  # evaluators whose definitions can be chosen, see `evals.distances.adm`
 MAX_NEIGHBOURS = 10_000  # max images per set for precision, recall, density and coverage
 
 # Names of the metrics for features of the FID network, and for other features.
@@ -46,12 +47,16 @@ class Side:
       statistics: of the main feature.
       metadata: of the features, see `FeatureSet`; {} if another tool computed them.
       features: None if there are only statistics.
+      spatial: statistics of the spatial feature, for sFID; None if they are not in a file.
+      from_file: whether `statistics` are those of a file, and not of `features`.
     """
 
     name: str
     statistics: Statistics
     metadata: Mapping[str, Any]
     features: FeatureSet | None = None
+    spatial: Statistics | None = None
+    from_file: bool = False
 
     @property
     def n(self) -> int | None:
@@ -93,13 +98,22 @@ def require_same_features(a: Side, b: Side) -> list[str]:
             "to be those of the other set"
             for name in unknown
         ]
-    different = differences(_settings(a), _settings(b), f"for {a.name}", f"for {b.name}")
+    ours, theirs = _settings(a), _settings(b)
+    if any("computed_by" in side.metadata for side in (a, b)):  # which states less
+        names = ours.keys() & theirs.keys()
+        ours, theirs = ({name: side[name] for name in sorted(names)} for side in (ours, theirs))
+    different = differences(ours, theirs, f"for {a.name}", f"for {b.name}")
     if different:
         raise FeatureError(
             f"the features of both sets differ: {'; '.join(different)}; compute both with the "
             "same settings"
         )
-    return []
+    return [
+        f"{side.name} was computed by {side.metadata['computed_by']}, which does not state the "
+        "weights; they are assumed to be the original ones"
+        for side in (a, b)
+        if "computed_by" in side.metadata
+    ]
 
 
 def _settings(side: Side) -> dict[str, Any]:
@@ -108,13 +122,29 @@ def _settings(side: Side) -> dict[str, Any]:
     return {"features": side.metadata["extractor"], "main": side.metadata["main"], **settings}
 
 
-def compare(generated: Side, references: Side, max_neighbours: int = MAX_NEIGHBOURS) -> Comparison:
+def compare(
+    generated: Side,
+    references: Side,
+    max_neighbours: int = MAX_NEIGHBOURS,
+    preset: str | None = None,
+) -> Comparison:
     """Computes all metrics that the features allow; names the others with the reason.
 
-    Raises FeatureError if the features are not of the same kind, see `require_same_features`.
+    Args:
+      generated: the set to evaluate.
+      references: the set to compare it with.
+      max_neighbours: max images of each set for precision, recall, density and coverage.
+      preset: one of `PRESETS`: Inception score, precision and recall by that evaluator's
+        definitions, of all images.
+
+    Raises FeatureError if the features are not of the same kind, see `require_same_features`, or
+    not those of the preset.
     """
     require_same_features(generated, references)
-    names = metric_names(generated.metadata or references.metadata)
+    metadata = generated.metadata or references.metadata
+    if preset is not None:
+        _require_features_of_preset(metadata, preset)
+    names = metric_names(metadata)
     found = _Collected({}, {})
     ours, theirs = generated.features, references.features
     found.frechet(names["frechet"], generated, references)
@@ -124,26 +154,44 @@ def compare(generated: Side, references: Side, max_neighbours: int = MAX_NEIGHBO
             lambda: frechet.frechet_at_infinity(ours.main, references.statistics),
         )
         if "logits" in ours.features:
-            found.estimate(names["score"], lambda: frechet.inception_score(ours.features["logits"]))
+            score = adm.inception_score if preset == "adm" else frechet.inception_score
+            found.estimate(names["score"], lambda: score(ours.features["logits"]))
+    found.spatial(names["spatial"], generated, references)
     if ours is None or theirs is None:
         side = generated.name if ours is None else references.name
         missing = [names["kernel"], "mmd_gaussian", "precision", "recall", "density", "coverage"]
         for name in missing:
             found.not_computed[name] = f"it needs features, but {side} has only statistics"
         return Comparison(*found)
-    if "spatial" in ours.features and "spatial" in theirs.features:
-        found.estimate(
-            names["spatial"],
-            lambda: frechet.frechet_of_features(
-                ours.features["spatial"], Statistics.of(theirs.features["spatial"])
-            ),
-        )
     found.estimate(names["kernel"], lambda: kernels.kid(ours.main, theirs.main))
     found.estimate("mmd_gaussian", lambda: kernels.mmd_gaussian(ours.main, theirs.main))
     x, y = _subset(ours.main, max_neighbours), _subset(theirs.main, max_neighbours)
-    found.group(("precision", "recall"), lambda: neighbours.precision_recall(x, y))
+    if preset == "adm":
+        of_all = adm.precision_recall
+        found.group(("precision", "recall"), lambda: of_all(ours.main, theirs.main))
+    else:
+        found.group(("precision", "recall"), lambda: neighbours.precision_recall(x, y))
     found.group(("density", "coverage"), lambda: neighbours.density_coverage(x, y))
     return Comparison(*found)
+
+
+def _require_features_of_preset(metadata: Mapping[str, Any], preset: str) -> None:
+    if preset not in PRESETS:
+        raise ValueError(f"found preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    name, main = str(metadata.get("extractor")), str(metadata.get("main"))
+    if not metadata or not adm.are_features_of(name, main, metadata["settings"]):
+        raise FeatureError(
+            f"the features are {name} {main}; the preset {preset} expects "
+            "the 2,048 of Inception with the resize tf1: use --weights of that network and another "
+            "--out, or leave out the preset"
+        )
+
+
+def _spatial(side: Side) -> Statistics | None:
+    if side.spatial is not None or side.features is None:
+        return side.spatial
+    found = side.features.features.get("spatial")
+    return None if found is None else Statistics.of(found)
 
 
 def _subset(features: np.ndarray, max_count: int) -> np.ndarray:
@@ -158,12 +206,23 @@ class _Collected(NamedTuple):
     not_computed: dict[str, str]
 
     def frechet(self, name: str, generated: Side, references: Side) -> None:
-        if generated.features is None:
+        if generated.features is None or generated.from_file:
             self.values[name] = frechet.frechet(generated.statistics, references.statistics)
             self.values[f"{name}_standard_error"] = None
             return
         features = generated.features.main
         self.estimate(name, lambda: frechet.frechet_of_features(features, references.statistics))
+
+    def spatial(self, name: str, generated: Side, references: Side) -> None:
+        theirs = _spatial(references)
+        if theirs is None:
+            return
+        if generated.spatial is not None:
+            self.values[name] = frechet.frechet(generated.spatial, theirs)
+            self.values[f"{name}_standard_error"] = None
+        elif generated.features is not None and "spatial" in generated.features.features:
+            features = generated.features.features["spatial"]
+            self.estimate(name, lambda: frechet.frechet_of_features(features, theirs))
 
     def estimate(self, name: str, function: Callable[[], Estimate]) -> None:
         try:

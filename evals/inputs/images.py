@@ -26,7 +26,7 @@ from data_pipelines.utils import npz
 
 _KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records", "npz")
 _RECORDS = ".array_record"
-_ARRAY = "arr_0"  # the images of a sample batch: numpy.savez names arrays by position
+ARRAY = "arr_0"  # the images of a sample batch: numpy.savez names arrays by position
 _LABELS = "arr_1"  # the classes, in batches of class-conditional models
 
 # How image files become RGB pixels: as a viewer shows them (orientation, colour profile,
@@ -183,11 +183,11 @@ class ArrayImages(Images):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self._rows = npz.Rows(path, _ARRAY)
+        self._rows = npz.Rows(path, ARRAY)
         shape, dtype = self._rows.shape, self._rows.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
             raise ValueError(
-                f"{_ARRAY} in {path} is {dtype} {list(shape)}, expected images: uint8 "
+                f"{ARRAY} in {path} is {dtype} {list(shape)}, expected images: uint8 "
                 "[N, height, width, 3]"
             )
         self._labels: np.ndarray | None = None

@@ -208,6 +208,16 @@ class ArrayImages(Images):
         return png(noise(number))
 
 
+def test_images_that_are_decoded_in_another_way_are_computed_again(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    out = tmp_path / "out"
+    found = [
+        extract(open_images(str(tmp_path), open_as), patches(), out)
+        for open_as in ("viewer", "peers", "viewer")
+    ]
+    assert [features.main.mean() for features in found] == [1, 0, 1]
+
+
 def test_a_user_defined_set_of_images_is_extracted(tmp_path):
     found = extract(ArrayImages(), patches(), tmp_path)
     assert found.keys == ["image 0", "image 1", "image 2"]

@@ -109,3 +109,41 @@ def test_a_path_without_images_is_rejected(tmp_path):
         open_images(str(tmp_path))
     with pytest.raises(ValueError, match="absent.array_record"):
         open_images(str(tmp_path / "absent.array_record"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_and_labels_of_a_sample_batch(tmp_path, save):
+    array = np.stack([photo(number) for number in range(4)])
+    save(tmp_path / "some.npz", array, np.array([3, 0, 2, 2]))
+    images = open_images(str(tmp_path / "some.npz"))
+    check(images)
+    assert [images.label(number) for number in range(4)] == [3, 0, 2, 2]
+    check(open_images(f"npz:{tmp_path / 'some.npz'}"))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), r"float32 \[2, 4, 4, 3\], expected images: uint8"),
+        (np.zeros((2, 3, 4, 4), np.uint8), r"uint8 \[2, 3, 4, 4\]"),
+        (np.zeros((2, 4, 4), np.uint8), r"uint8 \[2, 4, 4\]"),
+        (np.array([None]), "Python objects"),
+    ],
+)
+def test_arrays_that_are_no_images_are_rejected(tmp_path, array, words):
+    np.savez(tmp_path / "some.npz", array)
+    with pytest.raises(ValueError, match=words):
+        open_images(str(tmp_path / "some.npz"))
+
+
+def test_files_are_opened_as_a_viewer_or_as_other_tools_do(tmp_path):
+    image = Image.fromarray(np.dstack([photo(0), np.full((30, 40), 128, np.uint8)]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    viewer, peers = (open_images(str(tmp_path), open_as) for open_as in ("viewer", "peers"))
+    assert viewer.metadata["open_as"] == "viewer" and peers.metadata["open_as"] == "peers"
+    assert pixels(viewer)[0].shape == (40, 30, 3)
+    theirs = np.asarray(Image.open(tmp_path / "turned.png").convert("RGB"))
+    np.testing.assert_array_equal(pixels(peers)[0], theirs)
+    np.testing.assert_array_equal(theirs, photo(0))
