@@ -1,12 +1,14 @@
-"""Tokens of code words compared with bytes and BPE: tokens per image, time, and the constraint.
+"""Tokens of code words compared with bytes and BPE: tokens per image, time, sampling, constraint.
 
     python -m benchmarks.codewords [--photos=FOLDER] [--count=10000] [--parts=tokens,time,...]
 
-Tokens: the tokenizers are trained on random square crops of half of the photos, at 256x256,
-quality 25, 4:2:0, one MCU per restart, tables stripped, and counted on the centre squares of the
-other half, at 256x256 and at 32x32 (trained at 32x32). Time: one image at a time, decoded from a
-1,024x1024 JPEG file, resized and encoded, as preparation does it; CPU time, the best of the rounds.
-The files are made of the photos, each enlarged, or of four of them side by side (`detailed`).
+Tokens: the tokenizers are trained on random square crops of half of the photos, at 256x256, quality
+25, 4:2:0, one MCU per restart, tables stripped, and counted on the centre squares of the other
+half, at 256x256 and at 32x32 (trained at 32x32): the mean, and the 99th percentile. Time: one image
+at a time, decoded from a 1,024x1024 JPEG file, resized and encoded, as preparation does it; CPU
+time, the best of the rounds. The files are made of the photos, each enlarged, or of four of them
+side by side (`detailed`). Sampling: images per second of 64 rows of the mean length at 32x32, from
+an untrained model of 4 layers of width 128 that never ends a document; the best of the rounds.
 Constraint: a step of `allowed` and `advance` for 64 rows at 256x256. Writes
 `benchmarks/results/codewords.json`.
 """
@@ -36,7 +38,13 @@ from data_pipelines.media import images
 from data_pipelines.representations import make
 from data_pipelines.representations.base import Representation
 from data_pipelines.representations.jpeg import codeword_streams
+from data_pipelines.utils.cpus import num_cpus
 from jpeglm_jax.generation.constraint import make_constraint
+from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.config import ModelConfig
+from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.parallel import sharding
 
 RESULTS = Path(__file__).parent / "results" / "codewords.json"
 ROWS = 64
@@ -48,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="searched with subfolders")
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--parts", default="tokens,time,constraint")
+    parser.add_argument("--parts", default="tokens,time,sampling,constraint")
     args = parser.parse_args()
     photos = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not photos:
@@ -62,11 +70,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         trained = train(photos[1::2], args.count, 256, Path(folder), results)
+        small = train(photos[1::2], args.count, 32, Path(folder), {})
         for part in args.parts.split(","):
             if part == "tokens":
                 results[part] = {"256": tokens(trained, photos[0::2])}
-                small = train(photos[1::2], args.count, 32, Path(folder), {})
                 results[part]["32"] = tokens(small, photos[0::2])
+            elif part == "sampling":
+                results[part] = sampling_rates(small, results["tokens"]["32"])
             elif part == "time":
                 results[part] = {
                     "enlarged": prepare_times(trained, enlarged(photos[0::6])),
@@ -106,13 +116,46 @@ def train(
     return found
 
 
-def tokens(trained: dict[str, Representation], photos: list[Path]) -> dict[str, float]:
-    """Mean tokens per image by tokenizer."""
+def tokens(trained: dict[str, Representation], photos: list[Path]) -> dict[str, dict[str, float]]:
+    """Tokens per image by tokenizer: the mean and the 99th percentile."""
     pictures = [Image.open(path).convert("RGB") for path in photos]
-    return {
-        name: float(np.mean([len(representation.encode(picture)) for picture in pictures]))
-        for name, representation in trained.items()
-    }
+    found = {}
+    for name, representation in trained.items():
+        lengths = [len(representation.encode(picture)) for picture in pictures]
+        found[name] = {"mean": float(np.mean(lengths)), "p99": float(np.percentile(lengths, 99))}
+    return found
+
+
+def sampling_rates(
+    trained: dict[str, Representation], lengths: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """Images per second by tokenizer, of documents that all have the mean length."""
+    sharding.split_cpu(num_cpus())
+    mesh = sharding.make_mesh({"replica": -1})
+    found = {}
+    for name, representation in trained.items():
+        shape: Any = dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
+        spec = ModelSpec(
+            ModelConfig(vocab_size=representation.vocab_size, dtype="float32", **shape)
+        )
+        engine = Engine(
+            spec,
+            mesh,
+            SamplingParams(),
+            batch_size=ROWS,
+            seq_len=round(lengths[name]["mean"]) + 1,
+            seed=0,
+            eos=-1,  # no token ends a document
+        )
+        params = spec.init_on(mesh, 0)
+        prompts = [np.array([representation.bos], np.int32)] * ROWS
+
+        def run(engine=engine, params=params, prompts=prompts) -> list[Any]:  # type: ignore
+            return list(engine(params, prompts, range(ROWS)))
+
+        run()  # compiles
+        found[name] = ROWS / min(timed(run) for _ in range(ROUNDS))
+    return found
 
 
 def enlarged(photos: list[Path]) -> list[bytes]:

@@ -87,7 +87,7 @@ def paper(c: ConfigDict) -> None:
     """The paper's AVC-LM (Han et al., arXiv 2408.08459): Llama-2 7B at a sequence length of 32K.
 
     python -m data_pipelines.prepare --config=configs/avc.py:7b --source=tar:gs://VIDEOS/*.tar \
-        --train_tokenizer=1024 --out=gs://SHARDS
+        --out=gs://SHARDS
     python -m jpeglm_jax.train --config=configs/avc.py:7b --config.data.shards=gs://SHARDS \
         --workdir=gs://RUN
 
@@ -99,6 +99,7 @@ def paper(c: ConfigDict) -> None:
     c.steps, c.batch_size, c.seq_len = 20_000, 128, 32_768
     c.mesh.update(sequence=2)  # two chips per sequence: 128 sequences on a pod of 256
     c.data.update(eval_fraction=0.0005)
+    c.data.train_tokenizer.vocab_size = 1024
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=4, batch_size=4, top_p=0.9, top_k=50)
 

@@ -53,6 +53,11 @@ def base() -> ConfigDict:
                 copies=0,  # augmented copies per training image
                 augment=dict(),  # fields of data_pipelines.media.augment.Augment
                 eval_fraction=0.02,  # share of the images in the eval split, by a hash of the key
+                train_tokenizer=dict(  # by preparation, on a sample of the training images
+                    vocab_size=0,  # entries; 0: none is trained
+                    kind="bpe",  # on bytes; or "codewords"
+                    documents=10_000,
+                ),
                 packing="pack",  # whole documents; or "concat": concatenate and cut, as the paper
                 too_long="drop",  # documents longer than the sequence length: drop or cut
             ),
@@ -185,7 +190,7 @@ def paper(c: ConfigDict) -> None:
     """The paper's JPEG-LM (Han et al., arXiv 2408.08459): Llama-2 7B, sequence length 12,288.
 
     python -m data_pipelines.prepare --config=configs/jpeg.py:7b --source=tar:gs://PHOTOS/*.tar \
-        --train_tokenizer=320 --out=gs://SHARDS
+        --out=gs://SHARDS
     python -m jpeglm_jax.train --config=configs/jpeg.py:7b --config.data.shards=gs://SHARDS \
         --workdir=gs://RUN
 
@@ -198,6 +203,7 @@ def paper(c: ConfigDict) -> None:
     """
     c.steps, c.batch_size, c.seq_len = 74_000, 256, 12_288
     c.data.update(eval_fraction=0.0005)
+    c.data.train_tokenizer.vocab_size = 320
     c.evaluate.batches = 8
     c.sample.update(every=5000, num=16, top_p=0.9, top_k=50)
 
@@ -205,8 +211,7 @@ def paper(c: ConfigDict) -> None:
 def paper_v5e256(c: ConfigDict) -> None:
     """The paper's model on a v5e-256: one sequence per chip, as many saved activations as fit.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16 \
-        --vocab_size=320
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5e256 --topology=v5e:16x16
 
     The remat policy was chosen with that command for each policy, see docs/parallelism.md.
     """
@@ -217,8 +222,7 @@ def paper_v5e256(c: ConfigDict) -> None:
 def paper_v5p128(c: ConfigDict) -> None:
     """The paper's model on a v5p-128: 64 chips, the batch in four parts.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4 \
-        --vocab_size=320
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v5p128 --topology=v5p:4x4x4
     """
     paper(c)
     c.optimizer.grad_accum_steps = 4
@@ -228,8 +232,7 @@ def paper_v5p128(c: ConfigDict) -> None:
 def paper_v6e256(c: ConfigDict) -> None:
     """The paper's model on a v6e-256: one sequence per chip.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16 \
-        --vocab_size=320
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b_v6e256 --topology=v6e:16x16
     """
     paper(c)
     c.model.remat = "save_qkv_attention"
@@ -238,8 +241,7 @@ def paper_v6e256(c: ConfigDict) -> None:
 def paper_h100x8(c: ConfigDict) -> None:
     """The paper's model on a machine of eight H100: a row per GPU, the batch in 32 parts.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:8 --vocab_size=320 \
-        --search
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:8 --search
 
     What is kept was chosen by that command and its like, see docs/parallelism.md.
     """
@@ -251,8 +253,7 @@ def paper_h100x8(c: ConfigDict) -> None:
 def paper_h100x32(c: ConfigDict) -> None:
     """The paper's model on four machines of eight H100: a row per GPU, the batch in 8 parts.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:4x8 --vocab_size=320 \
-        --search
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h100:4x8 --search
     """
     paper(c)
     c.optimizer.grad_accum_steps = 8
@@ -262,8 +263,7 @@ def paper_h100x32(c: ConfigDict) -> None:
 def paper_h200x8(c: ConfigDict) -> None:
     """The paper's model on a machine of eight H200: two rows per GPU, the batch in 16 parts.
 
-    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h200:8 --vocab_size=320 \
-        --search
+    python -m jpeglm_jax.compile --config=configs/jpeg.py:7b --topology=h200:8 --search
     """
     paper(c)
     c.optimizer.grad_accum_steps = 16

@@ -82,7 +82,7 @@ def prepare(
       num_shards: shards of the split 'train'; 0 for a number by the size of the source.
       drop_duplicates: whether to drop images whose files are byte-identical to another's.
       train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents,
-        kind, seed).
+        kind, seed); none, or a vocab_size of 0, trains none.
       retry_rejected: whether to retry the images that were rejected before, and only them.
       workers: number of worker processes; 0 for one per core.
       task, num_tasks: index and number of tasks of an array job; a task makes its part of the
@@ -113,7 +113,7 @@ def prepare(
         eval_fraction=eval_fraction,
         num_shards=num_shards,
         drop_duplicates=drop_duplicates,
-        train_tokenizer=dict(train_tokenizer or {}),
+        train_tokenizer=_tokenizer_options(train_tokenizer or {}),
     )
     launchers.check_task(task, num_tasks)
     if workers < 0:
@@ -199,6 +199,11 @@ def _augment_options(copies: int, options: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(f"augment: {error}") from error
 
 
+def _tokenizer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `tokenizer_training.train`; {} if none is to be trained."""
+    return dict(options) if options.get("vocab_size", tokenizer_training.VOCAB_SIZE) else {}
+
+
 def _is_complete(job: Job, retry_rejected: bool) -> bool:
     """Whether the folder has this job's manifest and all its shards."""
     try:
@@ -268,11 +273,12 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
     """Arguments of `prepare` from flags; values without a flag come from the config."""
     values = flags.FLAGS
     config, data = values.config, values.config.data
-    trained = {
+    tokenizer = {
         "vocab_size": values.train_tokenizer,
         "documents": values.tokenizer_documents,
         "kind": values.tokenizer_kind,
     }
+    given = {name: value for name, value in tokenizer.items() if value is not None}
     return {
         "source": data.source if values.source is None else values.source,
         "representation": config.representation.to_dict(),
@@ -285,7 +291,7 @@ def _from_flags(pipeline_arguments: Sequence[str]) -> dict[str, Any]:
         else values.eval_fraction,
         "num_shards": values.num_shards,
         "drop_duplicates": values.drop_duplicates,
-        "train_tokenizer": trained if values.train_tokenizer else None,
+        "train_tokenizer": {**data.get("train_tokenizer", {}), **given} or None,
         "retry_rejected": values.retry_rejected,
         "workers": values.workers,
         "task": values.task,
@@ -347,17 +353,21 @@ def _define_flags() -> None:
     flags.DEFINE_boolean("drop_duplicates", False, "Drop images whose files are byte-identical.")
     flags.DEFINE_integer(
         "train_tokenizer",
-        0,
-        "Train a BPE tokenizer with this many entries (the paper: 320); 0: none.",
+        None,
+        "Train a BPE tokenizer with this many entries (the paper: 320); 0: none. Default: the "
+        "config's.",
     )
     flags.DEFINE_integer(
-        "tokenizer_documents", tokenizer_training.DOCUMENTS, "Images to train the tokenizer on."
+        "tokenizer_documents",
+        None,
+        "Images to train the tokenizer on. Default: the config's (the paper: 10,000).",
     )
     flags.DEFINE_enum(
         "tokenizer_kind",
-        "bpe",
+        None,
         ["bpe", "codewords"],
-        "Train it on bytes, as the paper does, or on JPEG's code words (2,048 entries or more).",
+        "Train it on bytes, as the paper does, or on JPEG's code words (1,024 entries or more). "
+        "Default: the config's.",
     )
     flags.DEFINE_boolean("retry_rejected", False, "Retry only the images that were rejected.")
     flags.DEFINE_integer("workers", 0, "Worker processes; 0: one per core.")

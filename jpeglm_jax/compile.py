@@ -38,15 +38,12 @@ def main(arguments: Sequence[str]) -> None:
         found = search.search(
             config,
             devices,
-            values.vocab_size,
             tried=lambda report: print(search.line(report), flush=True),
         )
         print(search.best(found))
         result: object = [{"topology": topology} | report for report in found]
     else:
-        result = {"topology": topology} | compile_step(
-            config, devices, values.vocab_size, registers=True
-        )
+        result = {"topology": topology} | compile_step(config, devices, registers=True)
         print(text(result))
     if values.json:
         epath.Path(values.json).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -59,7 +56,6 @@ def _define_flags() -> None:
     )
     flags.mark_flags_as_required(["config", "topology"])
     flags.DEFINE_bool("search", False, "Find the remat policy, kernel and rows per device.")
-    flags.DEFINE_integer("vocab_size", 0, "Of a tokenizer that is not trained yet.")
     flags.DEFINE_string("json", None, "Where to write the numbers.")
 
 

@@ -32,24 +32,23 @@ from jpeglm_jax.training.step import TrainStep, check_mesh, compile_train_step
 GIB = 2**30
 
 
-def make_train_step(config: ConfigDict, platform: str, vocab_size: int = 0) -> TrainStep:
+def make_train_step(config: ConfigDict, platform: str) -> TrainStep:
     """The train step of a run, without its data.
 
     Args:
       config: the run's.
       platform: what it will run on: "cpu", "gpu" or "tpu".
-      vocab_size: for a tokenizer that is not trained yet; 0: that of the configuration.
 
     Raises:
       ValueError: a representation or tokenizer that cannot be made.
     """
-    if vocab_size:
-        eos = 1
+    # Labels are known when data is prepared: without data, a thousand of them.
+    labels = 1000 if config.data.conditional else 0
+    if config.data.train_tokenizer.vocab_size:  # preparation will train it
+        vocab_size, eos = config.data.train_tokenizer.vocab_size + labels, 1
     else:
         from data_pipelines import representations  # needs the codecs, which a GPU machine may lack
 
-        # Labels are known when data is prepared: without data, a thousand of them.
-        labels = 1000 if config.data.conditional else 0
         made = representations.make(**config.representation.to_dict(), num_labels=labels)
         vocab_size, eos = made.vocab_size, made.eos
     model = model_config(config.model, vocab_size, platform)
@@ -71,7 +70,6 @@ def attention_shape(model: ModelConfig, seq_len: int, device_kind: str) -> Atten
 def compile_step(
     config: ConfigDict,
     devices: Sequence[jax.Device],
-    vocab_size: int = 0,
     *,
     registers: bool = False,
 ) -> dict[str, Any]:
@@ -80,7 +78,6 @@ def compile_step(
     Args:
       config: the run's.
       devices: described or present; see `topologies.describe`.
-      vocab_size: for a tokenizer that is not trained yet; 0: that of the configuration.
       registers: also assemble the attention kernels of a GPU, where `ptxas` is installed.
 
     Returns:
@@ -101,7 +98,7 @@ def compile_step(
         slices=config.mesh.slices,
         devices=devices,
     )
-    train_step = make_train_step(config, devices[0].platform, vocab_size)
+    train_step = make_train_step(config, devices[0].platform)
     check_mesh(config, train_step.model.config, mesh)
     report = description(config, train_step, mesh)
     started = time.monotonic()

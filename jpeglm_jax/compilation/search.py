@@ -25,7 +25,6 @@ POLICIES = tuple(name for name in REMAT_POLICIES if not name.startswith("offload
 def search(
     config: ConfigDict,
     devices: Sequence[jax.Device],
-    vocab_size: int = 0,
     *,
     tried: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> list[dict[str, Any]]:
@@ -34,7 +33,6 @@ def search(
     Args:
       config: the run's; its batch is divided into as many parts as the rows per device ask for.
       devices: see `topologies.describe`.
-      vocab_size: for a tokenizer that is not trained yet; 0: that of the configuration.
       tried: called with the report of each candidate as soon as it is known.
 
     Returns:
@@ -44,13 +42,13 @@ def search(
       ValueError: no number of rows divides the batch; devices without rates or memory size.
     """
     reports = []
-    for kernel in kernels(config, devices, vocab_size):
+    for kernel in kernels(config, devices):
         start = 0  # the first policy that may fit
         least = float("inf")
         for rows in rows_per_device(config, devices):
             for number in range(start, len(POLICIES)):
                 candidate = candidate_config(config, devices, rows, kernel, POLICIES[number])
-                report = compile_step(candidate, devices, vocab_size)
+                report = compile_step(candidate, devices)
                 if report["fits"] is None or (report["fits"] and not report["estimated_seconds"]):
                     raise ValueError(
                         f"{report['device_kind']} has no memory or rates in chips.py; expected "
@@ -70,12 +68,12 @@ def search(
     )
 
 
-def kernels(config: ConfigDict, devices: Sequence[jax.Device], vocab_size: int) -> list[str]:
+def kernels(config: ConfigDict, devices: Sequence[jax.Device]) -> list[str]:
     """Attention kernels to try: the configured one, or for "auto" all that take the shape."""
     if config.model.attention != "auto":
         return [config.model.attention]
     device = devices[0]
-    model = make_train_step(config, device.platform, vocab_size).model.config
+    model = make_train_step(config, device.platform).model.config
     shape = attention_shape(model, config.seq_len, device.device_kind)
     able = []
     for name, platforms in IMPLEMENTATIONS.items():

@@ -92,6 +92,7 @@ def prepare_here(config: ConfigDict, workdir: epath.Path) -> None:
             copies=config.data.copies,
             augment=config.data.augment.to_dict(),
             eval_fraction=config.data.eval_fraction,
+            train_tokenizer=config.data.train_tokenizer.to_dict(),
         )
     )
 

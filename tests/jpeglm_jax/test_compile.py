@@ -271,7 +271,7 @@ class Compiler:
         monkeypatch.setattr(search, "compile_step", self)
         monkeypatch.setattr(search, "kernels", lambda *_: ["fast", "slow"])
 
-    def __call__(self, config, devices, vocab_size):
+    def __call__(self, config, devices):
         model, parts = config.model, config.optimizer.grad_accum_steps
         rows = config.batch_size // len(devices) // parts
         self.calls.append((model.attention, rows, model.remat))
@@ -319,9 +319,9 @@ def test_a_batch_that_the_devices_do_not_divide_is_rejected_by_the_search():
 
 def test_the_search_tries_the_kernels_that_can_take_the_shape():
     config = tiny(**{"model.attention": "auto"})
-    assert search.kernels(config, jax.devices(), 0) == ["xla"]
+    assert search.kernels(config, jax.devices()) == ["xla"]
     config.model.attention = "chunked"
-    assert search.kernels(config, jax.devices(), 0) == ["chunked"]
+    assert search.kernels(config, jax.devices()) == ["chunked"]
 
 
 @pytest.mark.slow
@@ -332,8 +332,7 @@ def test_a_pod_is_compiled_for_without_a_tpu(tmp_path):
     changes = dict(layers=2, width=512, heads=4, kv_heads=4, ffn=1024)
     subprocess.run(
         [sys.executable, "-m", "jpeglm_jax.compile", "--config=configs/jpeg.py:7b"]
-        + ["--topology=v5e:4x4", f"--json={out}", "--config.batch_size=16"]
-        + ["--config.seq_len=2048", "--vocab_size=320"]
+        + ["--topology=v5e:4x4", f"--json={out}", "--config.batch_size=16", "--config.seq_len=2048"]
         + [f"--config.model.{key}={value}" for key, value in changes.items()],
         check=True,
     )
@@ -352,7 +351,7 @@ def test_gpus_are_compiled_for_without_a_gpu(tmp_path, attention):
     """The paper's step on eight H100, all of it: half a minute."""
     out = tmp_path / "report.json"
     command = [sys.executable, "-m", "jpeglm_jax.compile", "--config=configs/jpeg.py:7b"]
-    command += ["--topology=h100:8", "--vocab_size=320", "--config.batch_size=8", f"--json={out}"]
+    command += ["--topology=h100:8", "--config.batch_size=8", f"--json={out}"]
     command += ["--config.model.remat=minimal_with_attention"]
     subprocess.run([*command, f"--config.model.attention={attention}"], check=True)
     report = json.loads(out.read_text())

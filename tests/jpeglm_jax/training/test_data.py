@@ -8,6 +8,7 @@ from etils import epath
 
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import DamagedShard
+from jpeglm_jax.compilation.report import make_train_step as make_report_step
 from jpeglm_jax.train import train
 from jpeglm_jax.training.data import open_data
 from jpeglm_jax.training.step import make_train_step
@@ -46,6 +47,21 @@ def test_a_run_mixes_folders_in_shares_that_change_at_a_step(
     assert last["eval/loss"] > 0
     meta = json.loads((tmp_path / "run" / "config.json").read_text())
     assert meta["data"]["mixture_weights"] == [[0, [1, 0]], [3, [1, 3]]]
+
+
+def test_a_run_that_prepares_its_source_trains_the_tokenizer_that_its_configuration_asks_for(
+    tmp_path,
+):
+    config = tiny(2)
+    config.data.update(source="digits", eval_fraction=0.1)
+    config.data.train_tokenizer.update(vocab_size=640, kind="codewords", documents=200)
+    data = open_data(config, epath.Path(tmp_path))
+    assert data.representation.num_codes == 640
+    (part,) = data.train.parts
+    assert part.lengths.mean() < 20, "of 28 bytes"
+    assert make_report_step(config, "cpu").model.config.vocab_size == 640 + 1000
+    again = open_data(config, epath.Path(tmp_path))
+    assert again.representation == data.representation
 
 
 def test_weights_for_other_folders_are_refused_in_words(digit_shards, tmp_path):
