@@ -37,7 +37,7 @@ from benchmarks.tokenizer import PHOTOS, SUFFIXES, random_square
 from data_pipelines.media import images
 from data_pipelines.representations import make
 from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg import codeword_streams
+from data_pipelines.representations.codewords import compiled
 from data_pipelines.utils.cpus import num_cpus
 from jpeglm_jax.generation.constraint import make_constraint
 from jpeglm_jax.generation.engine import Engine
@@ -47,6 +47,7 @@ from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel import sharding
 
 RESULTS = Path(__file__).parent / "results" / "codewords.json"
+_MERGES = "data_pipelines.representations.codewords.merges"
 ROWS = 64
 ROUNDS = 5
 STEPS = 200
@@ -191,22 +192,22 @@ def _file(image: Image.Image) -> bytes:
 
 def prepare_times(trained: dict[str, Representation], files: list[bytes]) -> dict[str, Any]:
     """Milliseconds per image by tokenizer, and how much more than with bytes."""
-    compiled = codeword_streams.kernel()
-    candidates = [(name, name, compiled) for name in trained]
-    if compiled is not None:
+    has_numba = compiled.module(_MERGES) is not None
+    candidates = [(name, name, compiled.module) for name in trained]
+    if has_numba:
         words = [name for name in trained if name.startswith("codewords")]
-        candidates += [(f"{name}, without numba", name, None) for name in words]
+        candidates += [(f"{name}, without numba", name, lambda _: None) for name in words]
     best = {label: float("inf") for label, _, _ in candidates}
     for _ in range(ROUNDS):
-        for label, name, kernel in candidates:
-            with mock.patch.object(codeword_streams, "kernel", lambda kernel=kernel: kernel):
+        for label, name, module in candidates:
+            with mock.patch.object(compiled, "module", module):
                 begin = time.process_time()
                 for file in files:
                     trained[name].encode(images.open_image(file))
                 best[label] = min(best[label], (time.process_time() - begin) / len(files) * 1e3)
     return {
         "images": len(files),
-        "compiled": compiled is not None,
+        "compiled": has_numba,
         "bytes_per_file": float(np.mean([len(file) for file in files])),
         "ms_per_image": best,
         "more_than_bytes": {name: ms / best["bytes"] - 1 for name, ms in best.items()},

@@ -35,7 +35,7 @@ def base() -> ConfigDict:
             qp=37,
             slice_mbs=1,  # macroblocks per slice; 0: one slice per frame
             strip="none",  # constant parts that are not tokens: none, or headers (parameter sets)
-            tokenizer="bytes",  # or the path of a SentencePiece model
+            tokenizer="bytes",  # or "codewords", or the path of a SentencePiece model
         )
     )
     return config

@@ -366,7 +366,7 @@ def _define_flags() -> None:
         "tokenizer_kind",
         None,
         ["bpe", "codewords"],
-        "Train it on bytes, as the paper does, or on JPEG's code words (1,024 entries or more). "
+        "Train it on bytes, as the papers do, or on code words (1,024 entries or more). "
         "Default: the config's.",
     )
     flags.DEFINE_boolean("retry_rejected", False, "Retry only the images that were rejected.")

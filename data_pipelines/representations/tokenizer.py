@@ -31,6 +31,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ from etils import epath
 
 TOKENIZER_FILE = "tokenizer.model"  # the SentencePiece model, in the folder of a representation
 
-CODEWORDS_PREFIX = "<jpeg_codewords:"  # of a control piece in models that are not over bytes
+# The control piece in models over code words: which codec's, and a hash (`codewords.alphabet`).
+CODEWORDS = re.compile(r"<[a-z0-9]+_codewords:[A-Za-z0-9:]+>")
 
 _FIRST_CHARACTER = 10240
 _MAX_VOCAB_SIZE = 1 << 16
@@ -265,10 +267,10 @@ class BpeTokenizer(Tokenizer):
             )
         controls = filter(processor.is_control, range(processor.get_piece_size()))
         for name in map(processor.id_to_piece, controls):
-            if name.startswith(CODEWORDS_PREFIX):
+            if CODEWORDS.match(name):
                 raise ValueError(
-                    f"the SentencePiece model was trained on {name}, the code words of JPEG, "
-                    'expected one on bytes: use it with the representation "jpeg"'
+                    f"the SentencePiece model was trained on {name}, the code words of a codec, "
+                    "expected one on bytes: use it with that codec's representation"
                 )
         if not any(self.token_bytes):
             raise ValueError(

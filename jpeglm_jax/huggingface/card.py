@@ -10,7 +10,7 @@ import json
 from etils import epath
 
 from data_pipelines.representations.base import Representation
-from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
+from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer
 from jpeglm_jax.model.config import ModelConfig
 

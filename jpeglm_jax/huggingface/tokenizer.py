@@ -1,7 +1,7 @@
 """Tokenizer files for `transformers`: text of one character per byte <-> token ids.
 
 Byte b is the character chr(10240 + b), as in JPEG-LM (arXiv 2408.08459); code words have characters
-of their own (`data_pipelines.representations.jpeg.codewords`). A SentencePiece model is exported
+of their own (`data_pipelines.representations.codewords`). A SentencePiece model is exported
 unchanged, for LlamaTokenizer. One token per character becomes a tokenizer.json that splits a text
 into its characters. Label tokens are added tokens, written `<label_K>`. `convert to_hf` writes
 them.

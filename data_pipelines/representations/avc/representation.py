@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import av
@@ -24,9 +24,12 @@ from data_pipelines.media import Kind, videos
 from data_pipelines.representations import base
 from data_pipelines.representations.avc import bitstream, decoder, validity
 from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
+from data_pipelines.representations.avc.codeword_streams import Streams
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
 from data_pipelines.representations.avc.mp4 import to_mp4
+from data_pipelines.representations.codewords import tokenizer as codeword_tokenizer
+from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
 # The first slice of an IDR picture (its first_mb_in_slice, 0, is a single bit 1), as x264 writes it
@@ -49,7 +52,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
       slice_mbs: macroblocks per slice; 0 makes each frame one slice. 1 corresponds to a restart
         marker after each MCU in JPEG.
       strip: what is removed from the stream: "none" or "headers".
-      tokenizer: bytes -> tokens.
+      tokenizer: bytes -> tokens: single bytes, BPE over bytes, or code words.
 
     Raises:
       ValueError: an option out of its range.
@@ -92,6 +95,40 @@ class AvcRepresentation(base.TokenizedRepresentation):
         if self.min_frames is not None:
             _check_frames("min_frames", self.min_frames, self.frames)
         self.format.constants  # noqa: B018  computing them checks the encoder
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            object.__setattr__(self, "tokenizer", self.tokenizer.with_streams(self.streams))
+
+    @classmethod
+    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
+        """See `TokenizedRepresentation.load_tokenizer`; "codewords" is one id per code word."""
+        found = codeword_tokenizer.load(spec, num_labels, cls._streams_of(options))
+        return found or super().load_tokenizer(spec, num_labels, options)
+
+    @classmethod
+    def tokenizer_from_config(
+        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
+    ) -> Tokenizer:
+        """See `TokenizedRepresentation.tokenizer_from_config`."""
+        if config["kind"] == codeword_tokenizer.KIND:
+            return codeword_tokenizer.from_config(config, model, cls._streams_of(options))
+        return super().tokenizer_from_config(config, model, options)
+
+    @classmethod
+    def _streams_of(cls, options: Mapping[str, Any]) -> Streams:
+        """The streams of a representation with these options; unknown ones are ignored here."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: options[name] for name in fields & set(options)}).streams
+
+    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
+        """See `TokenizedRepresentation.train_tokenizer`; kind may also be "codewords"."""
+        if kind == codeword_tokenizer.KIND:
+            return codeword_tokenizer.train(documents, self.streams, vocab_size)
+        return super().train_tokenizer(documents, vocab_size, kind)
+
+    @property
+    def streams(self) -> Streams:
+        """Reads and writes the streams as code words."""
+        return Streams(self.format, self.strip == "none")
 
     @property
     def format(self) -> AvcFormat:
@@ -263,7 +300,10 @@ class AvcRepresentation(base.TokenizedRepresentation):
                 f"the stream is damaged before the cut at frame {frames}: {found.error}"
             )
         if frames == 0:
-            end = len(self.format.constants.prefix) if self.strip == "none" else 0
+            # The word of a slice has the parameter sets before it.
+            in_words = isinstance(self.tokenizer, CodewordTokenizer)
+            headers = self.strip == "none" and not in_words
+            end = len(self.format.constants.prefix) if headers else 0
         elif frames < len(found.starts):
             end = found.starts[frames]
         elif found.error and frames < total:
@@ -319,6 +359,17 @@ class AvcRepresentation(base.TokenizedRepresentation):
             min_frames=self.min_clip_frames,
             max_frames=self.frames,
         )
+
+    def token_machine(
+        self, size: tuple[int, int] | None = None
+    ) -> base.TokenMachine | base.TokenizedByteMachine:
+        """The machine over the bytes of tokens. Raises ValueError for code words."""
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            raise ValueError(
+                "H.264 code words have no state machine, which constrained sampling needs; sample "
+                'without --constrain, or train with tokenizer="bytes" or BPE over bytes'
+            )
+        return super().token_machine(size)
 
     def to_config(self) -> dict[str, Any]:
         return {

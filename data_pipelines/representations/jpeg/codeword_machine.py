@@ -36,8 +36,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.representations.base import UNREACHABLE, Array
+from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg import codewords
-from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
+from data_pipelines.representations.jpeg.codeword_streams import Streams
 from data_pipelines.representations.jpeg.codewords import (
     AC,
     AMPLITUDE,
@@ -219,7 +220,7 @@ class CodewordMachine(NamedTuple):
         return xp.where(segments > 0, (segments - 1) * segment + last, 0)
 
 
-def machine(tokenizer: CodewordTokenizer, size: tuple[int, int]) -> CodewordMachine:
+def machine(tokenizer: CodewordTokenizer[Streams], size: tuple[int, int]) -> CodewordMachine:
     """The machine of documents of one size (width, height).
 
     Raises ValueError for a tokenizer with tokens of more than 31 code words.
@@ -261,7 +262,7 @@ class _Tables(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _tables(
-    tokenizer: CodewordTokenizer, header: tuple[int, ...], interval: int, last_mcus: int
+    tokenizer: CodewordTokenizer[Streams], header: tuple[int, ...], interval: int, last_mcus: int
 ) -> _Tables:
     """Tables for images of some size; interval: 0 without restart markers."""
     pieces = tokenizer.token_letters
@@ -322,7 +323,7 @@ class _Simulation:
     @classmethod
     def begin(
         cls,
-        tokenizer: CodewordTokenizer,
+        tokenizer: CodewordTokenizer[Streams],
         header: tuple[int, ...],
         interval: int,
         last_mcus: int,

@@ -19,8 +19,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import itertools
 import operator
 import types
@@ -29,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.representations.codewords import compiled
 from data_pipelines.representations.jpeg import codewords
 from data_pipelines.representations.jpeg.automaton import START, Automaton, automaton
 from data_pipelines.representations.jpeg.codewords import (
@@ -44,15 +43,7 @@ from data_pipelines.representations.jpeg.codewords import (
 from data_pipelines.representations.jpeg.format import Header, JpegFormat
 from data_pipelines.representations.jpeg.huffman import EOB
 
-
-@functools.cache
-def kernel() -> types.ModuleType | None:
-    """The module `codeword_kernel`; None without numba."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    return importlib.import_module("data_pipelines.representations.jpeg.codeword_kernel")
-
-
+_KERNEL = "data_pipelines.representations.jpeg.codeword_kernel"
 # After a scan: no marker of a file looks like this, and its FF never pairs with the last byte.
 _SENTINEL = b"\xff\x01"
 
@@ -116,7 +107,41 @@ class Streams:
             return np.frombuffer(stream, np.uint8).astype(np.uint16)
         head = np.array(self.header_letters(size), np.uint16)
         scan = stream[len(self.header.data) :]
-        return np.concatenate([head, _read_scan(scan, self._tables, kernel())])
+        return np.concatenate([head, _read_scan(scan, self._tables, compiled.module(_KERNEL))])
+
+    def leading(self, letters: np.ndarray, mcus: int) -> np.ndarray:
+        """The letters of a stream's header and first MCUs, the marker after them included.
+
+        Raises ValueError if the stream is damaged before that place, which a damaged segment is
+        from its beginning.
+        """
+        meaning = self.alphabet.letters
+        blocks = len(self.settings.block_components)
+        interval = self.settings.restart_interval
+        head = len(self.header_letters((1, 1)))
+        if not mcus:
+            return letters[:head]
+        kind = meaning.kind[letters]
+        begins = np.flatnonzero(kind == DC)  # each block begins with one
+        markers = np.flatnonzero(kind == MARKER)
+        if interval:
+            markers = markers[: mcus // interval]
+        numbers = np.arange(len(markers))
+        ordered = (meaning.value[letters[markers]] == RST0 + numbers % 8) & (
+            np.searchsorted(begins, markers) == (numbers + 1) * interval * blocks
+        )
+        # The marker after the last MCU, or the next one's first code.
+        if interval and mcus % interval == 0:
+            ends = markers[mcus // interval - 1 :] + 1
+        else:
+            ends = begins[mcus * blocks :]
+        whole = len(ends) > 0 and (ordered.all() if interval else True)
+        if not whole or (kind[head : int(ends[0])] == codewords.BYTE).any():
+            raise ValueError(
+                f"the stream is damaged before the end of MCU {mcus - 1}, so its beginning cannot "
+                "be cut there"
+            )
+        return letters[: int(ends[0])]
 
     @functools.cached_property
     def _tables(self) -> _Tables:
@@ -338,13 +363,13 @@ def _tables(settings: JpegFormat) -> _Tables:
     return _Tables(settings, alphabet, blocks, codes.ravel())
 
 
-def _read_scan(scan: bytes, tables: _Tables, compiled: types.ModuleType | None) -> np.ndarray:
+def _read_scan(scan: bytes, tables: _Tables, kernel: types.ModuleType | None) -> np.ndarray:
     """Any bytes after the header -> letters, uint16 [n]."""
     raw = np.frombuffer(scan + _SENTINEL, np.uint8)
-    if compiled is not None:
+    if kernel is not None:
         amplitudes = (_AMPLITUDE_LETTERS, _FIRST_BITS)
         restart = tables.alphabet.restart
-        return compiled.read_scan(raw, tables.codes, tables.blocks, *amplitudes, restart)
+        return kernel.read_scan(raw, tables.codes, tables.blocks, *amplitudes, restart)
     ff = np.flatnonzero(raw == 0xFF)
     after_ff = raw[ff + 1]
     stuffing = ff[after_ff == 0] + 1

@@ -26,18 +26,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.representations.codewords import alphabet as alphabets
+from data_pipelines.representations.codewords.alphabet import NUM_BYTES, character
 from data_pipelines.representations.jpeg.format import JpegFormat
 from data_pipelines.representations.jpeg.huffman import EOB, ZRL, HuffmanTable, block_tables
-from data_pipelines.representations.tokenizer import CODEWORDS_PREFIX
 
-NUM_BYTES = 256
 _JOINED_BITS, _JOINED_WORD = (
     3,
     11,
@@ -48,12 +46,9 @@ RST0, EOI_CODE = 0xD0, 0xD9
 
 BYTE, HEADER, MARKER, AMPLITUDE, DC, AC = range(6)  # kinds of letters
 
-_FIRST_BYTE_CHARACTER = 0x2800
-_FIRST_WORD_CHARACTER = 0x4E00
-
 
 @dataclasses.dataclass(frozen=True)
-class Alphabet:
+class Alphabet(alphabets.Alphabet):
     """The letters of images with these Huffman tables.
 
     Attributes:
@@ -75,16 +70,9 @@ class Alphabet:
     def __len__(self) -> int:
         return len(self.letters.kind)
 
-    @functools.cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the meaning of all letters, in hex."""
-        text = json.dumps(self.describe(), separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
     @property
-    def name(self) -> str:
-        """The name of the alphabet in the models that are trained on it."""
-        return f"{CODEWORDS_PREFIX}{self.mode}:{self.sha256[:16]}>"
+    def family(self) -> str:
+        return f"jpeg_codewords:{self.mode}"
 
     def describe(self) -> list[dict[str, Any]]:
         """Each letter with its character, meaning and bits, as plain JSON values."""
@@ -223,30 +211,3 @@ def block_table_indices(settings: JpegFormat) -> tuple[int, ...]:
     """Index into `Alphabet.tables` of each block of an MCU, in the order of the scan."""
     pairs = block_tables(settings)
     return tuple(alphabet(settings).tables.index(pair) for pair in pairs)
-
-
-def character(letter: int) -> str:
-    """The character of a letter in a SentencePiece model."""
-    if letter < NUM_BYTES:
-        return chr(_FIRST_BYTE_CHARACTER + letter)
-    return chr(_FIRST_WORD_CHARACTER + letter - NUM_BYTES)
-
-
-def to_text(letters: np.ndarray) -> str:
-    """Letters, integer [n] -> their characters."""
-    letters = letters.astype("<u2")
-    shift = np.where(
-        letters < NUM_BYTES, _FIRST_BYTE_CHARACTER, _FIRST_WORD_CHARACTER - NUM_BYTES
-    ).astype("<u2")
-    return (letters + shift).tobytes().decode("utf-16-le")
-
-
-def from_text(text: str, num_letters: int) -> np.ndarray | None:
-    """Characters -> letters, int32 [n]; None if any is no character of an alphabet of this size."""
-    codes = np.array([ord(one) for one in text], np.int64)
-    is_byte = (codes >= _FIRST_BYTE_CHARACTER) & (codes < _FIRST_BYTE_CHARACTER + NUM_BYTES)
-    letters = np.where(
-        is_byte, codes - _FIRST_BYTE_CHARACTER, codes - _FIRST_WORD_CHARACTER + NUM_BYTES
-    )
-    known = is_byte | ((letters >= NUM_BYTES) & (letters < num_letters))
-    return letters.astype(np.int32) if known.all() else None

@@ -22,15 +22,11 @@ from PIL import Image, features
 
 from data_pipelines.media import images
 from data_pipelines.representations import base
-from data_pipelines.representations.jpeg import (
-    codeword_machine,
-    codeword_tokenizer,
-    coefficients,
-    validity,
-)
+from data_pipelines.representations.codewords import tokenizer as codeword_tokenizer
+from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
+from data_pipelines.representations.jpeg import codeword_machine, coefficients, validity
 from data_pipelines.representations.jpeg.byte_machine import JpegMachine, make_machine
 from data_pipelines.representations.jpeg.codeword_streams import Streams
-from data_pipelines.representations.jpeg.codeword_tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg.format import (
     EOI,
     MAX_SIDE,
@@ -269,7 +265,10 @@ class JpegRepresentation(base.TokenizedRepresentation):
         step = 8 if as_script else geometry.columns
         mcus = int(ratio * (geometry.mcus // step)) * step
         if isinstance(self.tokenizer, CodewordTokenizer):
-            return tokens if mcus == geometry.mcus else self.tokenizer.prompt(stream, mcus)
+            if mcus == geometry.mcus:
+                return tokens
+            letters = self.streams.leading(self.streams.read(stream), mcus)
+            return self.tokenizer.encode_letters(letters)
         end = validity.offset_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 

@@ -1,18 +1,18 @@
-"""Tokens of whole JPEG code words: one id for each letter of the alphabet, or BPE over letters.
+"""Tokens of whole code words: one id for each letter of the alphabet, or BPE over letters.
 
 | ids          | without a model      | with a SentencePiece model                            |
 |--------------|----------------------|-------------------------------------------------------|
 | bytes        | 0-255                | pieces of one character, chr(0x2800 + byte)           |
-| code words   | 256 to 255 + w       | pieces of characters chr(0x4E00 + w), see `codewords` |
+| code words   | 256 to 255 + w       | pieces of characters chr(0x4E00 + w), see `alphabet`  |
 | BOS, EOS     | 256 + w, 257 + w     | the model's own (1 and 2 as trained here; 0 is UNK)   |
 | label k      | 258 + w + k          | number of pieces + k                                  |
 
-w is the number of code words: 588 for colour, 361 for grey.
+w is the number of the codec's code words (docs/codewords.md).
 
-A trained model names its alphabet in a control piece, `<jpeg_codewords:MODE:HASH>`, so a model for
-other Huffman tables is refused. In `transformers` the model is read like that of `tokenizer`; the
-text of a stream is `CodewordTokenizer.to_text`. `alphabet.json`, next to a saved model, lists the
-character, the meaning and the bits of each letter.
+A trained model names its alphabet in a control piece, such as `<jpeg_codewords:MODE:HASH>`, so a
+model for other code tables is refused. In `transformers` the model is read like that of
+`representations.tokenizer`; the text of a stream is `CodewordTokenizer.to_text`. `alphabet.json`,
+next to a saved model, lists the character and the meaning of each letter.
 
 Tokens do not stand for whole bytes: the number of codec bytes is a property of a document,
 `len(tokenizer.decode(tokens))`, not of its tokens.
@@ -25,24 +25,29 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
 from data_pipelines.representations import tokenizer as tokenizers
-from data_pipelines.representations.jpeg import codeword_streams, codewords
-from data_pipelines.representations.jpeg.codeword_streams import Streams
+from data_pipelines.representations.codewords import alphabet as codewords
+from data_pipelines.representations.codewords import compiled
+from data_pipelines.representations.codewords.alphabet import Streams
 
 SPEC = "codewords"  # of the tokenizer without a model, in configurations
 KIND = "codewords"  # in `to_config`
 ALPHABET_FILE = "alphabet.json"
+_MERGES = "data_pipelines.representations.codewords.merges"
+
+
+S = TypeVar("S", bound=Streams)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class CodewordTokenizer(tokenizers.Tokenizer):
-    """JPEG streams of fixed settings <-> tokens of whole code words.
+class CodewordTokenizer(tokenizers.Tokenizer, Generic[S]):
+    """Streams of fixed settings <-> tokens of whole code words.
 
     Attributes:
       streams: reads and writes the letters of streams; its settings decide the alphabet.
@@ -53,7 +58,7 @@ class CodewordTokenizer(tokenizers.Tokenizer):
       ValueError: not a SentencePiece model over this alphabet, or more than 65,536 ids.
     """
 
-    streams: Streams
+    streams: S
     model: bytes | None = None
     num_labels: int = 0
 
@@ -67,8 +72,8 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         if found != wanted:
             raise ValueError(
                 f"the SentencePiece model was trained on the alphabet {found or 'of bytes'}, "
-                f"expected {wanted}, that of the Huffman tables of these JPEG settings; train one "
-                "by prepare --train_tokenizer=N --tokenizer_kind=codewords"
+                f"expected {wanted}, that of these settings' code words; train one by prepare "
+                "--train_tokenizer=N --tokenizer_kind=codewords"
             )
         processor = self._processor
         if processor.bos_id() < 0 or processor.eos_id() < 0:
@@ -100,7 +105,7 @@ class CodewordTokenizer(tokenizers.Tokenizer):
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
         return _processor(self.model or b"")
 
-    def with_streams(self, streams: Streams) -> CodewordTokenizer:
+    def with_streams(self, streams: S) -> CodewordTokenizer[S]:
         """The same for other settings. Raises ValueError if its model is of other tables."""
         return self if streams == self.streams else dataclasses.replace(self, streams=streams)
 
@@ -167,7 +172,7 @@ class CodewordTokenizer(tokenizers.Tokenizer):
     def encode_batch(self, documents: Sequence[bytes], num_threads: int = -1) -> list[np.ndarray]:
         """`encode` of each document, uint16 [n] each. num_threads: of SentencePiece; -1 is all."""
         letters = [self.streams.read(data) for data in documents]
-        if self.model is None or codeword_streams.kernel() is not None:
+        if self.model is None or compiled.module(_MERGES) is not None:
             return [self.encode_letters(each) for each in letters]
         ids = self._processor.encode(
             [codewords.to_text(each) for each in letters], num_threads=num_threads
@@ -178,16 +183,16 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         """Letters, integer [n] -> tokens, uint16 [n]."""
         if self.model is None:
             return letters.astype(np.uint16)
-        if codeword_streams.kernel() is not None:
+        if compiled.module(_MERGES) is not None:
             return self._merges.encode(letters)
         return self._checked(letters, self._processor.encode(codewords.to_text(letters)))
 
     @functools.cached_property
     def _merges(self) -> Any:
-        compiled, processor = codeword_streams.kernel(), self._processor
-        assert compiled is not None
+        merges, processor = compiled.module(_MERGES), self._processor
+        assert merges is not None
         scores = [processor.get_score(token) for token in range(len(self._pieces))]
-        return compiled.make_merges(self._pieces, scores, len(self.streams.alphabet))
+        return merges.make_merges(self._pieces, scores, len(self.streams.alphabet))
 
     def _checked(self, letters: np.ndarray, ids: list[int]) -> np.ndarray:
         tokens = np.array(ids, np.uint16)
@@ -234,55 +239,16 @@ class CodewordTokenizer(tokenizers.Tokenizer):
         return flat[np.repeat(begin[ids], lengths) + inside]
 
     def decode(self, tokens: np.ndarray | Sequence[int]) -> bytes:
-        """Tokens, integer [n], in any order -> bytes; see `codeword_streams`.
+        """Tokens, integer [n], in any order -> bytes.
 
         Raises ValueError for the first token that is not content (a special, a label, an id outside
-        the vocabulary, a part of a header that the streams do not have), with its position.
+        the vocabulary, a letter that these streams do not have), with its position.
         """
         return self.streams.write(self.letters(tokens))
 
     def to_text(self, data: bytes) -> str:
         """Any bytes -> the text that the model's SentencePiece pieces cut."""
         return codewords.to_text(self.streams.read(data))
-
-    def prompt(self, data: bytes, mcus: int) -> np.ndarray:
-        """The tokens of a stream's header and first MCUs, the marker after them included.
-
-        Raises ValueError if the stream is damaged before that place, which a damaged segment is
-        from its beginning.
-        """
-        letters = self.streams.read(data)
-        return self.encode_letters(letters[: self._place_after(letters, mcus)])
-
-    def _place_after(self, letters: np.ndarray, mcus: int) -> int:
-        """The number of leading letters that hold the header and the first MCUs."""
-        meaning = self.streams.alphabet.letters
-        blocks = len(self.streams.settings.block_components)
-        interval = self.streams.settings.restart_interval
-        head = len(self.streams.header_letters((1, 1)))
-        if not mcus:
-            return head
-        kind = meaning.kind[letters]
-        begins = np.flatnonzero(kind == codewords.DC)  # each block begins with one
-        markers = np.flatnonzero(kind == codewords.MARKER)
-        if interval:
-            markers = markers[: mcus // interval]
-        numbers = np.arange(len(markers))
-        ordered = (meaning.value[letters[markers]] == codewords.RST0 + numbers % 8) & (
-            np.searchsorted(begins, markers) == (numbers + 1) * interval * blocks
-        )
-        # The marker after the last MCU, or the next one's first code.
-        if interval and mcus % interval == 0:
-            ends = markers[mcus // interval - 1 :] + 1
-        else:
-            ends = begins[mcus * blocks :]
-        whole = len(ends) > 0 and (ordered.all() if interval else True)
-        if not whole or (kind[head : int(ends[0])] == codewords.BYTE).any():
-            raise ValueError(
-                f"the stream is damaged before the end of MCU {mcus - 1}, so its beginning cannot "
-                "be cut there"
-            )
-        return int(ends[0])
 
     def to_config(self) -> dict[str, Any]:
         return {
@@ -314,14 +280,12 @@ def trained_alphabet(model: bytes) -> str | None:
     """
     processor = _processor(model)
     for token in range(processor.get_piece_size()):
-        if processor.is_control(token) and processor.id_to_piece(token).startswith(
-            tokenizers.CODEWORDS_PREFIX
-        ):
+        if processor.is_control(token) and codewords.is_name(processor.id_to_piece(token)):
             return processor.id_to_piece(token)
     return None
 
 
-def load(spec: str, num_labels: int, streams: Streams) -> CodewordTokenizer | None:
+def load(spec: str, num_labels: int, streams: S) -> CodewordTokenizer[S] | None:
     """The tokenizer that a configuration names; None if it is not one of code words.
 
     Args:
@@ -336,12 +300,12 @@ def load(spec: str, num_labels: int, streams: Streams) -> CodewordTokenizer | No
     return CodewordTokenizer(streams, model, num_labels) if trained_alphabet(model) else None
 
 
-def from_config(config: dict[str, Any], model: bytes | None, streams: Streams) -> CodewordTokenizer:
+def from_config(config: dict[str, Any], model: bytes | None, streams: S) -> CodewordTokenizer[S]:
     """The tokenizer that gave this `to_config`. Raises ValueError where a hash differs."""
     if config["alphabet_sha256"] != streams.alphabet.sha256:
         raise ValueError(
             f"the tokens are code words of the alphabet with SHA-256 {config['alphabet_sha256']}, "
-            f"but these settings have {streams.alphabet.name}: the Huffman tables differ"
+            f"but these settings have {streams.alphabet.name}: the tables of codes differ"
         )
     wanted = config["model_sha256"]
     if wanted and model is None:

@@ -1,0 +1,1 @@
+"""Tokens of whole code words, for any codec: letters, their characters, tokenizers, BPE merges."""
