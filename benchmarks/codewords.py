@@ -193,7 +193,7 @@ def _file(image: Image.Image) -> bytes:
 def prepare_times(trained: dict[str, Representation], files: list[bytes]) -> dict[str, Any]:
     """Milliseconds per image by tokenizer, and how much more than with bytes."""
     has_numba = compiled.module(_MERGES) is not None
-    candidates = [(name, name, compiled.module) for name in trained]
+    candidates: list[tuple[str, str, Any]] = [(name, name, compiled.module) for name in trained]
     if has_numba:
         words = [name for name in trained if name.startswith("codewords")]
         candidates += [(f"{name}, without numba", name, lambda _: None) for name in words]
