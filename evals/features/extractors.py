@@ -18,7 +18,7 @@ NAMES = ("inception", "dinov2", "digits")
 
 
 def make(
-    name: str, *, weights: str | None = None, dims: int = 2048, preset: str = "clean"
+    name: str, *, weights: str | None = None, dims: int = 2048, preset: str | None = None
 ) -> Extractor:
     """Makes the extractor of a name.
 
@@ -27,7 +27,8 @@ def make(
         `Extractor`.
       weights: path or URL of weights, for "inception" and "dinov2".
       dims: of the FID network's features: 64, 192, 768 or 2048.
-      preset: how images are resized for the FID network, see `evals.features.resize`.
+      preset: how images are resized for the network, see `evals.features.resize`; None: as is
+        usual for it.
 
     Raises:
       WeightsError: no weights, or unusable ones.
@@ -49,8 +50,8 @@ def make(
     if name == "dinov2":
         from evals.features import dinov2
 
-        return dinov2.extractor(read(weights))
-    return fid_inception(read(weights), dims, preset)
+        return dinov2.extractor(read(weights), preset or "clean")  # type: ignore[arg-type]
+    return fid_inception(read(weights), dims, preset or "clean")
 
 
 def define_flags() -> None:
@@ -67,9 +68,10 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum(
         "resize",
-        "clean",
+        None,
         resize.PRESETS,
-        "Resize of clean-fid, torch-fidelity (tf1) or pytorch-fid.",
+        "Resize of clean-fid (the default), torch-fidelity and ADM (tf1), pytorch-fid (torch), or "
+        "dgm-eval (pillow).",
     )
 
 
@@ -95,7 +97,8 @@ def fid_inception(weights: Weights, dims: int = 2048, preset: str = "clean") -> 
     Raises WeightsError if the weights lack layers of the features of `dims`.
     """
     wanted = _wanted_features(str(dims), weights.tensors)
-    resize.matrix(preset, 1, 1)  # type: ignore[arg-type]  # raises for an unknown preset
+    if preset not in resize.PRESETS:
+        raise ValueError(f"found resize {preset!r}, expected one of {', '.join(resize.PRESETS)}")
     model = inception.load(weights.tensors, wanted)
     centre, scale = resize.NORMALISATION[preset]
 

@@ -8,9 +8,10 @@ each rule is a pair of dense matrices, built here in float64:
              antialiasing                                                   torch-fidelity
     torch    bilinear, half pixel centres, no antialiasing                  pytorch-fid
     clean    Pillow's bicubic, antialiased; clipped to 0-255, not rounded   clean-fid
+    pillow   the same, in 8 bits: rounded after each axis                   dgm-eval, CMMD
 
-pytorch-fid also normalises differently: see `NORMALISATION`. The extractors of this package call
-`resized`.
+The last is not linear, and Pillow itself computes it. pytorch-fid also normalises differently: see
+`NORMALISATION`. The extractors of this package call `resized`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
-Preset = Literal["tf1", "torch", "clean"]
+Preset = Literal["tf1", "torch", "clean", "pillow"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 STRIP_SIZE = 2**22  # values of an image in memory as float64 at once
@@ -32,6 +34,7 @@ NORMALISATION: dict[str, tuple[float, float]] = {
     "tf1": (128.0, 128.0),
     "torch": (127.5, 127.5),
     "clean": (128.0, 128.0),
+    "pillow": (128.0, 128.0),
 }
 
 
@@ -39,13 +42,16 @@ def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndar
     """Scales an image to a size; the aspect ratio is not kept.
 
     Args:
-      image: [height, width, channels], values 0-255.
+      image: [height, width, channels], values 0-255; uint8 with 3 channels for "pillow".
       size: (height, width) of the result.
       preset: one of `PRESETS`.
 
     Returns:
       float32 [*size, channels], 0-255, not rounded.
     """
+    if preset == "pillow":
+        scaled = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(scaled, np.float32)
     rows = matrix(preset, image.shape[0], size[0])
     columns = matrix(preset, image.shape[1], size[1])
     height, width, channels = image.shape
@@ -68,10 +74,10 @@ def resized(image: np.ndarray, size: tuple[int, int], preset: Preset) -> np.ndar
 def matrix(preset: Preset, inputs: int, outputs: int) -> np.ndarray:
     """The weights of each input for each output along one axis, float64 [outputs, inputs].
 
-    Rows sum to 1. Raises ValueError for an unknown preset or sizes below 1.
+    Rows sum to 1. Raises ValueError for an unknown preset, one without a matrix, or sizes below 1.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"found resize preset {preset!r}, expected one of {', '.join(PRESETS)}")
+    if preset not in _RULES:
+        raise ValueError(f"found resize preset {preset!r}, expected one of {', '.join(_RULES)}")
     if inputs < 1 or outputs < 1:
         raise ValueError(f"found {inputs} pixels to resize to {outputs}; expected 1 or more")
     result = _RULES[preset](inputs, outputs)
@@ -116,9 +122,13 @@ def _clean(inputs: int, outputs: int) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def torch_bicubic(inputs: int, outputs: int) -> np.ndarray:
-    """PyTorch's bicubic interpolation, float64 [outputs, inputs]: a = -0.75, not antialiased."""
-    centres = (np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5
+def torch_bicubic(inputs: int, outputs: int, offset: float = 0.0) -> np.ndarray:
+    """PyTorch's bicubic interpolation, float64 [outputs, inputs]: a = -0.75, not antialiased.
+
+    With an offset it is that for a `scale_factor` of (outputs + offset) / inputs. (PyTorch's
+    antialiased form is the matrix of the preset "clean".)
+    """
+    centres = (np.arange(outputs) + 0.5) * (inputs / (outputs + offset)) - 0.5
     result = np.zeros((outputs, inputs))
     for step in range(-1, 3):
         source = np.floor(centres).astype(np.int64) + step

@@ -1,4 +1,4 @@
-"""A small DINOv2 that both sides of the comparison can make, from NumPy alone."""
+"""Small DINOv2 networks that both sides of the comparison can make, from NumPy alone."""
 
 import zlib
 
@@ -14,12 +14,15 @@ CONFIG = {
 }
 
 
+REGISTERS = 4
+
+
 def draw(name, shape):
-    """The tensor of this name in `transformers`' naming, float32."""
+    """The tensor of this name in `transformers`' or Meta's naming, float32."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
-    if "norm" in name or "lambda" in name:
+    if "norm" in name or "lambda" in name or "gamma" in name:
         return random.normal("bias" not in name, 0.2, shape).astype(np.float32)
-    spread = 1.0 if "embeddings" in name and len(shape) == 3 else 1.5 * shape[-1] ** -0.5
+    spread = 1.0 if len(shape) == 3 else 1.5 * shape[-1] ** -0.5
     return random.normal(0, spread, shape).astype(np.float32)
 
 
