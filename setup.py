@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "grain>=0.2.16",
     "importlib_resources>=6.4",  # TensorFlow Datasets reads with it but does not ask for it
     "jax>=0.10.0",
+    "jinja2>=3.1",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
     "ml-dtypes>=0.5",
@@ -69,6 +70,7 @@ setup(
     author="The jpeglm-jax authors",
     python_requires=">=3.11",
     packages=find_packages(include=["configs*", "data_pipelines*", "evals*", "jpeglm_jax*"]),
+    package_data={"evals.reporting": ["templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -1,36 +1,30 @@
 """Example: python -m evals.report --workdirs=runs/jpeg-digits --evaluations=evaluation --out=a.html
 
-Writes one self-contained HTML page from the results of training runs and evaluation jobs: tables,
-curves, samples, completions with their originals, and links to the files. Several runs or
-evaluations, separated by commas, are shown in columns.
+Writes one self-contained HTML page from the results of training runs and evaluation jobs: the main
+figures on top, samples next to their nearest real images, tables, curves, completions with their
+originals. Under each figure are its settings and the command that gives it again. Several runs or
+evaluations, separated by commas, are compared in columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import TypeVar
 
 from absl import flags
 from etils import epath
 
-from data_pipelines.media.images import ImageError
 from data_pipelines.utils import command
 from data_pipelines.utils.files import write_atomically
-from evals.reporting import curves, page
-from evals.reporting.page import Html
+from evals import headlines, run_sections, sections
+from evals.reporting import comparison
+from evals.reporting.page import Page, Section, render
 from evals.reporting.results import Evaluation, ReportError, Run
 from evals.sections import KINDS
 
-# The figures of a training run: title -> names of its curves.
-_CURVES = {
-    "Loss, nats per token": ("train/loss", "eval/loss"),
-    "Bits per image": ("train/bits_per_image", "eval/bits_per_image"),
-    "Bits per clip": ("train/bits_per_clip", "eval/bits_per_clip"),
-    "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
-    "Strictly valid samples": ("samples/valid",),
-    "Gradient norm": ("train/grad_norm",),
-    "Learning rate": ("train/learning_rate",),
-    "Tokens per second": ("perf/tokens_per_second",),
-}
+T = TypeVar("T", Run, Evaluation)
 
 
 def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.PathLike) -> None:
@@ -39,87 +33,79 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
     Args:
       runs: training runs.
       evaluations: folders of evaluation jobs.
-      out: the .html file; links to other files are relative to its folder.
+      out: the .html file.
     """
-    sections = {}
-    if evaluations:
-        sections["Summary"] = _summary(evaluations, out)
-    if runs:
-        sections["Training"] = _training(runs, out)
-    for kind in KINDS:
-        found = [one for one in evaluations if kind in one.results]
-        if found:
-            sections[KINDS[kind].heading] = KINDS[kind].render(found, out)
-    names = ", ".join([one.name for one in runs] + [one.name for one in evaluations])
-    text = page.document(f"Report: {names}", sections)
+    runs, evaluations = _distinct(runs), _distinct(evaluations)
+    found = [Section("samples", "Samples", sections.samples(evaluations))]
+    for kind, (heading, figures, _) in KINDS.items():
+        own = [one for one in evaluations if kind in one.results]
+        found.append(Section(kind, heading, figures(own) if own else []))
+    found.append(Section("checkpoints", "Checkpoints", run_sections.followed(runs)))
+    found.append(Section("training", "Training", run_sections.training(runs) if runs else []))
+    cards = headlines.cards(
+        evaluations, {kind: (kind, entry.headlines) for kind, entry in KINDS.items()}
+    )
+    page = Page(
+        title=", ".join(one.name for one in runs or evaluations),
+        facts=[*map(run_sections.facts, runs), *map(_facts, evaluations)],
+        cards=cards,
+        sections=[section for section in found if section.figures],
+        command=_command(runs, evaluations, out),
+        versions=_versions(evaluations),
+    )
     out = epath.Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, text.encode())
+    write_atomically(out, render(page).encode())
 
 
-def _summary(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """The results of every evaluation, with links to their files."""
-    rows = [
-        (one.name, KINDS[kind].heading, page.link(one.path(kind), out))
-        for one in evaluations
-        for kind in one.results
-    ]
-    return page.table("Results", ("Evaluation", "Section", "File"), rows)
-
-
-def _training(runs: Sequence[Run], out: epath.PathLike) -> Html:
-    parts = [_last_values(runs)]
-    figures = []
-    for title, names in _CURVES.items():
-        series = {
-            f"{run.name}: {_title(name)}" if len(runs) > 1 else _title(name): run.curve(name)
-            for run in runs
-            for name in names
-            if run.curve(name)[0]
-        }
-        if series:
-            figures.append(curves.lines(series, title, "step", ""))
-    parts.append(page.side_by_side(figures))
-    for run in runs:
-        parts.append(page.element("h3", f"Run {run.name}"))
-        parts += _samples(run)
-        links = [page.link(path, out) for path in run.files]
-        parts.append(page.element("p", "Files: ", *_between(links, ", ")))
-    return page.joined(parts)
-
-
-def _last_values(runs: Sequence[Run]) -> Html:
-    names = [name for group in _CURVES.values() for name in group]
-    rows = [
-        (_title(name), *(run.last(name) for run in runs))
-        for name in names
-        if any(run.last(name) is not None for run in runs)
-    ]
-    rows.insert(0, ("steps", *(run.steps for run in runs)))
-    return page.table("Last values", ("", *(run.name for run in runs)), rows)
-
-
-def _samples(run: Run) -> list[Html]:
-    """The newest grid of samples."""
-    if not run.samples:
-        return []
-    step, path = run.samples[-1]
-    caption = f"Samples after {step:,} steps."
-    try:
-        return [page.picture(path, f"Grid of samples of run {run.name}", caption)]
-    except ImageError as error:
-        return [page.notes([f"{path}: {error}"])]
-
-
-def _title(name: str) -> str:
-    return name.replace("/", ": ").replace("_", " ")
-
-
-def _between(parts: Iterable[Html], separator: str) -> list[Html]:
-    result: list[Html] = []
-    for part in parts:
-        result += [part] if not result else [page.escape(separator), part]
+def _distinct(named: Sequence[T]) -> list[T]:
+    """The same with different names: of folders with equal names, more of the path is taken."""
+    names = [one.name for one in named]
+    result = []
+    for one in named:
+        name, parts = one.name, one.folder.parts
+        if names.count(name) > 1:
+            depth = next(
+                (
+                    depth
+                    for depth in range(2, len(parts) + 1)
+                    if sum(other.folder.parts[-depth:] == parts[-depth:] for other in named) == 1
+                ),
+                len(parts),
+            )
+            name = "/".join(parts[-depth:])
+        result.append(dataclasses.replace(one, name=name))
     return result
+
+
+def _facts(evaluation: Evaluation) -> str:
+    """Which model was evaluated, as far as the results state it."""
+    parts = []
+    for result in evaluation.results.values():
+        settings = comparison.settings_of(result)
+        if settings.get("step") is not None:
+            of = f" of {settings['workdir']}" if settings.get("workdir") else ""
+            parts.append(f"checkpoint step {settings['step']:,}{of}")
+    return f"{evaluation.name}: {'; '.join(dict.fromkeys(parts)) or 'evaluation'}"
+
+
+def _versions(evaluations: Sequence[Evaluation]) -> list[str]:
+    lines = {
+        f"{one.name}: "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items()): None
+        for one in evaluations
+        for result in one.results.values()
+        if result.get("versions")
+    }
+    return list(lines)
+
+
+def _command(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.PathLike) -> str:
+    words = ["python", "-m", "evals.report"]
+    for flag, named in (("workdirs", runs), ("evaluations", evaluations)):
+        if named:
+            words.append(f"--{flag}=" + ",".join(str(one.folder) for one in named))
+    return shlex.join([*words, f"--out={out}"])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,253 +1,504 @@
-"""The sections of the report: one function for each kind of result, listed in KINDS.
+"""The sections of the page: what each kind of result shows, listed in KINDS.
 
-`evals.report` assembles them; the building blocks are in `evals.reporting`.
+`evals.report` assembles them; `evals.headlines` has the cards on top, `evals.run_sections` the
+curves of training runs, `evals.reporting` the building blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from data_pipelines.media.images import ImageError
-from evals.codelength.sizes import TITLES
-from evals.reporting import curves, page
-from evals.reporting.page import Html
+from data_pipelines.media.videos import VideoError, first_frame
+from evals import gallery, headlines
+from evals.codelength.sizes import TITLES as SIZES
+from evals.headlines import HIGHER, Headline
+from evals.reporting import comparison, curves, page
+from evals.reporting.curves import Line
+from evals.reporting.numbers import number, with_error
+from evals.reporting.page import (
+    Block,
+    Cell,
+    Chart,
+    Charts,
+    Clips,
+    Column,
+    Figure,
+    Neighbours,
+    Probe,
+    Strip,
+    Strips,
+    Table,
+    Tile,
+    Tiles,
+)
 from evals.reporting.results import Evaluation
 
 # The three comparisons of an evaluation, and where they are in its result.
-_COMPARISONS = {
-    "generated": lambda result: result,
-    "generated, references coded": lambda result: result.get("against_coded_references"),
-    "floor: references coded": lambda result: result.get("floor"),
+_COMPARISONS: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]] = {
+    "model": lambda result: result,
+    "model, references coded": lambda result: result.get("against_coded_references"),
+    "codec floor": lambda result: result.get("floor"),
+}
+_ARROWS = {headlines.LOWER: "↓", HIGHER: "↑"}
+_READING = "↓ lower is better; ↑ higher is better"
+_SIGN = " ± "
+_DOCUMENTS = {  # counts of `codec`, with their names in a table
+    "requested": "requested",
+    "strictly_valid": "strictly valid",
+    "salvaged": "invalid, shown in part",
+    "failed": "invalid, nothing can be shown (counted as grey)",
+    "units": "units before the first damage",
+    "expected_units": "units expected",
+    "frames_missing": "frames missing",
+    "frames_damaged": "frames damaged",
 }
 
 
 class Kind(NamedTuple):
-    """A kind of result: its heading in the report, and the function that renders its section."""
+    """A kind of result.
+
+    Attributes:
+      heading: of its section.
+      figures: the figures of the evaluations that have such a result.
+      headlines: the cards of one result.
+    """
 
     heading: str
-    render: Callable[[Sequence[Evaluation], epath.PathLike], Html]
+    figures: Callable[[Sequence[Evaluation]], list[Figure]]
+    headlines: Callable[[Mapping[str, Any]], list[Headline]] = lambda result: []
 
 
-def distances(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """metrics.json of `evals.fid`: the three comparisons, and counts of the documents."""
-    columns: dict[str, Mapping[str, Any]] = {}
+def samples(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """Pictures of each evaluation: documents in random order, and their nearest real images."""
+    found = []
     for one in evaluations:
-        for name, get in _COMPARISONS.items():
-            values = get(one.results["metrics"])
-            if values:
-                columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
-    parts = [_side_by_side("Distances", columns)]
-    counts = [
-        ("generated images", *(one.results["metrics"].get("n_generated") for one in evaluations)),
-        ("references", *(one.results["metrics"].get("n_references") for one in evaluations)),
+        pictures = gallery.read(one.folder)
+        if pictures is None or "metrics" not in one.results:
+            continue
+        continuations = any(sample.get("continuation") for sample in pictures["samples"])
+        documents = "continuations of real images" if continuations else "samples"
+        found.append(
+            Figure(
+                f"{documents.capitalize()}{_of(one, evaluations)}",
+                _pictures(one, pictures, documents),
+                [comparison.source(one, "metrics")],
+                "; ".join(headlines.sampling(one.results["metrics"])).capitalize(),
+            )
+        )
+    return found
+
+
+def _pictures(one: Evaluation, pictures: Mapping[str, Any], documents: str) -> list[Block]:
+    shown = pictures["samples"]
+    tiles = [_sample(one, sample) for sample in shown]
+    size = page.tile_size(_path(one, shown[0]["file"]))
+    text = f"{len(shown):,} of {pictures['n']:,} {documents}, in random order (seed "
+    text += f"{pictures['seed']}), none selected."
+    if "valid" in shown[0]:
+        marked = sum(not sample["valid"] for sample in shown)
+        text += f" {marked} of these are not strictly valid" + (" (marked)." if marked else ".")
+    blocks: list[Block] = [Tiles(text, tiles, size)]
+    probes = [
+        _probe(one, sample, tile)
+        for sample, tile in zip(shown, tiles, strict=True)
+        if "nearest" in sample
     ]
-    codecs = [one.results["metrics"].get("codec") or {} for one in evaluations]
-    for name in dict.fromkeys(name for codec in codecs for name in codec):
-        counts.append((name.replace("_", " "), *(codec.get(name) for codec in codecs)))
-    parts.append(page.table("Counts", ("", *(one.name for one in evaluations)), counts))
-    for one in evaluations:
-        parts.append(_notes(one.results["metrics"]))
-    return page.joined(parts)
+    if probes:
+        text = (
+            f"Copies? The first {len(probes)} of these, each with its {len(probes[0].nearest)} "
+            f"nearest of {pictures['n_references']:,} real images ({pictures['references']}) and "
+            f"the distances of their features ({pictures['features']}); real to real: the distance "
+            "of the nearest one to its own nearest real image. Of all, "
+            f"{100 * pictures['authenticity']:.1f} % are farther from their nearest real image "
+            "than that (authenticity: 0 % for copies, about 50 % for the same distribution)."
+        )
+        blocks.append(Neighbours(text, probes, size))
+    return blocks
 
 
-def likelihood(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+def _sample(one: Evaluation, sample: Mapping[str, Any]) -> Tile:
+    mark = "" if sample.get("valid", True) else "invalid"
+    parts = ["Continuation" if sample.get("continuation") else "Sample", sample["key"]]
+    if sample.get("label") is not None:
+        parts.append(f"with label {sample['label']}")
+    alt = " ".join(parts) + (f", {mark}" if mark else "")
+    return Tile(page.tile_source(_path(one, sample["file"])), alt, "", mark)
+
+
+def _probe(one: Evaluation, sample: Mapping[str, Any], tile: Tile) -> Probe:
+    nearest = [
+        Tile(
+            page.tile_source(_path(one, each["file"])) if each["file"] else "",
+            f"Real image {each['key']}, number {rank} in distance",
+            f"{each['distance']:.3g}",
+        )
+        for rank, each in enumerate(sample["nearest"], 1)
+    ]
+    caption = "continuation" if sample.get("continuation") else "sample"
+    text = f"real to real: {sample['nearest_to_each_other']:.3g}"
+    return Probe(Tile(tile.src, tile.alt, caption, tile.mark), nearest, text)
+
+
+def _path(one: Evaluation, name: str) -> Any:
+    return one.file(f"{gallery.FOLDER}/{name}")
+
+
+def distances(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """metrics.json of `evals.fid`: the three comparisons, and counts of the documents."""
+    return [_compared(evaluations, "metrics", "Distances from real images")]
+
+
+def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figure:
+    """The metrics of all evaluations in one table, and the counts of their documents."""
+    notes = _differences(evaluations, kind)
+    columns, values = [], []
+    for one, note in zip(evaluations, notes, strict=True):
+        for name, get in _COMPARISONS.items():
+            found = get(one.results[kind])
+            if found:
+                prefix = f"{one.name}: " if len(evaluations) > 1 else ""
+                columns.append(Column(prefix + name, note))
+                values.append(found)
+    blocks: list[Block] = [_metrics(_READING, columns, values)]
+    counts = _counts(evaluations, kind, notes)
+    if counts.rows:
+        blocks.append(counts)
+    text = "; ".join(
+        dict.fromkeys(headlines.count_of_sides(one.results[kind]) for one in evaluations)
+    )
+    return _figure(evaluations, kind, title, blocks, text)
+
+
+def _metrics(caption: str, columns: Sequence[Column], values: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of all metrics of several results, with their standard errors."""
+    rows = [
+        (
+            f"{headlines.title(name)} {_ARROWS[headlines.better(name)]}",
+            [_value(found, name) for found in values],
+        )
+        for name in headlines.metric_names(values)
+    ]
+    return Table(caption, columns, rows)
+
+
+def _value(found: Mapping[str, Any], name: str) -> Cell:
+    return Cell(with_error(found.get(name), found.get(f"{name}_standard_error"), _SIGN))
+
+
+def _counts(evaluations: Sequence[Evaluation], kind: str, notes: Sequence[str]) -> Table:
+    codecs = [one.results[kind].get("codec") or {} for one in evaluations]
+    rows = []
+    for name, text in _DOCUMENTS.items():
+        if any(codec.get(name) is not None for codec in codecs):
+            rows.append((text, [_count(codec, name) for codec in codecs]))
+    columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
+    return Table("Generated documents", columns, rows)
+
+
+def _count(codec: Mapping[str, Any], name: str) -> Cell:
+    count, total = codec.get(name), codec.get("requested")
+    if count is None:
+        return Cell("-")
+    of_requested = name in ("strictly_valid", "salvaged", "failed") and total
+    return Cell(f"{count:,}" + (f" ({100 * count / total:.1f} %)" if of_requested else ""))
+
+
+def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """likelihood.json: bits of the model and of the codec's stream."""
-    results = {one.name: one.results["likelihood"] for one in evaluations}
-    parts = [_side_by_side("Bits of the evaluated images", results)]
-    for one in evaluations:
-        result = one.results["likelihood"]
-        parts.append(page.element("p", f"{one.name}: {result['n_images']:,} images."))
-        parts.append(_notes(result))
-    return page.joined(parts)
-
-
-def compression(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """compression.json: bytes per image under the model and under other codes."""
-    results = [one.results["compression"] for one in evaluations]
-    names = [name for name in TITLES if any(f"{name}_per_image" in result for result in results)]
-    header = [
-        title
-        for one in evaluations
-        for title in (f"{one.name}: bytes per image", "share of the modelled stream")
+    kind = "likelihood"
+    notes = _differences(evaluations, kind)
+    columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
+    results = [one.results[kind] for one in evaluations]
+    names = [
+        ("bits_per_image", "Bits per image ↓"),
+        ("bits_per_byte", "Bits per byte of the codec's stream ↓"),
+        ("bits_per_pixel", "Bits per pixel ↓"),
+        ("bits_per_token", "Bits per token ↓"),
+        ("stream_bits_per_image", "Codec's stream, bits per image"),
+        ("psnr_db", "PSNR of the codec, dB ↑"),
     ]
     rows = [
-        (TITLES[name], *(cell for result in results for cell in _sizes(result, name)))
+        (text, [_value(result, name) for result in results])
+        for name, text in names
+        if any(result.get(name) is not None for result in results)
+    ]
+    texts = []
+    for one in evaluations:
+        settings = comparison.settings_of(one.results[kind])
+        label = settings.get("label") or settings.get("conditioning") or "not known"
+        images = settings.get("images_are") or "images"
+        texts.append(f"{one.results[kind]['n_images']:,} documents ({images}), label: {label}")
+    table = Table(_READING, columns, rows)
+    text = "; ".join(dict.fromkeys(texts))
+    return [_figure(evaluations, kind, "Likelihood of real images", [table], text)]
+
+
+def compression(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """compression.json: bytes per image under the model and under other codes."""
+    kind = "compression"
+    notes = _differences(evaluations, kind)
+    results = [one.results[kind] for one in evaluations]
+    names = [name for name in SIZES if any(f"{name}_per_image" in result for result in results)]
+    largest = max(
+        (result.get(f"{name}_per_image") or 0 for result in results for name in names), default=0
+    )
+    columns = []
+    for one, note in zip(evaluations, notes, strict=True):
+        prefix = f"{one.name}: " if len(evaluations) > 1 else ""
+        columns += [
+            Column(f"{prefix}bytes per image ↓", note),
+            Column(f"{prefix}share of the stream ↓"),
+        ]
+    rows = [
+        (SIZES[name], [cell for result in results for cell in _size(result, name, largest)])
         for name in names
     ]
-    parts = [page.table("Size of the same images", ("", *header), rows)]
-    parts += [_notes(result) for result in results]
-    return page.joined(parts)
+    table = Table("Size of the same documents under several codes", columns, rows)
+    title = "The model as a compressor"
+    return [_figure(evaluations, kind, title, [table])]
 
 
-def completions(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+def _size(result: Mapping[str, Any], name: str, largest: float) -> tuple[Cell, Cell]:
+    per_image, ratio = f"{name}_per_image", f"{name}_over_stream"
+    value, share = result.get(per_image), result.get(ratio)
+    if value is None or share is None:
+        return Cell("-"), Cell("-")
+    text = with_error(value, result.get(f"{per_image}_standard_error"), _SIGN)
+    error = result.get(f"{ratio}_standard_error")
+    percent = with_error(100 * share, 100 * error if error else None, _SIGN)
+    return Cell(text, share=value / largest), Cell(f"{percent} %")
+
+
+def completions(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """completion.json: the paper's table with the codec floor, and grids of completions."""
-    parts = []
-    for one in evaluations:
-        result = one.results["completion"]
-        columns = list(result["grids"])
-        rows = [
-            (row, *(_cell(cells.get(column)) for column in columns))
-            for row, cells in result["table"].items()
-        ]
-        codecs_by_column = [
-            [each["metrics"]["codec"] for each in result["completions"] if each["column"] == name]
-            for name in columns
-        ]
-        for name in ("requested", "strictly_valid", "salvaged", "failed"):
-            counts = [sum(codec[name] for codec in codecs) for codecs in codecs_by_column]
-            rows.append((name.replace("_", " "), *counts))
-        metric = result["metric"].replace("_", " ")
-        header = [f"prompt {column}" if column[:1].isdigit() else column for column in columns]
-        parts.append(page.table(f"{one.name}: {metric} of completed images", ("", *header), rows))
-        parts.append(_notes(result))
-        for title, name in zip(header, result["grids"].values(), strict=True):
-            text = f"Originals, prompts and completions of {one.name}, {title}"
-            caption = f"{title}: original, prompt, completions."
-            try:
-                parts.append(page.picture(one.file(name), text, caption))
-            except (ImageError, OSError) as error:
-                parts.append(page.notes([f"{name}: {error}"]))
-    return page.joined(parts)
+    return [_completion(one, evaluations) for one in evaluations]
 
 
-def _cell(cell: Mapping[str, Any] | None) -> Html:
+def _completion(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
+    result = one.results["completion"]
+    names = list(result["grids"])
+    rows = [
+        (row, [_mean(cells.get(name)) for name in names]) for row, cells in result["table"].items()
+    ]
+    codecs = [
+        [each["metrics"]["codec"] for each in result["completions"] if each["column"] == name]
+        for name in names
+    ]
+    for name in ("requested", "strictly_valid", "salvaged", "failed"):
+        sums = [
+            {key: sum(codec[key] for codec in own) for key in (name, "requested")} for own in codecs
+        ]
+        rows.append((_DOCUMENTS[name], [_count(own, name) for own in sums]))
+    heads = [_column_title(name) for name in names]
+    metric = headlines.title(result["metric"])
+    table = Table(f"{metric} of completed images ↓", [Column(head) for head in heads], rows)
+    blocks: list[Block] = [table]
+    seeds = list(dict.fromkeys(each["seed"] for each in result["completions"]))
+    strips, missing = [], []
+    for name, head in zip(names, heads, strict=True):
+        words = ["original", "prompt", *(f"seed {seed}" for seed in seeds)]
+        what = "continuations" if _is_prompted(name) else "samples without a prompt"
+        text = f"{head}: originals, prompts and {what} of several seeds, one original in a row"
+        try:
+            picture = page.picture(one.file(result["grids"][name]), f"{text}; of {one.name}")
+            strips.append(Strip(f"{head[:1].upper()}{head[1:]}: {what}", words, picture))
+        except (ImageError, OSError) as error:
+            missing.append(f"{result['grids'][name]}: {error}")
+    if strips:
+        blocks.append(Strips(strips))
+    title = f"Completions of real images{_of(one, evaluations)}"
+    text = "; ".join(
+        [
+            f"{result['n_generated']:,} continuations for each of {len(seeds)} seeds; mean "
+            "over the seeds with its standard error",
+            *headlines.sampling(result),
+        ]
+    )
+    figure = _figure([one], "completion", title, blocks, text)
+    return dataclasses.replace(figure, warnings=[*figure.warnings, *missing])
+
+
+def _is_prompted(name: str) -> bool:
+    """Whether a column is of continuations; it is then named by the share in the prompts."""
+    return name[:1].isdigit()
+
+
+def _column_title(name: str) -> str:
+    return f"prompt {name}" if _is_prompted(name) else f"{name} (samples)"
+
+
+def _mean(cell: Mapping[str, Any] | None) -> Cell:
     if cell is None:
-        return page.escape(None)
-    return page.value_and_error(cell["value"], cell["standard_error"])
+        return Cell("-")
+    return Cell(with_error(cell["value"], cell["standard_error"] or None, _SIGN))
 
 
-def videos(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
-    """video.json: distances, counts of documents, quality by frame, and sample clips."""
-    columns: dict[str, Mapping[str, Any]] = {}
-    for one in evaluations:
-        for name, get in _COMPARISONS.items():
-            values = get(one.results["video"])
-            if values:
-                columns[f"{one.name}: {name}" if len(evaluations) > 1 else name] = values
-    parts = [_side_by_side("Distances from real clips", columns)]
+def videos(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """video.json: distances, counts of documents, quality by frame, and clips."""
+    found = [_compared(evaluations, "video", "Distances from real clips")]
     for one in evaluations:
         result = one.results["video"]
-        counts = [(name.replace("_", " "), count) for name, count in result["codec"].items()]
-        parts.append(page.table(f"{one.name}: documents", ("", "count"), counts))
-        parts.append(_notes(result))
-        if "continuations" in result:
-            parts.append(_by_frame(one.name, result["continuations"]))
-        clips = [
-            page.video(one.file(name), f"Clip {number} of {one.name}")
-            for number, name in enumerate(result["videos"], 1)
-        ]
-        parts.append(page.side_by_side(clips))
-    return page.joined(parts)
+        continued = result.get("continuations")
+        blocks: list[Block] = []
+        if continued:
+            blocks.append(Charts(_by_frame(continued)))
+        what = "Continuations of real clips" if _are_continuations(result) else "Sampled clips"
+        shown, missing = [], []
+        for number_, name in enumerate(result["videos"], 1):
+            path = one.file(name)
+            try:
+                text = f"{what} of {one.name}, number {number_}"
+                shown.append(page.clip(path, text, first_frame(path.read_bytes())))
+            except (VideoError, OSError) as error:
+                missing.append(f"{name}: {error}")
+        if shown:
+            layout = "original, prompt and continuations next to each other"
+            caption = f"{len(shown)} clips" + (f": {layout}" if _are_continuations(result) else "")
+            blocks.append(Clips(caption, shown))
+        if not blocks and not missing:
+            continue
+        text = ""
+        if continued:
+            text = f"Means over {continued['n']:,} continued clips, frames of the prompt included"
+        figure = Figure(
+            f"{what}{_of(one, evaluations)}",
+            blocks,
+            [comparison.source(one, "video")],
+            text,
+            missing,
+        )
+        found.append(figure)
+    return found
 
 
-def _by_frame(name: str, found: Mapping[str, Any]) -> Html:
-    figures = []
+def _are_continuations(result: Mapping[str, Any]) -> bool:
+    documents = comparison.settings_of(result).get("documents")
+    return documents == "continuations" or bool(result.get("continuations"))
+
+
+def _by_frame(found: Mapping[str, Any]) -> list[Chart]:
+    charts = []
     for metric, title in (("psnr_db", "PSNR, dB"), ("ssim", "SSIM")):
         frames = list(range(1, len(found[metric]) + 1))
         series = {
-            "continuation": (frames, found[metric]),
-            "codec alone": (frames, found[f"floor_{metric}"]),
+            "continuation": Line(frames, found[metric]),
+            "codec alone": Line(frames, found[f"floor_{metric}"], colour=1, dashed=True),
         }
-        figures.append(curves.lines(series, f"{name}: {title} by frame", "frame", title))
-    return page.side_by_side(figures)
+        charts.append(curves.lines(series, title, "frame"))
+    return charts
 
 
-def long_tail(evaluations: Sequence[Evaluation], out: epath.PathLike) -> Html:
+def long_tail(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """longtail.json: the difference of two models by class against the class frequency."""
-    parts = []
+    found = []
     for one in evaluations:
         result = one.results["longtail"]
-        parts.append(long_tail_plot(result))
         names = ("spearman", "pearson", "pearson_log")
         rows = [
             (
                 f"{prefix}{name}".replace("_", " "),
-                result.get(prefix + name),
-                result.get(f"{prefix}{name}_p_value"),
+                [
+                    Cell(number(result.get(prefix + name))),
+                    Cell(number(result.get(f"{prefix}{name}_p_value"))),
+                ],
             )
             for prefix in ("", "kernel_")
             for name in names
         ]
-        header = ("", "coefficient", "p")
-        parts.append(
-            page.table(f"{one.name}: correlation of difference and frequency", header, rows)
-        )
-        columns = ("class", "frequency", "n", "a", "b", "difference")
-        classes = [[row[column] for column in columns] for row in result["classes"]]
-        parts.append(page.table(f"{one.name}: classes", columns, classes))
-        parts.append(_notes(result))
-    return page.joined(parts)
+        header = [Column("coefficient"), Column("p")]
+        columns = ("frequency", "n", "a", "b", "difference")
+        classes = [
+            (row["class"], [Cell(number(row[column])) for column in columns])
+            for row in sorted(result["classes"], key=lambda row: row["frequency"])
+        ]
+        blocks: list[Block] = [
+            long_tail_plot(result),
+            Table("Correlation of the difference, a - b, with the frequency", header, rows),
+            Table("Every class", [Column(name) for name in columns], classes, folded=True),
+        ]
+        title = f"Difference of two models by class{_of(one, evaluations)}"
+        text = "A positive correlation: a is better where classes are rare"
+        found.append(_figure([one], "longtail", title, blocks, text))
+    return found
 
 
-def long_tail_plot(result: Mapping[str, Any]) -> Html:
+def long_tail_plot(result: Mapping[str, Any]) -> Chart:
     """The difference of each class against its frequency, of longtail.json."""
     rows = result["classes"]
-    points = ([row["frequency"] for row in rows], [row["difference"] for row in rows])
     correlation = "no correlation can be computed"
     if result["spearman"] is not None:
         correlation = f"Spearman {result['spearman']:.2f}, p = {result['spearman_p_value']:.2g}"
-    title = f"Difference of the two models by class: {correlation}"
-    metric = result["metric"].replace("_", " ")
-    text = f"{len(rows)} classes; {metric} of a minus that of b against frequency. {correlation}."
-    positive = all(frequency > 0 for frequency in points[0])
+    metric = headlines.title(result["metric"])
     return curves.scatter(
-        {"classes": points},
-        title,
+        [row["frequency"] for row in rows],
+        [row["difference"] for row in rows],
+        f"{metric}, a - b, by class: {correlation}",
         "frequency of the class",
-        f"{metric}, a - b",
-        text,
-        log_x=positive,
+        "a - b",
+        f"{len(rows)} classes; {metric} of a minus that of b against frequency. {correlation}.",
+        log_x=all(row["frequency"] > 0 for row in rows),
     )
 
 
-def _sizes(result: Mapping[str, Any], name: str) -> tuple[Html, Html]:
-    per_image, ratio = f"{name}_per_image", f"{name}_over_stream"
-    return (
-        page.value_and_error(result.get(per_image), result.get(f"{per_image}_standard_error")),
-        page.value_and_error(result.get(ratio), result.get(f"{ratio}_standard_error")),
-    )
-
-
-def _side_by_side(caption: str, results: Mapping[str, Mapping[str, Any]]) -> Html:
-    """A table of all metrics of several results, with their standard errors."""
+def digits(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """digits.json: how many digits a classifier recognises."""
+    notes = _differences(evaluations, "digits")
+    results = [one.results["digits"] for one in evaluations]
+    names = {
+        "recognised": "Recognised as the requested label ↑",
+        "strictly_valid": "Strictly valid ↑",
+        "classifier_accuracy": "The same classifier on real digits",
+    }
     rows = [
-        (
-            name.replace("_", " "),
-            *(
-                page.value_and_error(values.get(name), values.get(f"{name}_standard_error"))
-                for values in results.values()
-            ),
-        )
-        for name in _numbers(results.values())
+        (text, [Cell(f"{100 * result[name]:.1f} %") for result in results])
+        for name, text in names.items()
     ]
-    return page.table(caption, ("", *results), rows)
+    columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
+    table = Table("Classification of generated digits", columns, rows)
+    return [_figure(evaluations, "digits", "Generated digits", [table])]
 
 
-def _notes(result: Mapping[str, Any]) -> Html:
-    missing = result.get("not_computed", {})
-    texts = [f"{name}: not computed: {reason}" for name, reason in missing.items()]
-    return page.notes([*result["warnings"], *texts])
-
-
-def _numbers(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of all metrics, in order, without duplicates."""
-    names = [
-        name
-        for result in results
-        for name, value in result.items()
-        if isinstance(value, float) and not name.endswith("_standard_error")
+def _figure(
+    evaluations: Sequence[Evaluation],
+    kind: str,
+    title: str,
+    blocks: Sequence[Block],
+    text: str = "",
+) -> Figure:
+    """A figure of one kind of result, with its warnings, missing figures and sources."""
+    results = [one.results[kind] for one in evaluations]
+    several = len(evaluations) > 1
+    warnings = [
+        f"{one.name}: {text}" if several else text
+        for one in evaluations
+        for text in one.results[kind].get("warnings", ())
     ]
-    return list(dict.fromkeys(names))
+    missing = {
+        f"{one.name}: {headlines.title(name)}" if several else headlines.title(name): reason
+        for one, result in zip(evaluations, results, strict=True)
+        for name, reason in result.get("not_computed", {}).items()
+    }
+    sources = [comparison.source(one, kind) for one in evaluations]
+    return Figure(title, blocks, sources, text, warnings, missing)
+
+
+def _differences(evaluations: Sequence[Evaluation], kind: str) -> list[str]:
+    return comparison.differing([comparison.settings_of(one.results[kind]) for one in evaluations])
+
+
+def _of(one: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    return f" of {one.name}" if len(evaluations) > 1 else ""
 
 
 KINDS = {
-    "metrics": Kind("Distances from real images", distances),
-    "likelihood": Kind("Likelihood", likelihood),
+    "metrics": Kind("Distances", distances, headlines.of_metrics),
+    "digits": Kind("Digits", digits, headlines.of_digits),
+    "likelihood": Kind("Likelihood", likelihood, headlines.of_likelihood),
     "compression": Kind("Compression", compression),
-    "completion": Kind("Completions", completions),
-    "video": Kind("Video", videos),
+    "completion": Kind("Completions", completions, headlines.of_completion),
+    "video": Kind("Video", videos, headlines.of_video),
     "longtail": Kind("The long tail", long_tail),
 }

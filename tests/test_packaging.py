@@ -1,6 +1,7 @@
 """What is installed is what is imported, and the commands that are promised are those that run."""
 
 import ast
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -61,6 +62,29 @@ def test_all_that_is_required_is_imported():
     through_others = {"importlib-resources"}  # see setup.py
     unused = distributions(setup_constant("INSTALL_REQUIRES")) - imported - through_others
     assert not unused, f"in setup.py but imported nowhere: {sorted(unused)}"
+
+
+def test_what_is_built_holds_every_file_of_the_packages(tmp_path):
+    """Templates and other data are package data; setuptools omits what setup.py does not name."""
+    subprocess.run(
+        [
+            *(sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={tmp_path}"),
+            *("build_py", f"--build-lib={tmp_path / 'built'}"),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    for package in PACKAGES:
+        files = [
+            path
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        ]
+        missing = [
+            path for path in files if not (tmp_path / "built" / path.relative_to(ROOT)).exists()
+        ]
+        assert not missing, f"not in the package: {missing}"
 
 
 def test_ci_runs_the_test_command_of_the_readme():

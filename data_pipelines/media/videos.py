@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from PIL import Image
 
 # Demuxers of self-contained files. Not listed: playlists and scripts (HLS, DASH, concat, ...),
 # which open other files and URLs.
@@ -84,6 +85,13 @@ def read_clips(
             f"the video gives {len(clip)} frames at {_number(rate)} per second "
             f"({_number(len(clip) / rate)} s), expected at least {min_frames}"
         )
+
+
+def first_frame(data: bytes) -> Image.Image:
+    """The first frame of a video file, in mode RGB. Raises VideoError for one that has none."""
+    for _, _, frame, _ in _Reader(data, MAX_PIXELS, MAX_SECONDS).frames():
+        return frame.to_image()
+    raise VideoError("the video has no frame")
 
 
 class Fitter:

@@ -1,91 +1,156 @@
-"""Curves and scatter plots as inline SVG for the report page; text stays text."""
+"""Curves and scatter plots as SVG for the page and for files; text stays text.
+
+On the page all colours are variables of its style, so that plots follow the colour scheme; a file
+of its own gets fixed colours on white.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_pipelines.utils.files import write_atomically
-from evals.reporting.page import Html, element
+from evals.reporting.numbers import number
+from evals.reporting.page import Chart
 
-# Colours that are distinct for colour-blind readers (Okabe and Ito), each with its own dash.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
+# Colours that are distinct for colour-blind readers (Okabe and Ito). The page's style has the same
+# numbers, --c0 to --c6.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5508b", "#2f8fc4", "#a66f00", "#444444")
+# Placeholders in the drawing -> (variable of the page, colour in a file).
+_INK, _GRID = "#010101", "#020202"
+_SERIES = tuple(f"#03000{number}" for number in range(len(_COLOURS)))
+_NAMES = {
+    _INK: ("var(--muted)", "#444444"),
+    _GRID: ("var(--line)", "#e3e3e3"),
+    **{
+        placeholder: (f"var(--c{number})", colour)
+        for number, (placeholder, colour) in enumerate(zip(_SERIES, _COLOURS, strict=True))
+    },
+}
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve.
 
-def lines(series: Series, title: str, x_label: str, y_label: str, *, log_x: bool = False) -> Html:
-    """Curves in one plot.
-
-    Args:
-      series: name -> (x, y), equally long.
-      title: of the figure; also its text for screen readers, with each curve's last value.
+    Attributes:
+      x, y: its points, equally many.
+      error: standard errors of y, drawn as a band; None for no band.
+      colour: number of its colour.
+      dashed: whether its line is dashed.
+      level: whether it is one value for all x, such as a floor; x and y then have one point.
     """
-    figure, axes = _axes(title, x_label, y_label)
-    for number, (name, (x, y)) in enumerate(series.items()):
+
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] | None = None
+    colour: int = 0
+    dashed: bool = False
+    level: bool = False
+
+
+def lines(
+    series: Mapping[str, Line], title: str, x_label: str, y_label: str = "", *, log_x: bool = False
+) -> Chart:
+    """Curves in one plot; the text for screen readers has each curve's last value."""
+    figure, axes = _axes(x_label, y_label)
+    for line in series.values():
+        colour, style = _SERIES[line.colour % len(_SERIES)], "--" if line.dashed else "-"
+        if line.level:
+            axes.axhline(line.y[0], color=colour, linestyle=style, linewidth=1.2)
+            continue
+        marker = "o" if len(line.x) <= 12 else ""
         axes.plot(
-            x,
-            y,
-            label=name,
-            color=_COLOURS[number % len(_COLOURS)],
-            linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
-            marker="o" if len(x) < 3 else "",
-            linewidth=1.6,
+            line.x, line.y, color=colour, linestyle=style, linewidth=1.5, marker=marker, ms=3.5
         )
+        if line.error is not None:
+            y, error = np.asarray(line.y, float), np.asarray(line.error, float)
+            axes.fill_between(line.x, y - error, y + error, color=colour, alpha=0.18, lw=0)
     if log_x:
         axes.set_xscale("log")
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    ends = [f"{name} ends at {y[-1]:.4g}" for name, (_, y) in series.items() if len(y)]
-    return _figure(figure, f"{title}: {'; '.join(ends)}", title)
+    ends = [
+        f"{name} {'is' if line.level else 'ends at'} {number(float(line.y[-1]))}"
+        for name, line in series.items()
+        if len(line.y)
+    ]
+    legend = [(name, line.colour % len(_SERIES), line.dashed) for name, line in series.items()]
+    return _chart(figure, title, f"{title} by {x_label}: {'; '.join(ends)}.", legend)
 
 
 def scatter(
-    points: Series, title: str, x_label: str, y_label: str, text: str, *, log_x: bool = False
-) -> Html:
-    """Points in one plot; `text` describes it for screen readers."""
-    figure, axes = _axes(title, x_label, y_label)
-    for number, (name, (x, y)) in enumerate(points.items()):
-        axes.scatter(x, y, s=14, label=name, color=_COLOURS[number % len(_COLOURS)], alpha=0.8)
-    axes.axhline(0.0, color="#888", linewidth=0.8)
+    x: Sequence[float],
+    y: Sequence[float],
+    title: str,
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    log_x: bool = False,
+) -> Chart:
+    """Points in one plot; `description` is its text for screen readers."""
+    figure, axes = _axes(x_label, y_label)
+    axes.scatter(x, y, s=12, color=_SERIES[0], alpha=0.85, linewidths=0)
+    axes.axhline(0.0, color=_INK, linewidth=0.8)
     if log_x:
         axes.set_xscale("log")
-    if len(points) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    return _figure(figure, text, title)
+    return _chart(figure, title, description, [])
 
 
-def save(figure: Html, path: epath.PathLike) -> None:
-    """Writes a plot of `lines` or `scatter` to an .svg file."""
-    svg = figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")]
+def save(chart: Chart, path: epath.PathLike) -> None:
+    """Writes a plot with its title to an .svg file, in fixed colours on white."""
+    chart.drawing.axes[0].set_title(chart.title, fontsize=9, loc="left", color=_INK)
+    svg = _svg(chart.drawing, "").replace("<svg ", '<svg style="background: #fff" ', 1)
+    for placeholder, (_, colour) in _NAMES.items():
+        svg = svg.replace(placeholder, colour)
     write_atomically(epath.Path(path), svg.encode())
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.7, 2.1), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(color="#e3e3e3", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(x_label, fontsize=9, color=_INK, loc="right")
+    axes.set_ylabel(y_label, fontsize=9, color=_INK)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.tick_params(colors=_INK, labelsize=9, length=0, which="both")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    axes.margins(x=0.02)
+    axes.locator_params(nbins=5)
     return figure, axes
 
 
-def _figure(figure: Figure, text: str, salt: str) -> Html:
-    buffer = io.StringIO()
+def _chart(
+    figure: Figure, title: str, description: str, legend: Sequence[tuple[str, int, bool]]
+) -> Chart:
     # Ids inside an SVG are shared by the whole page: the salt keeps those of two plots distinct.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = _svg(figure, f"{title}\n{description}\n{legend}")
+    for placeholder, (variable, _) in _NAMES.items():
+        svg = svg.replace(placeholder, variable)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would be of the whole page
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head).replace("<svg", '<svg aria-hidden="true"')
+    return Chart(title, f"{head}>{rest}", description, legend, figure)
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """The drawing as SVG whose colours are placeholders."""
+    buffer = io.StringIO()
+    digest = hashlib.sha256(salt.encode()).hexdigest()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": digest}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
-    return element("figure", Html(svg), role="img", aria_label=text)
+    # Matplotlib gives every group an id, the same ones in all plots; only some are referred to.
+    used = set(re.findall(r"#(\w+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    return re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)

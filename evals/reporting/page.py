@@ -1,20 +1,21 @@
-"""Building blocks of one self-contained HTML page: tables, curves, pictures and videos inline.
+"""Building blocks of one self-contained HTML page, rendered by the templates next to this module.
 
-`evals.sections` and `evals.report` use them. Every value that is not `Html` is escaped. The page
-is designed for small screens and for screen readers: one heading per section, captions and scopes
-in tables, a text alternative for every picture.
+`evals.sections` and `evals.report` fill these dataclasses, `render` turns them into text. Values
+are plain text: the templates escape them. The page needs no script and no other file; pictures and
+videos are inside it. It is designed for small and wide screens, both colour schemes, paper, and
+screen readers: captions and scopes in tables, a text alternative for every picture.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import dataclasses
+import functools
 import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
+import jinja2
 from etils import epath
 from PIL import Image
 
@@ -22,186 +23,365 @@ from data_pipelines.media.images import open_image
 
 # Media types of videos that browsers play, by suffix.
 _VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
-# Larger pictures are reduced, to keep the page small enough for mail and phones.
-_LARGEST_SIDE = 1600
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d0d4d9; --soft: #f4f5f7;
-  --link: #0b57d0; --warn: #8a4b00 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --paper: #16181b; --line: #3c4148;
-  --soft: #21252a; --link: #8ab4f8; --warn: #f0b060 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.6rem; line-height: 1.2 } h2 { font-size: 1.3rem; margin-top: 2.5rem }
-h3 { font-size: 1.05rem; margin-top: 1.75rem }
-a { color: var(--link) } code { font-size: .9em }
-nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; list-style: none }
-.scroll { overflow-x: auto; margin: .75rem 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-caption { text-align: left; padding-bottom: .35rem; font-weight: 600 }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
-th[scope=row], thead th:first-child { text-align: left; font-weight: 500 }
-thead th { background: var(--soft) }
-figure { margin: 1rem 0 } figcaption { margin-top: .35rem; font-size: .9rem }
-figure svg, figure video, figure img { display: block; max-width: 100%; height: auto }
-figure svg { background: #fff; border-radius: .3rem }
-.pixels { image-rendering: pixelated }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 0 1.5rem }
-.note { color: var(--warn) }
-"""
+_PICTURES = {".png": "image/png", ".jpg": "image/jpeg"}
+_LARGEST_SIDE = 1600  # pixels; larger pictures are reduced, to keep the page small enough for mail
+_SMALL, _MEDIUM = 32, 96  # pixels; classes of sizes in which tiles are shown
 
 
-class Html(str):
-    """Text that is already markup."""
+class Block(Protocol):
+    """Content of a figure. `template` is the file that renders it, with the block as `block`."""
+
+    template: ClassVar[str]
 
 
-def escape(value: Any) -> Html:
-    """Any value as markup: numbers shortened, None as a dash, `Html` as it is."""
-    if isinstance(value, Html):
-        return value
-    if value is None:
-        return Html("–")  # noqa: RUF001  an en dash
-    if isinstance(value, float):
-        return Html(html.escape(f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Html(f"{value:,}")
-    return Html(html.escape(str(value)))
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where figures come from.
+
+    Attributes:
+      name: of the evaluation or run.
+      command: the command line that gives the figures again.
+      settings: what the figures are of, by their printed names.
+      file: path of the result, as text.
+    """
+
+    name: str
+    command: str
+    settings: Mapping[str, Any]
+    file: str = ""
 
 
-def element(name: str, *content: Any, **attributes: Any) -> Html:
-    """`<name attribute="value">content</name>`; attributes may end in `_`, as `class_`."""
-    spelled = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-        for key, value in attributes.items()
-    )
-    return Html(f"<{name}{spelled}>{joined(content)}</{name}>")
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Blocks with a caption, the warnings on them, and where they come from.
+
+    Attributes:
+      title: its caption.
+      blocks: in order.
+      sources: one for each evaluation or run that is shown.
+      text: one or two sentences under the caption.
+      warnings: sentences on how the figures may be used.
+      missing: figures that were not computed, each with the reason.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    sources: Sequence[Source]
+    text: str = ""
+    warnings: Sequence[str] = ()
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def joined(parts: Iterable[Any]) -> Html:
-    return Html("".join(escape(part) for part in parts))
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading, which the navigation links to, and figures."""
+
+    name: str  # of the anchor
+    heading: str
+    figures: Sequence[Figure]
 
 
-def document(title: str, sections: Mapping[str, Html]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """The figure of one evaluation on a card.
+
+    Attributes:
+      name: of the evaluation; "" if there is only one.
+      value, error: text; the error may be "".
+      below: lines under it: the floor of the codec, the numbers of both sides.
+      differs: settings that are not those of the other entries, in words.
+    """
+
+    name: str
+    value: str
+    error: str = ""
+    below: Sequence[str] = ()
+    differs: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A headline: one measure of all evaluations, the best first and large.
+
+    Attributes:
+      title: of the measure.
+      better: "lower" or "higher".
+      section: the anchor of the section with its command and settings.
+      entries: the best first, if they are comparable.
+      comparable: whether all entries are of the same settings.
+    """
+
+    title: str
+    better: str
+    section: str
+    entries: Sequence[Entry]
+    comparable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
     """The whole page.
 
-    Args:
+    Attributes:
       title: its heading.
-      sections: heading -> content, in order; a list of links to them comes first.
+      facts: a line for each run under the heading.
+      cards: headlines.
+      sections: in order.
+      command: that writes the page.
+      versions: of the packages, of each result that states them, as text.
     """
-    names = {heading: f"section-{number}" for number, heading in enumerate(sections, 1)}
-    links = [
-        element("li", element("a", heading, href=f"#{name}")) for heading, name in names.items()
-    ]
-    body = [
-        element("h1", title),
-        element("nav", element("ul", *links), aria_label="Sections"),
-        element(
-            "main",
-            *(
-                element(
-                    "section",
-                    element("h2", heading, id=names[heading]),
-                    content,
-                    aria_labelledby=names[heading],
-                )
-                for heading, content in sections.items()
-            ),
-        ),
-    ]
-    head = joined(
-        [
-            Html('<meta charset="utf-8">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<link rel="icon" href="data:,">'),
-            element("title", title),
-            element("style", Html(_STYLE)),
-        ]
+
+    title: str
+    facts: Sequence[str]
+    cards: Sequence[Card]
+    sections: Sequence[Section]
+    command: str
+    versions: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A value of a table.
+
+    Attributes:
+      text: of the value.
+      note: a second, smaller line.
+      share: length of a bar behind the value, 0 to 1; None for no bar.
+    """
+
+    text: str
+    note: str = ""
+    share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The head of a column: a title, and a second line, such as settings that differ."""
+
+    title: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows; it scrolls horizontally on a narrow screen.
+
+    Attributes:
+      caption: of the table.
+      columns: without the first.
+      rows: (name, cells).
+      folded: whether it is shown only if asked for.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    folded: bool = False
+    template: ClassVar[str] = "table.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A picture of a grid.
+
+    Attributes:
+      src: a data URI; "" for a picture that is not there.
+      alt: its text alternative.
+      caption: one or a few words under it.
+      mark: "" or the word that marks it, such as "invalid".
+    """
+
+    src: str
+    alt: str
+    caption: str = ""
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """A grid of pictures; `size` is the class of their size on the screen, see `tile_size`."""
+
+    caption: str
+    tiles: Sequence[Tile]
+    size: str = "small"
+    template: ClassVar[str] = "tiles.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A sample with its nearest real images, and a sentence about the distances."""
+
+    sample: Tile
+    nearest: Sequence[Tile]
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Samples next to their nearest real images."""
+
+    caption: str
+    probes: Sequence[Probe]
+    size: str = "small"
+    template: ClassVar[str] = "neighbours.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """One picture of a grid with equally wide columns, and the heads of these columns."""
+
+    caption: str
+    heads: Sequence[str]
+    picture: Picture
+    template: ClassVar[str] = "strip.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+    """Grids next to each other if the screen is wide enough."""
+
+    strips: Sequence[Strip]
+    template: ClassVar[str] = "strips.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An embedded picture: a data URI, its text alternative, its size in pixels."""
+
+    src: str
+    alt: str
+    width: int
+    height: int
+    caption: str = ""
+    template: ClassVar[str] = "picture.html"
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether it is so small that a browser should enlarge its pixels unsmoothed."""
+        return max(self.width, self.height) <= 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """An embedded video: a data URI, its text alternative, the data URI of its first frame."""
+
+    src: str
+    kind: str
+    text: str
+    poster: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Videos next to each other."""
+
+    caption: str
+    clips: Sequence[Clip]
+    template: ClassVar[str] = "clips.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A plot of `curves`.
+
+    Attributes:
+      title: of the plot.
+      svg: markup whose colours are variables of the page's style.
+      description: what it shows, for screen readers.
+      legend: (name, number of its colour, whether its line is dashed).
+      drawing: Matplotlib's figure, for a file of its own.
+    """
+
+    title: str
+    svg: str
+    description: str
+    legend: Sequence[tuple[str, int, bool]]
+    drawing: Any
+    template: ClassVar[str] = "chart.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Charts:
+    """Plots next to each other if the screen is wide enough."""
+
+    charts: Sequence[Chart]
+    template: ClassVar[str] = "charts.html"
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    return _environment().get_template("page.html").render(page=page)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("evals.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    page = element("html", element("head", head), element("body", *body), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    environment.filters["setting"] = setting
+    return environment
 
 
-def table(caption: str, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table whose first column names its rows; it scrolls horizontally on a narrow screen."""
-    head = element("tr", *(element("th", name, scope="col") for name in header))
-    lines = [
-        element(
-            "tr", element("th", first, scope="row"), *(element("td", value) for value in others)
-        )
-        for first, *others in rows
-    ]
-    content = element(
-        "table", element("caption", caption), element("thead", head), element("tbody", *lines)
-    )
-    return element("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)
+def setting(value: Any) -> str:
+    """A value of a setting as text."""
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def value_and_error(value: float | None, error: float | None) -> Html:
-    """A number with its standard error, if there is one."""
-    return escape(value) if error is None else Html(f"{escape(value)} ± {escape(error)}")
-
-
-def notes(warnings: Iterable[str]) -> Html:
-    """A list of warnings on the numbers above."""
-    items = [element("li", text) for text in warnings]
-    return element("ul", *items, class_="note") if items else Html("")
-
-
-def picture(source: epath.PathLike | Image.Image, text: str, caption: str = "") -> Html:
+def picture(source: epath.PathLike | Image.Image, alt: str, caption: str = "") -> Picture:
     """An image with a text alternative; reduced if it is very large.
 
-    Raises ImageError for a file that is not an image.
+    Raises ImageError for a file that is not an image, and OSError for one that cannot be read.
     """
     if not isinstance(source, Image.Image):
         source = open_image(epath.Path(source).read_bytes())
     image = source.convert("RGB")
-    small = max(image.size) <= 256
     image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    tag = _void(
-        "img",
-        src=_data("image/png", buffer.getvalue()),
-        alt=text,
-        width=image.width,
-        height=image.height,
-        class_="pixels" if small else "photo",
-        loading="lazy",
-    )
-    return element("figure", tag, element("figcaption", caption) if caption else "")
+    return Picture(data_uri("image/png", buffer.getvalue()), alt, *image.size, caption)
 
 
-def video(path: epath.PathLike, text: str, caption: str = "") -> Html:
-    """A video that plays in the page, muted and looping. Raises ValueError for another suffix."""
+def tile_source(path: epath.PathLike) -> str:
+    """The data URI of a small picture file, embedded as it is."""
+    path = epath.Path(path)
+    return data_uri(_PICTURES[path.suffix], path.read_bytes())
+
+
+def tile_size(path: epath.PathLike) -> str:
+    """How large pictures like this one are shown: "small", "medium" or "large"."""
+    side = max(open_image(epath.Path(path).read_bytes()).size)
+    return "small" if side <= _SMALL else "medium" if side <= _MEDIUM else "large"
+
+
+def clip(path: epath.PathLike, text: str, poster: Image.Image | None = None) -> Clip:
+    """A video that plays in the page, muted and looping.
+
+    Args:
+      path: of the file.
+      text: what it shows, for screen readers.
+      poster: the picture that paper shows, the first frame.
+
+    Raises ValueError for another suffix.
+    """
     path = epath.Path(path)
     kind = _VIDEOS.get(path.suffix)
     if kind is None:
         raise ValueError(f"{path} is not a video that browsers play; expected {', '.join(_VIDEOS)}")
-    content = _data(kind, path.read_bytes())
-    tag = Html(
-        f'<video src="{content}" aria-label="{html.escape(text)}" controls muted loop autoplay '
-        "playsinline></video>"
-    )
-    return element("figure", tag, element("figcaption", caption) if caption else "")
+    still = picture(poster, text).src if poster is not None else ""
+    return Clip(data_uri(kind, path.read_bytes()), kind, text, still)
 
 
-def link(path: PurePath | epath.Path, page: epath.PathLike, text: str = "") -> Html:
-    """A link to a file, relative to the folder of the page if both are local."""
-    href = str(path)
-    if "://" not in href and "://" not in str(page):
-        href = os.path.relpath(href, epath.Path(page).parent)
-    return element("a", text or path.name, href=href)
-
-
-def side_by_side(parts: Iterable[Html]) -> Html:
-    """Figures in columns if the screen is wide enough."""
-    return element("div", *parts, class_="side")
-
-
-def _void(name: str, **attributes: Any) -> Html:
-    return Html(str(element(name, **attributes)).removesuffix(f"</{name}>"))
-
-
-def _data(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Bytes of a media type as a URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

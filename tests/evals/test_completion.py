@@ -20,6 +20,7 @@ from evals.sections import KINDS
 from jpeglm_jax.generation.sampling import SamplingParams
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
+from tests.evals.reporting.reader import read
 from tests.evals.test_evaluation import write_photos
 
 OPTIONS = {"size": 32, "quality": 25}
@@ -110,13 +111,21 @@ def test_the_table_has_all_columns_and_the_floor(completed):
 def test_a_report_shows_the_table_and_the_grids(completed, tmp_path):
     out, _ = completed
     report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 2 and "floor" in page
+    section = read((tmp_path / "report.html").read_text()).by_id("completion")
+    assert len(section.all("img")) == 2 and "floor" in section.one("table").text
+    heads = [
+        [each.text for each in strip.one(cls="heads").all("span")]
+        for strip in section.all(cls="strip")
+    ]
+    assert heads == [["original", "prompt", "seed 0", "seed 1"]] * 2
+    captions = [strip.one(cls="caption").text for strip in section.all(cls="strip")]
+    assert "continuations" in captions[0] and "samples" in captions[1]
     (out / "unconditional" / "grid.png").rename(out / "unconditional" / "gone.png")
     report([], [Evaluation.read(out, tuple(KINDS))], tmp_path / "report.html")
     (out / "unconditional" / "gone.png").rename(out / "unconditional" / "grid.png")
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 1 and "unconditional/grid.png" in page
+    section = read((tmp_path / "report.html").read_text()).by_id("completion")
+    assert len(section.all("img")) == 1
+    assert "unconditional/grid.png" in section.one(cls="warnings").text
 
 
 def test_completions_of_other_settings_are_rejected(model, photos, completed):

@@ -8,6 +8,7 @@ import pytest
 
 from evals.features import extractors
 from evals.suite import suite
+from tests.evals.reporting.reader import read
 
 
 def test_suite_writes_every_result_and_the_page(digits_run, digit_files, tmp_path):
@@ -19,11 +20,13 @@ def test_suite_writes_every_result_and_the_page(digits_run, digit_files, tmp_pat
     }
     assert found["metrics"]["n_generated"] == 20
     assert found["likelihood"]["n_images"] == found["compression"]["n_images"] == 30
-    text = page.read_text()
-    for heading in ("Training", "Distances from real images", "Likelihood", "Compression"):
-        assert f">{heading}</h2>" in text
-    assert "frechet distance" in text and ">fid<" not in text
-    assert "model log-likelihood" in text
+    shown = read(page.read_text())
+    names = ["samples", "metrics", "likelihood", "compression", "training"]
+    assert [each.attributes["id"] for each in shown.all("section")] == ["summary", *names]
+    assert len(shown.by_id("samples").one("ul", "tiles").all("img")) == 20
+    rows = {head.text for head in shown.all("th") if head.attributes["scope"] == "row"}
+    assert {"Fréchet distance ↓", "model log-likelihood"} <= rows
+    assert not any(row.startswith("FID") for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,22 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines import representations
+from data_pipelines.media import movies
 from data_pipelines.sources import Item, Source
 from evals import video
 from evals.distances import quality
 from evals.features.base import ClipExtractor, FeatureError
 from evals.inputs.clips import GeneratedClips, RealClips
 from evals.inputs.codec import GeneratedError
+from evals.report import report
 from evals.reporting.results import Evaluation
-from evals.sections import KINDS, videos
+from evals.sections import KINDS
 from jpeglm_jax.generation.tokens import TokenRecord
 from tests.evals.plugin import patches
+from tests.evals.reporting.reader import read
 
 
 class Squares(Source):
@@ -148,11 +152,21 @@ def test_the_report_embeds_clips(clips, tmp_path):
     (tmp_path / "clips").mkdir()
     generated = write(tmp_path / "clips", clips, map(moving, range(4)), prompt_tokens=9)
     (tmp_path / "clips" / "side_by_side").mkdir()
-    (tmp_path / "clips" / "side_by_side" / "000000.mp4").write_bytes(b"a film")
+    (tmp_path / "clips" / "side_by_side" / "000000.mp4").write_bytes(
+        movies.mp4([Image.fromarray(frame) for frame in moving(0)], (10, 1))
+    )
+    (tmp_path / "clips" / "side_by_side" / "000001.mp4").write_bytes(b"no film")
     evaluate(generated, clips, tmp_path / "out")
-    html = videos([Evaluation.read(tmp_path / "out", tuple(KINDS))], tmp_path / "a.html")
-    assert "<video " in html and "data:video/mp4;base64," in html
-    assert "PSNR" in html and "frames missing" in html and "pooled frechet distance" in html
+    report([], [Evaluation.read(tmp_path / "out", tuple(KINDS))], tmp_path / "a.html")
+    section = read((tmp_path / "a.html").read_text()).by_id("video")
+    film = section.one("video")
+    assert film.one("source").attributes["src"].startswith("data:video/mp4;base64,")
+    assert film.attributes["poster"].startswith("data:image/png;base64,")
+    assert film.attributes["aria-label"].startswith("Continuations of real clips")
+    assert len(section.all(cls="plot")) == 2
+    assert any("videos/000001.mp4" in each.text for each in section.all(cls="warnings"))
+    rows = {head.text for head in section.all("th") if head.attributes["scope"] == "row"}
+    assert {"requested", "frames missing"} <= rows
 
 
 def test_no_clips_are_rejected(clips, tmp_path):

@@ -1,0 +1,71 @@
+"""Which settings of several results differ, so that different ones are never unmarked in one row.
+
+`evals.sections` writes the differences next to the figures, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evals.reporting import results
+from evals.reporting.page import Source, setting
+from evals.reporting.results import Evaluation
+
+# Settings that name what is compared, or where it lies: these differ on purpose.
+_COMPARED = frozenset(
+    {
+        *("workdir", "step", "model_weights", "generated", "file", "classes"),
+        # Which files; their contents are identified by hashes and numbers.
+        *("network_weights", "clip_weights"),
+    }
+)
+_MAX_NAMED = 4  # differences that are named; more are counted
+
+
+def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a result, one level deep."""
+    return {
+        name: value
+        for name, value in result.get("settings", {}).items()
+        if not isinstance(value, Mapping)
+    }
+
+
+def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each result the settings that are not the same in all of them, in words.
+
+    Args:
+      found: the settings of each result.
+
+    Returns:
+      As many texts; all "" if the results can be compared.
+    """
+    names = dict.fromkeys(name for settings in found for name in settings)
+    different = [
+        name
+        for name in names
+        if name not in _COMPARED
+        and any(settings.get(name) != found[0].get(name) for settings in found)
+    ]
+    return [_words(settings, different) for settings in found]
+
+
+def _words(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    words = [f"{title(name)} {setting(settings.get(name))}" for name in names[:_MAX_NAMED]]
+    if len(names) > _MAX_NAMED:
+        words.append(f"{len(names) - _MAX_NAMED} more settings")
+    return "; ".join(words)
+
+
+def title(name: str) -> str:
+    """The printed name of a setting."""
+    titles: Mapping[str, str] = getattr(results, "TITLES", {})
+    return titles.get(name, name.replace("_", " "))
+
+
+def source(evaluation: Evaluation, kind: str) -> Source:
+    """Where the figures of one result come from."""
+    result = evaluation.results[kind]
+    settings = {title(name): value for name, value in settings_of(result).items()}
+    return Source(evaluation.name, result.get("command", ""), settings, str(evaluation.path(kind)))

@@ -1,0 +1,242 @@
+"""The sections of training runs on the page: curves, sample grids, and `evals.follow`'s results.
+
+`evals.report` puts them after the results of `evals.sections`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.media.images import ImageError
+from evals import headlines
+from evals.reporting import comparison, curves, page
+from evals.reporting.curves import Line
+from evals.reporting.numbers import number
+from evals.reporting.page import Block, Cell, Charts, Column, Figure, Source, Table
+from evals.reporting.results import Evaluation, ReportError, Run
+
+_FOLLOWED = "evaluations"  # folder of `evals.follow` in a workdir
+
+# The plots of a training run: title -> names of its curves; of a pair the second is dashed.
+_CURVES = {
+    "Loss, nats per token": ("train/loss", "eval/loss"),
+    "Bits per image": ("train/bits_per_image", "eval/bits_per_image"),
+    "Bits per clip": ("train/bits_per_clip", "eval/bits_per_clip"),
+    "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
+    "Strictly valid samples": ("samples/valid",),
+    "Gradient norm": ("train/grad_norm",),
+    "Learning rate": ("train/learning_rate",),
+    "Tokens per second": ("perf/tokens_per_second",),
+}
+
+
+def training(runs: Sequence[Run]) -> list[Figure]:
+    """Curves of all runs in the same plots, their last values, and the newest samples of each."""
+    sources = [_source(run) for run in runs]
+    charts = []
+    for title, names in _CURVES.items():
+        series = {
+            _series(run, name, names, runs): Line(
+                *run.curve(name), colour=number_, dashed=name != names[0]
+            )
+            for number_, run in enumerate(runs)
+            for name in names
+            if run.curve(name)[0]
+        }
+        if any(len(line.x) > 1 for line in series.values()):
+            charts.append(curves.lines(series, title, "step"))
+    blocks: list[Block] = [Charts(charts)] if charts else []
+    found = [Figure("Curves", [*blocks, _last_values(runs)], sources)]
+    found += [
+        figure
+        for run, source in zip(runs, sources, strict=True)
+        for figure in _samples(run, source, runs)
+    ]
+    return found
+
+
+def _series(run: Run, name: str, names: Sequence[str], runs: Sequence[Run]) -> str:
+    """The name of a curve: of its run if there are several, and of the split in a pair."""
+    split = name.partition("/")[0] if len(names) > 1 else ""
+    own = run.name if len(runs) > 1 else ""
+    return " ".join(filter(None, (own, split))) or run.name
+
+
+def _last_values(runs: Sequence[Run]) -> Table:
+    rows = [("Steps", [Cell(number(run.steps)) for run in runs])]
+    for title, names in _CURVES.items():
+        for name in names:
+            if any(run.last(name) is not None for run in runs):
+                split = f", {name.partition('/')[0]}" if len(names) > 1 else ""
+                rows.append((title + split, [Cell(number(run.last(name))) for run in runs]))
+    notes = comparison.differing([_flat(_config(run)) for run in runs])
+    columns = [Column(run.name, note) for run, note in zip(runs, notes, strict=True)]
+    return Table("Last values", columns, rows, folded=True)
+
+
+def _samples(run: Run, source: Source, runs: Sequence[Run]) -> list[Figure]:
+    """The newest grid of samples that the run drew itself."""
+    if not run.samples:
+        return []
+    step, path = run.samples[-1]
+    continued = _config(run).get("sample", {}).get("prefix_ratio", 0)
+    what = f"Continuations of {continued:g} of eval images" if continued else "Samples"
+    title = f"{what} during training" + (f" of {run.name}" if len(runs) > 1 else "")
+    try:
+        alt = f"Grid of {what.lower()} of run {run.name} at step {step}"
+        blocks, warnings = [page.picture(path, alt, f"At step {step:,}")], []
+    except (ImageError, OSError) as error:
+        blocks, warnings = [], [f"{path}: {error}"]
+    return [Figure(title, blocks, [source], "", warnings)]
+
+
+def followed(runs: Sequence[Run]) -> list[Figure]:
+    """The results of `evals.follow` for every checkpoint: distances, validity and bits by step."""
+    found = [(run, lines) for run in runs if (lines := _followed(run)) is not None]
+    if not found:
+        return []
+    last = [_last_evaluation(run, lines) for run, lines in found]
+    notes = comparison.differing([comparison.settings_of(result) for _, result in last])
+    charts = []
+    for name in dict.fromkeys(headlines.main_metric(result) for _, result in last):
+        if name is None:
+            continue
+        series = {}
+        for number_, ((run, lines), (_, result)) in enumerate(zip(found, last, strict=True)):
+            label = run.name if len(found) > 1 else headlines.title(name)
+            series[label] = _line(lines, name, number_)
+            floor = (result.get("floor") or {}).get(name)
+            if floor is not None:
+                text = f"{run.name} codec floor" if len(found) > 1 else "codec floor"
+                series[text] = Line([0], [floor], colour=number_, dashed=True, level=True)
+        charts.append(curves.lines(series, headlines.title(name), "step"))
+    for name, title in (
+        ("samples/valid", "Strictly valid, share"),
+        ("bits_per_image", "Bits per image"),
+        ("bits_per_clip", "Bits per clip"),
+    ):
+        series = {
+            run.name: _line(lines, name, number_)
+            for number_, (run, lines) in enumerate(found)
+            if lines.curve(name)[0]
+        }
+        if series:
+            charts.append(curves.lines(series, title, "step"))
+    sources = [
+        Source(
+            run.name,
+            _follow_command(run, lines),
+            {
+                comparison.title(name): value
+                for name, value in comparison.settings_of(result).items()
+            },
+            str(lines.folder / "metrics.jsonl"),
+        )
+        for (run, lines), (_, result) in zip(found, last, strict=True)
+    ]
+    warnings = [
+        f"{run.name} has other settings: {note}"
+        for (run, _), note in zip(found, notes, strict=True)
+        if note
+    ]
+    text = "Every checkpoint, with the same settings; bands are one standard error"
+    return [Figure("Checkpoints by step", [Charts(charts)], sources, text, warnings)]
+
+
+def _line(lines: Run, name: str, colour: int) -> Line:
+    steps, values = lines.curve(name)
+    with_errors, errors = lines.curve(f"{name}_standard_error")
+    return Line(steps, values, errors if with_errors == steps else None, colour)
+
+
+def _followed(run: Run) -> Run | None:
+    try:
+        return Run.read(run.folder / _FOLLOWED)
+    except ReportError:
+        return None
+
+
+def _last_evaluation(run: Run, lines: Run) -> tuple[Run, Mapping[str, Any]]:
+    """metrics.json of the newest evaluated checkpoint."""
+    folder = lines.folder / f"step_{lines.steps:08d}"
+    return run, Evaluation.read(folder, ("metrics",)).results["metrics"]
+
+
+def _follow_command(run: Run, lines: Run) -> str:
+    path = lines.folder / "settings.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    if "command" in settings:
+        return str(settings["command"])
+    words = ["python", "-m", "evals.follow", f"--workdir={run.folder}"]
+    words += [
+        f"--{name}={settings[name]}"
+        for name in ("references", "num", "num_eval", "seed")
+        if name in settings
+    ]
+    return shlex.join(words)
+
+
+def facts(run: Run) -> str:
+    """A line about a run: steps, representation and data."""
+    config = _config(run)
+    parts = [f"step {run.steps:,}" + (f" of {config['steps']:,}" if config.get("steps") else "")]
+    representation = config.get("representation", {})
+    names = ("name", "size", "mode", "quality", "tokenizer")
+    parts += [
+        f"{'' if name in ('name', 'mode') else name + ' '}{page.setting(representation[name])}"
+        for name in names
+        if representation.get(name) is not None
+    ]
+    data = config.get("data", {})
+    if data.get("shards") or data.get("source"):
+        parts.append(f"trained on {data.get('source') or data['shards']}")
+    return f"{run.name}: {', '.join(parts)}"
+
+
+def _source(run: Run) -> Source:
+    return Source(run.name, _command(run), _flat(_config(run)), str(run.folder / "metrics.jsonl"))
+
+
+def _command(run: Run) -> str:
+    """The command line that trains such a run: the preset, and what differs from it."""
+    config = _config(run)
+    words = ["python", "-m", "jpeglm_jax.train", f"--workdir={run.folder}"]
+    name, preset = config.get("representation", {}).get("name"), config.get("preset")
+    defaults: Mapping[str, Any] = {}
+    try:
+        module = importlib.import_module(f"configs.{name}")
+        defaults = _flat(module.get_config(preset).to_dict())
+        words.append(f"--config=configs/{name}.py:{preset}")
+    except (ImportError, ValueError):  # a representation or a preset of the user's own
+        words.append("--config=FILE")
+    for key, value in _flat(config).items():
+        if key != "preset" and (key not in defaults or _same(value) != _same(defaults[key])):
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"--config.{key}={text}")
+    return shlex.join(words)
+
+
+def _same(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _config(run: Run) -> dict[str, Any]:
+    path: epath.Path = run.folder / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
