@@ -36,7 +36,7 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
       out: the .html file.
     """
     runs, evaluations = _distinct(runs), _distinct(evaluations)
-    found = [Section("samples", "Samples", sections.samples(evaluations))]
+    found = [Section("samples", "Samples", sections.samples(evaluations), columns=True)]
     for kind, (heading, figures, _) in KINDS.items():
         own = [one for one in evaluations if kind in one.results]
         found.append(Section(kind, heading, figures(own) if own else []))
@@ -47,7 +47,7 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
     )
     page = Page(
         title=", ".join(one.name for one in runs or evaluations),
-        facts=[*map(run_sections.facts, runs), *map(_facts, evaluations)],
+        facts=[*map(run_sections.facts, runs), *filter(None, map(_facts, evaluations))],
         cards=cards,
         sections=[section for section in found if section.figures],
         command=_command(runs, evaluations, out),
@@ -79,14 +79,14 @@ def _distinct(named: Sequence[T]) -> list[T]:
 
 
 def _facts(evaluation: Evaluation) -> str:
-    """Which model was evaluated, as far as the results state it."""
+    """Which model was evaluated; "" if the results do not state it."""
     parts = []
     for result in evaluation.results.values():
         settings = comparison.settings_of(result)
         if settings.get("step") is not None:
             of = f" of {settings['workdir']}" if settings.get("workdir") else ""
             parts.append(f"checkpoint step {settings['step']:,}{of}")
-    return f"{evaluation.name}: {'; '.join(dict.fromkeys(parts)) or 'evaluation'}"
+    return f"{evaluation.name}: {'; '.join(dict.fromkeys(parts))}" if parts else ""
 
 
 def _versions(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -18,7 +18,7 @@ from evals import headlines
 from evals.reporting import comparison, curves, page
 from evals.reporting.curves import Line
 from evals.reporting.numbers import number
-from evals.reporting.page import Block, Cell, Charts, Column, Figure, Source, Table
+from evals.reporting.page import Block, Cell, Charts, Column, Figure, Picture, Source, Table
 from evals.reporting.results import Evaluation, ReportError, Run
 
 _FOLLOWED = "evaluations"  # folder of `evals.follow` in a workdir
@@ -52,13 +52,16 @@ def training(runs: Sequence[Run]) -> list[Figure]:
         if any(len(line.x) > 1 for line in series.values()):
             charts.append(curves.lines(series, title, "step"))
     blocks: list[Block] = [Charts(charts)] if charts else []
-    found = [Figure("Curves", [*blocks, _last_values(runs)], sources)]
-    found += [
-        figure
-        for run, source in zip(runs, sources, strict=True)
-        for figure in _samples(run, source, runs)
-    ]
-    return found
+    blocks.append(_last_values(runs))
+    warnings: list[str] = []
+    for run in runs:
+        if run.samples:
+            step, path = run.samples[-1]
+            try:
+                blocks.append(_samples(run, step, path, several=len(runs) > 1))
+            except (ImageError, OSError) as error:
+                warnings.append(f"{path}: {error}")
+    return [Figure("Training", blocks, sources, "", warnings)]
 
 
 def _series(run: Run, name: str, names: Sequence[str], runs: Sequence[Run]) -> str:
@@ -80,20 +83,12 @@ def _last_values(runs: Sequence[Run]) -> Table:
     return Table("Last values", columns, rows, folded=True)
 
 
-def _samples(run: Run, source: Source, runs: Sequence[Run]) -> list[Figure]:
-    """The newest grid of samples that the run drew itself."""
-    if not run.samples:
-        return []
-    step, path = run.samples[-1]
-    continued = _config(run).get("sample", {}).get("prefix_ratio", 0)
-    what = f"Continuations of {continued:g} of eval images" if continued else "Samples"
-    title = f"{what} during training" + (f" of {run.name}" if len(runs) > 1 else "")
-    try:
-        alt = f"Grid of {what.lower()} of run {run.name} at step {step}"
-        blocks, warnings = [page.picture(path, alt, f"At step {step:,}")], []
-    except (ImageError, OSError) as error:
-        blocks, warnings = [], [f"{path}: {error}"]
-    return [Figure(title, blocks, [source], "", warnings)]
+def _samples(run: Run, step: int, path: epath.Path, *, several: bool) -> Picture:
+    """The newest grid of what the run sampled itself."""
+    share = _config(run).get("sample", {}).get("prefix_ratio", 0)
+    what = f"Continuations of {share:g} of eval documents" if share else "Samples"
+    caption = f"{what} at step {step:,}" + (f", {run.name}" if several else "")
+    return page.picture(path, f"Grid: {caption}, of run {run.name}", caption)
 
 
 def followed(runs: Sequence[Run]) -> list[Figure]:

@@ -108,12 +108,13 @@ def _pictures(one: Evaluation, pictures: Mapping[str, Any], documents: str) -> l
     ]
     if probes:
         text = (
-            f"Copies? The first {len(probes)} of these, each with its {len(probes[0].nearest)} "
-            f"nearest of {pictures['n_references']:,} real images ({pictures['references']}) and "
-            f"the distances of their features ({pictures['features']}); real to real: the distance "
-            "of the nearest one to its own nearest real image. Of all, "
-            f"{100 * pictures['authenticity']:.1f} % are farther from their nearest real image "
-            "than that (authenticity: 0 % for copies, about 50 % for the same distribution)."
+            f"Nearest real images: the first {len(probes)} of these, each with its "
+            f"{len(probes[0].nearest)} nearest of {pictures['n_references']:,} "
+            f"({pictures['references']}) and the distances of their features "
+            f"({pictures['features']}). Authenticity {100 * pictures['authenticity']:.1f} %: the "
+            f"share of all {documents} that are farther from their nearest real image than that "
+            "image is from its own nearest one (“real to real”). Copies give 0 %, images of the "
+            "same distribution about 50 %."
         )
         blocks.append(Neighbours(text, probes, size))
     return blocks

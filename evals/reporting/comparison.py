@@ -20,16 +20,17 @@ _COMPARED = frozenset(
         *("network_weights", "clip_weights"),
     }
 )
+_COUNTS = ("n_generated", "n_references", "n_images")
 _MAX_NAMED = 4  # differences that are named; more are counted
 
 
 def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a result, one level deep."""
-    return {
-        name: value
-        for name, value in result.get("settings", {}).items()
-        if not isinstance(value, Mapping)
-    }
+    """The settings of a result, with the numbers of images, on which distances depend."""
+    counts = {name: result[name] for name in _COUNTS if result.get(name) is not None}
+    settings = result.get("settings", {})
+    return {name: value for name, value in settings.items() if not isinstance(value, Mapping)} | (
+        counts
+    )
 
 
 def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -74,11 +74,19 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, which the navigation links to, and figures."""
+    """A heading, which the navigation links to, and figures.
 
-    name: str  # of the anchor
+    Attributes:
+      name: of the anchor.
+      heading: text; a single figure's title is shown in its place.
+      figures: in order.
+      columns: whether the figures are next to each other if the screen is wide enough.
+    """
+
+    name: str
     heading: str
     figures: Sequence[Figure]
+    columns: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +338,7 @@ def _environment() -> jinja2.Environment:
 def setting(value: Any) -> str:
     """A value of a setting as text."""
     if value is None:
-        return "not known"
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
