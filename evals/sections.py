@@ -36,11 +36,12 @@ from evals.reporting.page import (
 )
 from evals.reporting.results import Evaluation
 
+_FLOOR = "codec floor"
 # The three comparisons of an evaluation, and where they are in its result.
 _COMPARISONS: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]] = {
     "model": lambda result: result,
     "model, references coded": lambda result: result.get("against_coded_references"),
-    "codec floor": lambda result: result.get("floor"),
+    _FLOOR: lambda result: result.get("floor"),
 }
 _ARROWS = {headlines.LOWER: "↓", HIGHER: "↑"}
 _READING = "↓ lower is better; ↑ higher is better"
@@ -155,15 +156,33 @@ def distances(evaluations: Sequence[Evaluation]) -> list[Figure]:
 def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figure:
     """The metrics of all evaluations in one table, and the counts of their documents."""
     notes = _differences(evaluations, kind)
-    columns, values = [], []
-    for one, note in zip(evaluations, notes, strict=True):
-        for name, get in _COMPARISONS.items():
-            found = get(one.results[kind])
-            if found:
-                prefix = f"{one.name}: " if len(evaluations) > 1 else ""
-                columns.append(Column(prefix + name, note))
-                values.append(found)
-    blocks: list[Block] = [_metrics(_READING, columns, values)]
+    results = [one.results[kind] for one in evaluations]
+    names = [one.name for one in evaluations]
+    if len(evaluations) == 1:
+        found = {name: get(results[0]) for name, get in _COMPARISONS.items()}
+        columns = {Column(name): values for name, values in found.items() if values}
+        blocks: list[Block] = [_metrics(_READING, columns)]
+    else:
+        models = {
+            Column(*each): result for *each, result in zip(names, notes, results, strict=True)
+        }
+        others = {
+            name: {
+                Column(f"{own}: {name}", note): values
+                for own, note, result in zip(names, notes, results, strict=True)
+                if (values := get(result))
+            }
+            for name, get in list(_COMPARISONS.items())[1:]
+        }
+        floors = others.pop(_FLOOR)
+        if len(floors) == len(results) and len({repr(found) for found in floors.values()}) == 1:
+            floors = {Column(_FLOOR): next(iter(floors.values()))}
+        blocks = [_metrics(_READING, {**models, **floors})]
+        blocks += [
+            _metrics(f"The same: {name}; {_READING}", columns, folded=True)
+            for name, columns in others.items()
+            if columns
+        ]
     counts = _counts(evaluations, kind, notes)
     if counts.rows:
         blocks.append(counts)
@@ -173,16 +192,18 @@ def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figur
     return _figure(evaluations, kind, title, blocks, text)
 
 
-def _metrics(caption: str, columns: Sequence[Column], values: Sequence[Mapping[str, Any]]) -> Table:
+def _metrics(
+    caption: str, columns: Mapping[Column, Mapping[str, Any]], *, folded: bool = False
+) -> Table:
     """A table of all metrics of several results, with their standard errors."""
     rows = [
         (
             f"{headlines.title(name)} {_ARROWS[headlines.better(name)]}",
-            [_value(found, name) for found in values],
+            [_value(found, name) for found in columns.values()],
         )
-        for name in headlines.metric_names(values)
+        for name in headlines.metric_names(list(columns.values()))
     ]
-    return Table(caption, columns, rows)
+    return Table(caption, list(columns), rows, folded)
 
 
 def _value(found: Mapping[str, Any], name: str) -> Cell:

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from data_pipelines.utils.files import write_atomically
 from evals.reporting.numbers import number
@@ -125,6 +126,8 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(_GRID)
     axes.margins(x=0.02)
     axes.locator_params(nbins=5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     return figure, axes
 
 

@@ -249,8 +249,10 @@ def test_different_settings_are_marked_in_words(tmp_path):
     ):
         assert entry.one(cls="differs").text == value  # the step is what is compared
     heads = found.by_id("metrics").all("table")[0].all("th")
-    notes = [head.one("small").text for head in heads if head.attributes["scope"] == "col"]
-    assert notes == ["temperature 1"] * 2 + ["temperature 0.7"] * 2
+    columns = [head for head in heads if head.attributes["scope"] == "col"]
+    notes = [small.text for head in columns for small in head.all("small")]
+    assert [head.text.split()[0] for head in columns] == ["a", "b", "codec"]
+    assert notes == ["temperature 1", "temperature 0.7"]  # and one floor for both
     assert not found.by_id("likelihood").all("small")
 
 
