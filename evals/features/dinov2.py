@@ -25,17 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.features import resize
+from evals.features import resize, vit
 from evals.features.base import Extractor, WeightsError
 from evals.features.features import on_devices
 from evals.features.weights import Weights
 
 SIZE = 224
-_HEAD = 64  # all published sizes
 _EPSILON = 1e-6
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-_PRECISION = jax.lax.Precision.HIGHEST
 _META_OFFSET = 0.1  # of the factor by which Meta's code resizes position embeddings
 
 # Names in Meta's files -> names in Hugging Face's. Query, key and value are one tensor there.
@@ -180,22 +178,13 @@ def _positions(stored: jax.Array, patch: int, interpolation: str) -> jax.Array:
         offset = _META_OFFSET if interpolation == "offset" else 0.0
         weights = jnp.asarray(resize.torch_bicubic(side, wanted, offset), jnp.float32)
     grid = stored[0, 1:].reshape(side, side, -1)
-    grid = jnp.einsum("ab,cd,bde->ace", weights, weights, grid, precision=_PRECISION)
+    grid = jnp.einsum("ab,cd,bde->ace", weights, weights, grid, precision=vit.PRECISION)
     return jnp.concatenate([stored[:, :1], grid.reshape(1, wanted * wanted, -1)], axis=1)
 
 
 def class_token(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
     """Normalised images [B, 224, 224, 3] -> class tokens after the last norm, [B, width]."""
-    patch = params["patch"].shape[0]
-    x = jax.lax.conv_general_dilated(
-        x,
-        params["patch"],
-        (patch, patch),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=_PRECISION,
-    )
-    x = x.reshape(len(x), -1, x.shape[-1]) + params["patch_bias"]
+    x = vit.patches(x, params["patch"]) + params["patch_bias"]
     first = jnp.broadcast_to(params["class_token"], (len(x), 1, x.shape[-1]))
     x = jnp.concatenate([first, x], axis=1) + params["positions"]
     if "registers" in params:
@@ -206,28 +195,15 @@ def class_token(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
 
 
 def _layer(layer: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    normed = _norm(x, layer["norm1"])
-    query, key, value = (
-        _linear(normed, layer[name]).reshape(*x.shape[:2], -1, _HEAD)
-        for name in ("query", "key", "value")
-    )
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=_PRECISION) / _HEAD**0.5
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value, precision=_PRECISION)
-    x = x + _linear(mixed.reshape(x.shape), layer["output"]) * layer["scale1"]
-    hidden = _linear(_norm(x, layer["norm2"]), layer["inner"])
+    x = x + vit.attention(layer, _norm(x, layer["norm1"])) * layer["scale1"]
+    hidden = vit.linear(_norm(x, layer["norm2"]), layer["inner"])
     if hidden.shape[-1] == 2 * layer["outer"][0].shape[-2]:  # SwiGLU
         gate, value = jnp.split(hidden, 2, axis=-1)
         hidden = jax.nn.silu(gate) * value
     else:
         hidden = jax.nn.gelu(hidden, approximate=False)
-    return x + _linear(hidden, layer["outer"]) * layer["scale2"]
-
-
-def _linear(x: jax.Array, weights: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return jnp.matmul(x, weights[0], precision=_PRECISION) + weights[1]
+    return x + vit.linear(hidden, layer["outer"]) * layer["scale2"]
 
 
 def _norm(x: jax.Array, weights: tuple[jax.Array, jax.Array]) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + _EPSILON) * weights[0] + weights[1]
+    return vit.norm(x, weights, _EPSILON)

@@ -1,0 +1,1 @@
+"""CLIP: the network of CMMD and of the CLIP score, and its tokenizer."""
