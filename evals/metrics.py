@@ -160,11 +160,15 @@ def compare(
     if ours is None or theirs is None:
         side = generated.name if ours is None else references.name
         missing = [names["kernel"], "mmd_gaussian", "precision", "recall", "density", "coverage"]
+        if _is_of_cmmd(metadata):
+            missing.append("cmmd")
         for name in missing:
             found.not_computed[name] = f"it needs features, but {side} has only statistics"
         return Comparison(*found)
     found.estimate(names["kernel"], lambda: kernels.kid(ours.main, theirs.main))
     found.estimate("mmd_gaussian", lambda: kernels.mmd_gaussian(ours.main, theirs.main))
+    if _is_of_cmmd(metadata):
+        found.estimate("cmmd", lambda: kernels.cmmd(ours.main, theirs.main))
     x, y = _subset(ours.main, max_neighbours), _subset(theirs.main, max_neighbours)
     if preset == "adm":
         of_all = adm.precision_recall
@@ -173,6 +177,12 @@ def compare(
         found.group(("precision", "recall"), lambda: neighbours.precision_recall(x, y))
     found.group(("density", "coverage"), lambda: neighbours.density_coverage(x, y))
     return Comparison(*found)
+
+
+def _is_of_cmmd(metadata: Mapping[str, Any]) -> bool:
+    """Whether the features are of the network that CMMD is defined with."""
+    architecture = metadata.get("settings", {}).get("architecture")
+    return (metadata.get("extractor"), architecture) == kernels.CMMD_NETWORK
 
 
 def _require_features_of_preset(metadata: Mapping[str, Any], preset: str) -> None:

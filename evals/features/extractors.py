@@ -14,7 +14,7 @@ from evals.features.base import Extractor, WeightsError
 from evals.features.features import on_devices
 from evals.features.weights import Weights, read
 
-NAMES = ("inception", "dinov2", "digits")
+NAMES = ("inception", "dinov2", "clip", "digits")
 
 
 def make(
@@ -25,7 +25,7 @@ def make(
     Args:
       name: one of `NAMES`, or "MODULE:FUNCTION": a function without arguments that returns an
         `Extractor`.
-      weights: path or URL of weights, for "inception" and "dinov2".
+      weights: path or URL of weights, for "inception", "dinov2" and "clip".
       dims: of the FID network's features: 64, 192, 768 or 2048.
       preset: how images are resized for the network, see `evals.features.resize`; None: as is
         usual for it.
@@ -51,6 +51,11 @@ def make(
         from evals.features import dinov2
 
         return dinov2.extractor(read(weights), preset or "clean")  # type: ignore[arg-type]
+    if name == "clip":
+        from evals.features.clip import network
+
+        network.require_openais(weights)
+        return network.extractor(read(weights), preset or "pillow")  # type: ignore[arg-type]
     return fid_inception(read(weights), dims, preset or "clean")
 
 
@@ -70,8 +75,8 @@ def define_flags() -> None:
         "resize",
         None,
         resize.PRESETS,
-        "Resize of clean-fid (the default), torch-fidelity and ADM (tf1), pytorch-fid (torch), or "
-        "dgm-eval (pillow).",
+        "Resize of clean-fid, torch-fidelity and ADM (tf1), pytorch-fid (torch), or dgm-eval and "
+        "CMMD (pillow). By default pillow for clip, else clean.",
     )
 
 

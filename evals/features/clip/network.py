@@ -25,7 +25,6 @@ from evals.features.base import Extractor, WeightsError
 from evals.features.features import on_devices
 from evals.features.weights import Weights
 
-CMMD_ARCHITECTURE = "ViT-L/14-336"
 _EPSILON = 1e-5
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)

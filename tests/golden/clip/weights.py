@@ -61,7 +61,9 @@ def draw(name, shape):
     random = np.random.RandomState(zlib.crc32(name.encode()))
     if "norm" in name or "layrnorm" in name:
         return random.normal("bias" not in name, 0.2, shape).astype(np.float32)
-    spread = 1.0 if "embedding" in name and "patch" not in name else 1.2 * (shape or (1,))[-1] ** -0.5
+    spread = (
+        1.0 if "embedding" in name and "patch" not in name else 1.2 * (shape or (1,))[-1] ** -0.5
+    )
     return random.normal(0, spread, shape).astype(np.float32)
 
 
