@@ -378,7 +378,9 @@ def videos(evaluations: Sequence[Evaluation]) -> list[Figure]:
                 missing.append(f"{name}: {error}")
         if shown:
             layout = "original, prompt and continuations next to each other"
-            caption = f"{len(shown)} clips" + (f": {layout}" if _are_continuations(result) else "")
+            caption = f"{len(shown)} clip{'s' * (len(shown) > 1)}" + (
+                f": {layout}" if _are_continuations(result) else ""
+            )
             blocks.append(Clips(caption, shown))
         if not blocks and not missing:
             continue
