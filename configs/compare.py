@@ -1,0 +1,188 @@
+"""Comparisons of representations at equal budgets. `--config=configs/compare.py:PRESET`
+
+  digits      (default) handwritten digits at 16x16: JPEG as bytes and as code words
+  digits_tokens    the same digits: six tokenizers of the same JPEG files, two sizes of model
+  photos32_tokens  photos at 32x32, quality 25: the same six; --config.data.source names the photos
+  photos64_tokens  photos at 64x64, quality 25: the same six, one budget
+
+`python -m evals.compare` runs them. Any value can be changed on the command line:
+`--config.images=10000`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import jpeg
+
+SMALL = dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
+MIDDLE = dict(layers=6, width=192, heads=6, kv_heads=6, head_dim=32, ffn=512)
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    """The configuration of a preset. Raises ValueError for a name that is not one."""
+    if preset not in PRESETS:
+        raise ValueError(
+            f"configs/compare.py has no preset {preset!r}; it has {', '.join(PRESETS)}"
+        )
+    config = base()
+    config.preset = preset
+    PRESETS[preset](config)
+    return config
+
+
+def base() -> ConfigDict:
+    """What all comparisons share: the data, the model, the optimizer and the evaluation."""
+    defaults = jpeg.base()
+    data = defaults.data
+    data.update(conditional=True, eval_fraction=0.1)
+    optimizer = defaults.optimizer
+    optimizer.update(warmup_steps=100, final_fraction=0.02)
+    return ConfigDict(
+        dict(
+            preset="",
+            data=data,  # as of a training run; `source` is what is compared on
+            candidates=dict(),  # name -> see `candidate`
+            models=dict(small=SMALL),  # name -> fields of `config.model`, the first one is tuned
+            optimizer=optimizer,
+            seq_len=512,  # positions of a row; longer documents get longer rows, and fewer
+            batch_size=8,  # rows per step
+            images=20_000,  # images seen by every candidate: the first budget
+            flops_of="",  # the candidate whose training FLOPs at that budget are the second one
+            budgets=("images", "flops"),
+            seed=0,
+            repeated=dict(model="small", seeds=3, candidates=()),  # at equal FLOPs
+            learning_rates=(1e-3, 3e-3, 6e-3),
+            sweep=0.25,  # share of the steps at equal FLOPs that each learning rate is tried for
+            overfit=dict(documents=8, max_steps=1000),
+            sample=dict(
+                num=1000,
+                batch_size=64,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                guidance=1.0,
+            ),
+            completion=dict(ratios=(0.25, 0.5, 0.75), num=0, candidates=()),
+            features=dict(name="digits", weights="", dims=768),
+            recognise=False,  # whether samples are digits, to be recognised
+        )
+    )
+
+
+def candidate(
+    representation: dict[str, Any], vocab_size: int = 0, kind: str = "bpe", bits: str = ""
+) -> ConfigDict:
+    """One representation of a comparison.
+
+    Args:
+      representation: options of `representations.make`, with its name.
+      vocab_size, kind: of the tokenizer that preparation trains; 0 for none.
+      bits: bits per image are compared among the candidates of the same non-empty name: those that
+        describe the same files.
+    """
+    return ConfigDict(
+        dict(
+            representation=representation,
+            train_tokenizer=dict(vocab_size=vocab_size, kind=kind, documents=10_000),
+            bits=bits,
+        )
+    )
+
+
+def tokenizers(representation: dict[str, Any]) -> ConfigDict:
+    """Six tokenizers of the same files: bytes, BPE over bytes, and BPE over code words."""
+    found = dict(bytes=candidate(representation, bits="files"))
+    for entries in (320, 1024):
+        found[f"bpe_{entries}"] = candidate(representation, entries, bits="files")
+    for entries in (1024, 2048, 4096):
+        found[f"codewords_{entries}"] = candidate(
+            representation, entries, "codewords", bits="files"
+        )
+    return ConfigDict(found)
+
+
+def digits(c: ConfigDict) -> None:
+    """Handwritten digits: minutes on a laptop.
+
+    python -m evals.compare --config=configs/compare.py --out=comparison
+    """
+    _digits_data(c)
+    c.candidates = ConfigDict(
+        dict(
+            jpeg=candidate(_digits_jpeg(), bits="files"),
+            jpeg_codewords=candidate(_digits_jpeg(), 1024, "codewords", bits="files"),
+        )
+    )
+    c.flops_of = "jpeg"
+    c.repeated.update(candidates=("jpeg", "jpeg_codewords"))
+
+
+def digits_tokens(c: ConfigDict) -> None:
+    """Six tokenizers of the JPEG files of digits, at two sizes of model.
+
+    python -m evals.compare --config=configs/compare.py:digits_tokens --out=comparison
+    """
+    _digits_data(c)
+    c.candidates = tokenizers(_digits_jpeg())
+    c.flops_of = "bytes"
+    c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
+    c.repeated.update(candidates=tuple(c.candidates))
+
+
+def photos32_tokens(c: ConfigDict) -> None:
+    """Six tokenizers of the JPEG files of photos at 32x32, at two sizes of model.
+
+    python -m evals.compare --config=configs/compare.py:photos32_tokens --out=comparison \
+        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+    """
+    _photos_data(c)
+    c.candidates = tokenizers(_photos_jpeg(32))
+    c.flops_of = "bytes"
+    c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
+    c.repeated.update(candidates=tuple(c.candidates))
+
+
+def photos64_tokens(c: ConfigDict) -> None:
+    """Six tokenizers of the JPEG files of photos at 64x64, at equal FLOPs.
+
+    python -m evals.compare --config=configs/compare.py:photos64_tokens --out=comparison \
+        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+    """
+    _photos_data(c)
+    c.candidates = tokenizers(_photos_jpeg(64))
+    c.flops_of = "bytes"
+    c.budgets = ("flops",)
+    c.seq_len, c.batch_size = 1024, 4
+    c.repeated.update(seeds=1)
+
+
+def _digits_data(c: ConfigDict) -> None:
+    c.data.update(source="digits", copies=32, eval_fraction=0.15)
+    c.data.augment = dict(rotation=6.0, shift=0.01, scale=0.03, shear=0.06)
+    c.seq_len, c.batch_size, c.images = 160, 16, 40_000
+    c.recognise = True
+
+
+def _digits_jpeg() -> dict[str, Any]:
+    return dict(name="jpeg", size=16, mode="L", quality=20, strip="header")
+
+
+def _photos_data(c: ConfigDict) -> None:
+    c.data.update(copies=3, eval_fraction=0.1)
+    c.data.augment = dict(rotation=0.0, shift=0.03, scale=0.03, shear=0.0, flip=True)
+    c.data.augment.update(border="mirror")
+    c.features.name = "inception"
+
+
+def _photos_jpeg(size: int) -> dict[str, Any]:
+    return dict(name="jpeg", size=size, quality=25, strip="header")
+
+
+PRESETS = {
+    "digits": digits,
+    "digits_tokens": digits_tokens,
+    "photos32_tokens": photos32_tokens,
+    "photos64_tokens": photos64_tokens,
+}

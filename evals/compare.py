@@ -1,0 +1,114 @@
+"""Example: python -m evals.compare --config=configs/compare.py --out=comparison
+
+Compares representations of the same images: prepares, tunes, trains, samples and scores each, at
+equal images seen and at equal training FLOPs. What is finished is kept: the same command resumes,
+and --minutes=25 runs a piece of at most that long. Writes compare.json, and prints its table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines.shards.storage import ShardError
+from data_pipelines.utils import command
+from data_pipelines.utils.cpus import num_cpus
+from evals.comparison import plan, summary
+from evals.comparison.stages import Deadline, OutOfTime, Stages
+from evals.features import extractors
+from evals.features.base import Extractor
+from evals.reporting.results import claim_folder, write_json
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.training import checkpoint
+
+RESULT = "compare.json"
+
+
+def compare(
+    config: ConfigDict, out: epath.PathLike, extractor: Extractor, minutes: float = 0.0
+) -> dict[str, Any]:
+    """Runs a comparison, or resumes it, and writes compare.json to its folder.
+
+    Args:
+      config: see configs/compare.py.
+      out: folder of the comparison; it holds one.
+      extractor: of the features that samples are scored with.
+      minutes: after which it stops, to be resumed; 0: when it is complete.
+
+    Returns:
+      The contents of compare.json.
+
+    Raises:
+      OutOfTime: the minutes are over.
+      PlanError: the configuration contradicts itself.
+      OverfitError: a candidate cannot learn a few documents by heart.
+      SettingsError: the folder holds another comparison.
+      Interrupted: by SIGTERM or Ctrl-C while a model was trained.
+    """
+    plan.check(config)
+    out = epath.Path(out)
+    claim_folder(out, _settings(config, extractor))
+    stages = Stages(config, out, extractor, Deadline(minutes))
+    for candidate in config.candidates:
+        stages.prepare(candidate)
+        stages.floor(candidate)
+    for candidate in config.candidates:
+        stages.overfit(candidate)
+    rates = {name: stages.learning_rate(name) for name in config.candidates}
+    for run in plan.runs(config):
+        stages.train(run, rates[run.candidate])
+        stages.sample(run)
+        stages.score(run)
+        if config.completion.num and run.candidate in config.completion.candidates:
+            stages.complete(run)
+    result = summary.summarise(config, stages, extractor)
+    write_json(out / RESULT, result)
+    return result
+
+
+def _settings(config: ConfigDict, extractor: Extractor) -> dict[str, Any]:
+    """All that decides the result, by the names that change it on the command line."""
+
+    def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from flat(f"{name}.{key}", inner)
+        else:
+            yield name, value
+
+    found = dict(flat("config", config.to_dict()))
+    found["features"] = {"extractor": extractor.name, **extractor.settings}
+    return json.loads(json.dumps(found))
+
+
+def main(arguments: Sequence[str]) -> None:
+    command.no_arguments(arguments)
+    checkpoint.quiet_libraries()
+    sharding.split_cpu(num_cpus())
+    config, values = flags.FLAGS.config, flags.FLAGS
+    features = config.features
+    extractor = extractors.make(features.name, weights=features.weights, dims=features.dims)
+    try:
+        result = compare(config, values.out, extractor, values.minutes)
+    except OutOfTime:
+        print(f"{values.minutes:g} minutes are over; run the same command again to resume")
+        return
+    print(summary.table(result))
+    print(f"wrote {epath.Path(values.out) / RESULT}")
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "What to compare: FILE[:PRESET].")
+    flags.DEFINE_string("out", None, "Folder of the comparison.", required=True)
+    flags.DEFINE_float("minutes", 0.0, "Stop after these, to be resumed; 0: when complete.", 0.0)
+    flags.mark_flag_as_required("config")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    command.run(main, ShardError)

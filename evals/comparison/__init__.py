@@ -1,0 +1,1 @@
+"""What `evals.compare` is made of: its plan, its stages, and its result."""

@@ -1,0 +1,391 @@
+"""The stages of a comparison, each done once: what is finished is read from its file.
+
+prepare -> overfit -> learning rates -> runs (train, sample, score) -> completions
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipelines.prepare import prepare
+from data_pipelines.shards.reader import Shards
+from evals import completion, digits
+from evals.comparison import plan
+from evals.comparison.overfit import overfit
+from evals.comparison.plan import Layout, Run
+from evals.evaluation import evaluate
+from evals.features.base import Extractor
+from evals.inputs.documents import Documents
+from evals.inputs.images import open_images
+from evals.likelihood import eval_split
+from evals.reporting import results
+from evals.reporting.results import write_json
+from jpeglm_jax.generation import prompts
+from jpeglm_jax.generation.engine import Engine
+from jpeglm_jax.generation.job import generate
+from jpeglm_jax.generation.sampling import SamplingParams
+from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.model.trained import TrainedModel
+from jpeglm_jax.parallel import sharding
+from jpeglm_jax.train import train
+from jpeglm_jax.training import checkpoint
+
+_FLOOR_IMAGES = 1000  # of which the PSNR is taken
+
+
+class OutOfTime(Exception):
+    """The time that a process was given is over; the same command resumes."""
+
+
+class Deadline:
+    """When a process must end, so that a long comparison runs in pieces.
+
+    Args:
+      minutes: from now; 0 for no end.
+    """
+
+    def __init__(self, minutes: float):
+        self._end = time.monotonic() + 60 * minutes if minutes else None
+
+    def check(self) -> None:
+        """Raises OutOfTime after the end."""
+        if self._end is not None and time.monotonic() >= self._end:
+            raise OutOfTime
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Around training, which saves a checkpoint when the end is reached."""
+        if self._end is None:
+            yield
+            return
+        remaining = max(0.0, self._end - time.monotonic())
+        timer = threading.Timer(remaining, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class Stages:
+    """The stages of one comparison in its folder.
+
+    Args:
+      config: see configs/compare.py.
+      out: folder of the comparison.
+      extractor: of the features that samples are scored with.
+      deadline: of this process.
+      say: called with a line at the start of each stage.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        out: epath.Path,
+        extractor: Extractor,
+        deadline: Deadline,
+        say: Callable[[str], None] = print,
+    ):
+        self._config, self._out = config, out
+        self._extractor, self._deadline, self._say = extractor, deadline, say
+        self._layouts: dict[str, Layout] = {}
+        self._references: dict[str, epath.Path] = {}
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """The result of a stage; None if it is not finished."""
+        path = self._path(name)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _path(self, name: str) -> epath.Path:
+        return self._out / "stages" / f"{name}.json"
+
+    def _once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if (found := self.done(name)) is not None:
+            return found
+        self._deadline.check()
+        self._say(name)
+        result = work()
+        self._path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(name), result)
+        return result
+
+    # Data
+
+    def prepare(self, candidate: str) -> dict[str, Any]:
+        """Encodes the source as documents of a candidate."""
+        config, folder = self._config, self.shards(candidate)
+
+        def work() -> dict[str, Any]:
+            options = config.candidates[candidate]
+            prepare(
+                source=config.data.source,
+                representation=options.representation.to_dict(),
+                out=folder,
+                conditional=config.data.conditional,
+                copies=config.data.copies,
+                augment=config.data.augment.to_dict(),
+                eval_fraction=config.data.eval_fraction,
+                train_tokenizer=options.train_tokenizer.to_dict(),
+            )
+            return plan.layout(config, folder, jax.device_count())._asdict()
+
+        found = self._once(f"prepare-{candidate}", work)
+        self._layouts[candidate] = Layout(**found)
+        return found
+
+    def shards(self, candidate: str) -> epath.Path:
+        """The folder of a candidate's shards."""
+        return self._out / "data" / candidate
+
+    def floor(self, candidate: str) -> dict[str, Any]:
+        """What a candidate's documents lose of real images: the PSNR of their reconstructions."""
+
+        def work() -> dict[str, Any]:
+            representation = Shards(self.shards(candidate)).representation
+            real = open_images(self._config.data.source)
+            chosen = np.random.default_rng(0).permutation(len(real))[:_FLOOR_IMAGES]
+            fitted = [representation.fit(real.decode(n, real.read(n))) for n in np.sort(chosen)]
+            decoded = representation.decode_batch(representation.encode_batch(fitted))
+            errors = [
+                np.mean(np.square(np.asarray(a, np.float64) - np.asarray(b.convert(a.mode))))
+                for a, b in zip(fitted, decoded, strict=True)
+            ]
+            error = float(np.mean(errors))
+            return {
+                "images": len(fitted),
+                "psnr_db": 10 * math.log10(255**2 / error) if error else None,
+            }
+
+        return self._once(f"floor-{candidate}", work)
+
+    # The gate, and the learning rate
+
+    def overfit(self, candidate: str) -> dict[str, Any]:
+        """Learns a few documents by heart; raises OverfitError if that fails."""
+
+        def work() -> dict[str, Any]:
+            config = self._config
+            shards = Shards(self.shards(candidate))
+            documents = shards.read(list(range(config.overfit.documents)))
+            return overfit(
+                self._train_config(self._first(candidate), 1, max(config.learning_rates) / 2),
+                shards.representation,
+                documents,
+                sharding.make_mesh({"replica": 1}, devices=jax.devices()[:1]),
+                config.overfit.max_steps,
+            )
+
+        return self._once(f"overfit-{candidate}", work)
+
+    def learning_rate(self, candidate: str) -> float:
+        """The learning rate with the fewest bits per image of the eval split, of short runs."""
+        rates = self._config.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        run = self._first(candidate)
+        num_steps = max(1, round(self._config.sweep * self.steps(run)))
+        bits = {}
+        for rate in rates:
+            name = f"sweep-{candidate}-{rate:g}"
+            found = self._once(
+                name,
+                lambda name=name, rate=rate: self._trained(  # type: ignore
+                    name, self._train_config(run, num_steps, rate)
+                ),
+            )
+            bits[rate] = found["eval/bits_per_image"]
+        return min(bits, key=bits.__getitem__)
+
+    def _first(self, candidate: str) -> Run:
+        """The run that a candidate is tuned for: the first model, under the last budget."""
+        config = self._config
+        return Run(candidate, next(iter(config.models)), config.budgets[-1], config.seed)
+
+    # Runs
+
+    def steps(self, run: Run) -> int:
+        """Steps of a run under its budget."""
+        return plan.steps(self._config, run, self._layouts)
+
+    def flops(self, run: Run) -> float:
+        """Training FLOPs of a run."""
+        rows = self._layouts[run.candidate]
+        return self.steps(run) * plan.flops_per_step(self._config, run.model, rows)
+
+    def train(self, run: Run, learning_rate: float) -> dict[str, Any]:
+        """Trains a model under its budget. Two budgets of equally many steps are one run."""
+        twin = self._same_run(run)
+        if twin is not None:
+            return self.train(twin, learning_rate)
+
+        def work() -> dict[str, Any]:
+            num_steps = self.steps(run)
+            rows = self._layouts[run.candidate]
+            found = self._trained(run.name, self._train_config(run, num_steps, learning_rate))
+            return {
+                **found,
+                "learning_rate": learning_rate,
+                "steps": num_steps,
+                "images_seen": round(num_steps * rows.images_per_step),
+                "train_flops": self.flops(run),
+            }
+
+        return self._once(f"train-{run.name}", work)
+
+    def _same_run(self, run: Run) -> Run | None:
+        """The run under an earlier budget that is the same one."""
+        for budget in self._config.budgets:
+            if budget == run.budget:
+                return None
+            other = Run(run.candidate, run.model, budget, run.seed)
+            if self.steps(other) == self.steps(run):
+                return other
+        return None
+
+    def workdir(self, run: Run) -> epath.Path:
+        """Of a training run."""
+        return self._out / "runs" / (self._same_run(run) or run).name
+
+    def _train_config(self, run: Run, num_steps: int, learning_rate: float) -> ConfigDict:
+        return plan.train_config(
+            self._config,
+            run,
+            self.shards(run.candidate),
+            self._layouts[run.candidate],
+            num_steps,
+            learning_rate,
+        )
+
+    def _trained(self, name: str, config: ConfigDict) -> dict[str, Any]:
+        workdir = self._out / "runs" / name
+        with self._deadline.interrupting():
+            train(config, workdir)
+        last = results.Run.read(workdir).lines[-1]
+        evaluated = {key: value for key, value in last.items() if key.startswith("eval/")}
+        if "eval/bits_per_image" not in evaluated:
+            raise plan.PlanError(f"{workdir} ended without an evaluation; remove it and run again")
+        spec = ModelSpec(checkpoint.describe(workdir).model("cpu"))
+        return {**evaluated, "parameters": spec.num_parameters}
+
+    def sample(self, run: Run) -> dict[str, Any]:
+        """Samples images of a run by label, and measures the rate."""
+        folder = self.workdir(run) / "sampled"
+
+        def work() -> dict[str, Any]:
+            model = checkpoint.load(self.workdir(run))
+            options = self._config.sample
+            labels = prompts.cycle_labels(model.representation, options.num)
+            requests = prompts.label_requests(model.representation, labels)
+            counts = generate(
+                model,
+                folder,
+                requests,
+                SamplingParams.from_config(options),
+                seed=run.seed,
+                batch_size=options.batch_size,
+            )
+            assert counts is not None
+            found = {
+                "sampled": counts.requested,
+                "valid": counts.valid / counts.requested,
+                "images_per_second": _rate(model, options, run.seed),
+            }
+            if self._config.recognise:
+                found["recognised"] = digits.recognition(folder)["recognised"]
+            return found
+
+        return self._once(f"sample-{(self._same_run(run) or run).name}", work)
+
+    def score(self, run: Run) -> dict[str, Any]:
+        """Distances of a run's samples from real images, and of the codec's reconstructions."""
+        run = self._same_run(run) or run
+        workdir = self.workdir(run)
+
+        def work() -> dict[str, Any]:
+            model = checkpoint.describe(workdir)
+            shared = self._shared_references(run.candidate)
+            result = evaluate(
+                str(workdir / "sampled"),
+                str(shared / "references") if shared else self._config.data.source,
+                workdir / "evaluation",
+                extractor=self._extractor,
+                representation=model.representation,
+                references_coded=str(shared / "references_coded") if shared else None,
+            )
+            return dict(result)
+
+        found = self._once(f"score-{run.name}", work)
+        self._references.setdefault(self._codec(run.candidate), workdir / "evaluation")
+        return found
+
+    def _shared_references(self, candidate: str) -> epath.Path | None:
+        """The evaluation that has the features of the references for this codec, if any."""
+        found = self._references.get(self._codec(candidate))
+        return found if found is not None and (found / "references_coded").is_dir() else None
+
+    def _codec(self, candidate: str) -> str:
+        """What decides the pixels of a candidate's documents: not its tokenizer."""
+        options = self._config.candidates[candidate].representation.to_dict()
+        options.pop("tokenizer", None)
+        return json.dumps(options, sort_keys=True)
+
+    def complete(self, run: Run) -> dict[str, Any]:
+        """The paper's completion protocol on images of the eval split."""
+        options = self._config.completion
+        workdir = self.workdir(run)
+
+        def work() -> dict[str, Any]:
+            model = checkpoint.load(workdir)
+            documents = Documents(
+                eval_split(model, workdir), model.representation, options.num, run.seed
+            )
+            return completion.completion(
+                model,
+                documents,
+                self._config.data.source,
+                workdir / "completed",
+                extractor=self._extractor,
+                ratios=options.ratios,
+                seeds=1,
+                seed=run.seed,
+                sampling_params=SamplingParams.from_config(self._config.sample),
+                batch_size=self._config.sample.batch_size,
+            )
+
+        return self._once(f"complete-{(self._same_run(run) or run).name}", work)
+
+
+def _rate(model: TrainedModel, options: ConfigDict, seed: int) -> float:
+    """Images per second when a full batch is sampled, without compilation."""
+    representation = model.representation
+    engine = Engine(
+        model.spec,
+        model.mesh,
+        SamplingParams.from_config(options),
+        batch_size=options.batch_size,
+        seq_len=model.config.seq_len,
+        seed=seed,
+        eos=representation.eos,
+        bos=representation.bos,
+    )
+    labels = prompts.cycle_labels(representation, options.batch_size)
+    starts = [request.prompt for request in prompts.label_requests(representation, labels)]
+    numbers = range(len(starts))
+    list(engine(model.params, starts, numbers))
+    begin = time.perf_counter()
+    list(engine(model.params, starts, numbers))
+    return len(starts) / (time.perf_counter() - begin)
