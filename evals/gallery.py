@@ -139,8 +139,10 @@ def _nearest(
     """Adds the nearest references to the first samples; returns facts about them."""
     theirs = references.features
     found = neighbours.nearest(generated.features.main[probes], theirs.main, _NEIGHBOURS)
+    others = neighbours.nearest_other(theirs.main, found.indices[:, 0])
     numbers = _numbers(references.images) if references.images is not None else {}
-    for sample, indices, distances in zip(samples, found.indices, found.distances, strict=False):
+    rows = zip(found.indices, found.distances, others, strict=True)
+    for sample, (indices, distances, other) in zip(samples, rows, strict=False):
         sample["nearest"] = [
             {
                 "key": theirs.keys[index],
@@ -154,7 +156,7 @@ def _nearest(
             }
             for index, distance in zip(indices, distances, strict=True)
         ]
-        sample["nearest_to_each_other"] = neighbours.nearest_other(theirs.main, int(indices[0]))
+        sample["nearest_to_each_other"] = float(other)
     return {
         "references": str(theirs.metadata["images"]["from"]),
         "n_references": len(theirs),

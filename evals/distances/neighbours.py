@@ -28,6 +28,7 @@ from evals.distances.statistics import check_features
 from evals.features.base import FeatureError
 
 _BLOCK = 1024  # rows of the distance matrix in memory at once
+_REFERENCES = 16_384  # of its columns, where there may be millions
 
 
 class PrecisionRecall(NamedTuple):
@@ -74,14 +75,25 @@ def nearest(points: np.ndarray, references: np.ndarray, k: int) -> Nearest:
     """
     if len(references) < k:
         raise FeatureError(f"found {len(references)} references, expected at least {k}")
-    indices, distances = [], []
-    for squares in _squared_distances(points, references):
-        found = np.argpartition(squares, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(squares, found, 1)
-        order = np.argsort(values, axis=1, kind="stable")
-        indices.append(np.take_along_axis(found, order, 1))
-        distances.append(np.sqrt(np.take_along_axis(values, order, 1)))
-    return Nearest(np.concatenate(indices), np.concatenate(distances))
+    best = Nearest(np.zeros((len(points), 0), np.int64), np.zeros((len(points), 0)))
+    for start in range(0, len(references), _REFERENCES):
+        rows = _squared_distances(points, references[start : start + _REFERENCES])
+        found = [_smallest(squares, min(k, squares.shape[1])) for squares in rows]
+        indices = np.concatenate(
+            [best.indices, start + np.concatenate([one[0] for one in found])], 1
+        )
+        squares = np.concatenate([best.distances, np.concatenate([one[1] for one in found])], 1)
+        order, smallest = _smallest(squares, min(k, squares.shape[1]))
+        best = Nearest(np.take_along_axis(indices, order, 1), smallest)
+    return Nearest(best.indices, np.sqrt(best.distances))
+
+
+def _smallest(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(columns, values) of the k smallest values of each row, ascending."""
+    columns = np.argpartition(values, k - 1, axis=1)[:, :k]
+    found = np.take_along_axis(values, columns, 1)
+    order = np.argsort(found, axis=1, kind="stable")
+    return np.take_along_axis(columns, order, 1), np.take_along_axis(found, order, 1)
 
 
 def authenticity(generated: np.ndarray, references: np.ndarray) -> float:
@@ -102,10 +114,11 @@ def authenticity(generated: np.ndarray, references: np.ndarray) -> float:
     return float(np.mean(found.distances[:, 0] > radii[found.indices[:, 0]]))
 
 
-def nearest_other(features: np.ndarray, index: int) -> float:
-    """The distance of one of the vectors [n, d], n >= 2, to its nearest other one."""
-    others = np.delete(features, index, axis=0)
-    return float(nearest(features[index][None], others, 1).distances[0, 0])
+def nearest_other(features: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The distances of some of the vectors [n, d], n >= 2, each to its nearest other one."""
+    found = nearest(features[indices], features, 2)
+    itself = found.indices[:, 0] == indices  # not the first if another vector is the same
+    return np.where(itself, found.distances[:, 1], found.distances[:, 0])
 
 
 class _Inside(NamedTuple):

@@ -113,5 +113,14 @@ def test_nearest_and_authenticity_follow_their_definitions():
         if not ties:
             authentic = distances.min(1) > among.min(1)[distances.argmin(1)]
             assert neighbours.authenticity(x, y) == authentic.mean()
-        assert neighbours.nearest_other(y, 3) == pytest.approx(among[3].min())
+        some = np.array([3, 0, 24])
+        assert neighbours.nearest_other(y, some) == pytest.approx(among[some].min(1), abs=1e-6)
     assert neighbours.authenticity(y, y) == 0
+
+
+def test_nearest_of_many_references_are_found_in_parts():
+    generator = np.random.default_rng(1)
+    x, y = generator.normal(size=(3, 2)), generator.normal(size=(40_000, 2)).astype(np.float32)
+    distances = np.linalg.norm(x[:, None] - y, axis=2)
+    found = neighbours.nearest(x, y, 5)
+    assert np.array_equal(found.indices, np.argsort(distances, 1)[:, :5])
