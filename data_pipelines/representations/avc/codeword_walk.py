@@ -34,6 +34,8 @@ from data_pipelines.representations.avc.codewords import (
     DIGIT,
     INTER_TYPE,
     LEVEL,
+    MAX_LEVEL,
+    MAX_SUM,
     MB_TYPE,
     MODE,
     MVD,
@@ -61,8 +63,6 @@ _REF_IDX_BOOK = 31  # plus the number of references, 2 or 3
 _CBP_BOOK = 35  # of I_4x4, then of P_L0_16x16
 _STRIDE = 64  # values of a book
 _SPECIAL = -1  # `_next`: no letter is left
-_MAX_LEVEL = 2063
-_MAX_SUM = 16 * (8 * 16 + 15) + 16  # of the words of one value
 
 
 class Tables(NamedTuple):
@@ -251,7 +251,7 @@ def _skip_run(s: Any, t: Any, given: Any, out: Any, left: int) -> int:
         _write_ue(s, out, run)
         return run
     run = _read_ue(s, t, given)
-    if run < 0 or run > left or run >= _MAX_SUM:
+    if run < 0 or run > left or run >= MAX_SUM:
         return -1
     if run:
         _write_high(s, out, run >> 4)
@@ -277,7 +277,7 @@ def _mvd(s: Any, t: Any, given: Any, out: Any, mvd_bits: int) -> bool:
     code = _read_ue(s, t, given)
     size = code + 1 >> 1
     pixels = size >> 2
-    if code < 0 or size & 3 or size >> mvd_bits or pixels > _MAX_SUM:
+    if code < 0 or size & 3 or size >> mvd_bits or pixels > MAX_SUM:
         return False
     if pixels == 0:
         _put(s, out, MVD)
@@ -334,7 +334,7 @@ def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int) -> int
         negative = index >= DIGIT
         size += index + 1 - (DIGIT if negative else 0)
         code = 2 * size - 2 + negative - 2 * first
-        if code < 0 or size > _MAX_LEVEL:
+        if code < 0 or size > MAX_LEVEL:
             return 0
         if length == 0 and code < 14:
             _put(s, out, 1 << 6 | code + 1)
@@ -356,7 +356,7 @@ def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int) -> int
     if prefix == 15 and length == 0:
         code += 15
     size = (code >> 1) + 1
-    if size > _MAX_LEVEL or not _skip(s, bits):
+    if size > MAX_LEVEL or not _skip(s, bits):
         return 0
     _write_high(s, out, size - 1 >> 4)
     _put(s, out, LEVEL + (size - 1 & 15) + (DIGIT if code & 1 else 0))

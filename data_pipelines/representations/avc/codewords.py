@@ -79,6 +79,8 @@ NUM_LETTERS = ADD_256 + _SIZES["add 256"]
 
 INTER_TYPE = 25  # P_L0_16x16 among the values of mb_type; the others are those of I slices
 DIGIT = 16  # values of mvd and level up to it are one word
+MAX_SUM = 16 * (8 * 16 + 15) + DIGIT  # the largest value of several words
+MAX_LEVEL = 2063  # that every suffixLength has a code for
 
 # TotalCoeff and TrailingOnes of each value of coeff_token.
 COEFF_TOKENS = [(total, ones) for total in range(17) for ones in range(min(total, 3) + 1)]

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_pipelines.media import Kind, videos
 from data_pipelines.representations import base
-from data_pipelines.representations.avc import bitstream, decoder, validity
+from data_pipelines.representations.avc import bitstream, codeword_machine, decoder, validity
 from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
 from data_pipelines.representations.avc.codeword_streams import Streams
 from data_pipelines.representations.avc.decoder import Decoded
@@ -349,10 +349,14 @@ class AvcRepresentation(base.TokenizedRepresentation):
             max_frames=self.frames,
         )
 
-    def byte_machine(self, size: tuple[int, int] | None = None) -> AvcMachine:
-        """The byte machine of valid streams, to the last bit of their macroblocks."""
+    def _check_size(self, size: tuple[int, int] | None) -> None:
+        """Raises ValueError for the size of constrained clips if they have another one."""
         if size not in (None, self.size):
             raise ValueError(f"found size {size}, expected {self.size}, that of the representation")
+
+    def byte_machine(self, size: tuple[int, int] | None = None) -> AvcMachine:
+        """The byte machine of valid streams, to the last bit of their macroblocks."""
+        self._check_size(size)
         return make_machine(
             self.format,
             headers=self.strip == "none",
@@ -363,12 +367,10 @@ class AvcRepresentation(base.TokenizedRepresentation):
     def token_machine(
         self, size: tuple[int, int] | None = None
     ) -> base.TokenMachine | base.TokenizedByteMachine:
-        """The machine over the bytes of tokens. Raises ValueError for code words."""
+        """The state machine over code words, or over the bytes of other tokens."""
         if isinstance(self.tokenizer, CodewordTokenizer):
-            raise ValueError(
-                "H.264 code words have no state machine, which constrained sampling needs; sample "
-                'without --constrain, or train with tokenizer="bytes" or BPE over bytes'
-            )
+            self._check_size(size)
+            return codeword_machine.machine(self.tokenizer, self.min_clip_frames, self.frames)
         return super().token_machine(size)
 
     def to_config(self) -> dict[str, Any]:
