@@ -223,7 +223,7 @@ def of_digits(result: Mapping[str, Any]) -> list[Headline]:
     """The share of digits that a classifier recognises, and that of real digits."""
     requested = result["requested"]
     below = [
-        f"{number(100 * result['classifier_accuracy'])} % of real digits",
+        f"{number(100 * result['classifier_accuracy'])}\u00a0% of real digits",
         f"{requested:,} samples",
         *sampling(result),
     ]
@@ -268,7 +268,7 @@ def _card(kind: str, anchor: str, measure: str, own: Sequence[tuple[Evaluation, 
 
 def _texts(headline: Headline) -> tuple[str, str]:
     """The figure and its error as text."""
-    factor, unit = (100.0, " %") if headline.percent else (1.0, "")
+    factor, unit = (100.0, "\u00a0%") if headline.percent else (1.0, "")
     value, error = factor * headline.value, headline.error
     if error is None or not math.isfinite(error) or error <= 0:
         return number(value) + unit, ""

@@ -112,10 +112,10 @@ def _pictures(one: Evaluation, pictures: Mapping[str, Any], documents: str) -> l
             f"Nearest real images: the first {len(probes)} of these, each with its "
             f"{len(probes[0].nearest)} nearest of {pictures['n_references']:,} "
             f"({pictures['references']}) and the distances of their features "
-            f"({pictures['features']}). Authenticity {100 * pictures['authenticity']:.1f} %: the "
+            f"({pictures['features']}). Authenticity {_percent(pictures['authenticity'])}: the "
             f"share of all {documents} that are farther from their nearest real image than that "
-            "image is from its own nearest one (“real to real”). Copies give 0 %, images of the "
-            "same distribution about 50 %."
+            f"image is from its own nearest one (“real to real”). Copies give {_percent(0)}, "
+            "images of the same distribution about a half."
         )
         blocks.append(Neighbours(text, probes, size))
     return blocks
@@ -225,7 +225,11 @@ def _count(codec: Mapping[str, Any], name: str) -> Cell:
     if count is None:
         return Cell("-")
     of_requested = name in ("strictly_valid", "salvaged", "failed") and total
-    return Cell(f"{count:,}" + (f" ({100 * count / total:.1f} %)" if of_requested else ""))
+    return Cell(f"{count:,}" + (f" ({_percent(count / total)})" if of_requested else ""))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
@@ -291,7 +295,7 @@ def _size(result: Mapping[str, Any], name: str, largest: float) -> tuple[Cell, C
     text = with_error(value, result.get(f"{per_image}_standard_error"), _SIGN)
     error = result.get(f"{ratio}_standard_error")
     percent = with_error(100 * share, 100 * error if error else None, _SIGN)
-    return Cell(text, share=value / largest), Cell(f"{percent} %")
+    return Cell(text, share=value / largest), Cell(f"{percent}\u00a0%")
 
 
 def completions(evaluations: Sequence[Evaluation]) -> list[Figure]:
@@ -477,8 +481,7 @@ def digits(evaluations: Sequence[Evaluation]) -> list[Figure]:
         "classifier_accuracy": "The same classifier on real digits",
     }
     rows = [
-        (text, [Cell(f"{100 * result[name]:.1f} %") for result in results])
-        for name, text in names.items()
+        (text, [Cell(_percent(result[name])) for result in results]) for name, text in names.items()
     ]
     columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
     table = Table("Classification of generated digits", columns, rows)
