@@ -1,10 +1,16 @@
-"""Result files: written by evaluation jobs, and read for the report with those of training runs."""
+"""Result files: written by evaluation jobs, and read for the report with those of training runs.
+
+A result is a JSON object in KIND.json with the members of `result`, see docs/results.md. Other
+programs may read it: `schema.json` next to this module describes it, and `read_result` refuses
+results of a newer schema.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -12,6 +18,51 @@ from etils import epath
 
 from data_pipelines.utils.compare import differences
 from data_pipelines.utils.files import write_atomically
+
+SCHEMA_VERSION = 1
+# Members of every result -> their types. All others are the figures of its kind.
+MEMBERS: Mapping[str, type] = {
+    "schema_version": int,
+    "kind": str,
+    "command": str,
+    "versions": dict,
+    "settings": dict,
+    "warnings": list,
+    "not_computed": dict,
+}
+# Names of settings -> how they are printed. Settings with other names are printed as they are.
+TITLES: Mapping[str, str] = {
+    "workdir": "run",
+    "step": "checkpoint step",
+    "model_weights": "model weights (digest)",
+    "representation": "representation",
+    "seed": "seed",
+    "temperature": "temperature",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "guidance": "guidance",
+    "constrained": "constrained",
+    "label": "label",
+    "labels": "labels",
+    "prompted": "prompted",
+    "prompt_share": "prompt, share given",
+    "validity": "validity",
+    "images": "images",
+    "images_are": "images are",
+    "generated": "generated images",
+    "references": "references",
+    "n_generated": "number generated",
+    "n_references": "number of references",
+    "n_images": "number of images",
+    "size_generated": "size, generated",
+    "size_references": "size, references",
+    "network": "network",
+    "dimensions": "dimensions",
+    "resize": "resize",
+    "network_weights": "network weights",
+    "network_weights_sha256": "network weights, SHA-256",
+}
 
 _METRICS = "metrics.jsonl"
 _SETTINGS = "settings.json"
@@ -21,8 +72,115 @@ class ReportError(ValueError):
     """A folder without results, or with damaged ones."""
 
 
+class SchemaError(ReportError):
+    """A file that is no result, or a result of a newer schema."""
+
+
 class SettingsError(ValueError):
     """A folder that holds the results of a job with other settings."""
+
+
+def result(
+    kind: str,
+    command: str,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str],
+    warnings: Sequence[str] = (),
+    not_computed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Makes a result.
+
+    Args:
+      kind: of the result; its file is KIND.json.
+      command: the command line that gives it again, see `command_line`.
+      settings: what the figures are of: names as in `TITLES` where they fit; text, numbers,
+        booleans, None, or lists of these.
+      figures: by name, NAME_standard_error next to NAME; any JSON values.
+      versions: of the packages that decide the figures.
+      warnings: sentences on how the figures may be used.
+      not_computed: figure -> the reason why it is missing.
+
+    Raises SchemaError for settings that are not flat, and figures with the name of a member.
+    """
+    if taken := MEMBERS.keys() & figures.keys():
+        raise SchemaError(f"figures have names of members of every result: {sorted(taken)}")
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "command": command,
+        "versions": dict(versions),
+        "settings": dict(settings),
+        "warnings": list(warnings),
+        "not_computed": dict(not_computed or {}),
+        **figures,
+    }
+    _require_members(found, kind)
+    return found
+
+
+def read_result(path: epath.PathLike) -> dict[str, Any]:
+    """Reads KIND.json. Raises SchemaError, and ReportError for a file that is not JSON."""
+    path = epath.Path(path)
+    found = _object(path.read_text(), str(path))
+    version = found.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise SchemaError(
+            f"{path} has no schema_version, so it is no result of an evaluation job of this "
+            "program; evaluate again"
+        )
+    if version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema_version {version}, this program reads up to {SCHEMA_VERSION}: use "
+            "the program that wrote it, or a newer one"
+        )
+    _require_members(found, str(path))
+    if found["kind"] != path.stem:
+        raise SchemaError(f"{path} is a result of kind {found['kind']!r}, expected {path.stem!r}")
+    return found
+
+
+def _require_members(found: Mapping[str, Any], where: str) -> None:
+    for name, kind in MEMBERS.items():
+        if not isinstance(found.get(name), kind):
+            raise SchemaError(
+                f"{where}: {name} is {found.get(name)!r}, expected {_JSON_NAMES[kind]}"
+            )
+    for name, value in found["settings"].items():
+        values = value if isinstance(value, list) else [value]
+        if not all(each is None or isinstance(each, (str, int, float)) for each in values):
+            raise SchemaError(f"{where}: the setting {name} is {value!r}, expected a flat value")
+
+
+_JSON_NAMES = {int: "a number", str: "text", dict: "an object", list: "a list"}
+
+
+def command_line(
+    module: str, flags: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> str:
+    """The command line of a job, quoted for a shell.
+
+    Args:
+      module: of the command, such as "evals.fid".
+      flags: name -> value, in the order of the command line. A list is joined by commas.
+      defaults: of the flags; a flag with its default, or None, is omitted.
+    """
+    defaults = defaults or {}
+    words = ["python", "-m", module]
+    for name, value in flags.items():
+        if value is None or (name in defaults and value == defaults[name]):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no{name}")
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words.append(f"--{name}=" + ",".join(map(_flag_text, values)))
+    return shlex.join(words)
+
+
+def _flag_text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def write_json(path: epath.PathLike, result: Any) -> None:
@@ -77,7 +235,7 @@ def require_result(path: epath.Path) -> None:
         found = _object(path.read_text(), str(path))
     except (ReportError, OSError, UnicodeDecodeError):
         found = {}
-    if "versions" not in found:
+    if not MEMBERS.keys() <= found.keys():
         raise SettingsError(
             f"{path} is no result of an evaluation and would be overwritten; use another folder"
         )
@@ -160,9 +318,7 @@ class Evaluation:
         folder = epath.Path(folder)
         paths = {kind: folder / f"{kind}.json" for kind in kinds}
         results = {
-            kind: _object(path.read_text(), str(path))
-            for kind, path in paths.items()
-            if path.is_file()
+            kind: read_result(path) for kind, path in paths.items() if path.is_file()
         }
         if not results:
             raise ReportError(
