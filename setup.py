@@ -50,6 +50,7 @@ EXTRAS_REQUIRE = {
     # Preparing data on Dataflow, Flink or Spark.
     "beam": ["apache-beam>=2.71"],
     "test": [
+        "jsonschema>=4.18",
         "kubernetes-validate>=1.33",
         "pytest>=8.3",
         "pytest-timeout>=2.3",

@@ -6,6 +6,9 @@ from their first rows, with several seeds; the completed images are compared wit
 --unconditional also generates as many images without a prompt. completion.json has the paper's
 table, with the codec floor as a row; grid.png shows originals, prompts and completions.
 
+Prompts are cut after whole rows of MCUs. Columns are named by the share of the images that the
+prompts hold, which may be less than the ratio; ratios with the same prompts share a column.
+
 --half_size is the paper's test of small elements: images at half size on black, compared in that
 region only.
 """
@@ -26,13 +29,16 @@ from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.seeds import check_seed
 from evals import metrics, prompting
 from evals.codelength.conditioning import resolve_conditioning
-from evals.evaluation import evaluate
+from evals.evaluation import DEFAULTS, evaluate
 from evals.features import extractors, half_size
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images, require_images
 from evals.likelihood import define_flags, eval_split
-from evals.reporting.results import claim_folder, write_json
+from evals.prompting import UNCONDITIONAL, Column
+from evals.reporting import settings
+from evals.reporting.numbers import with_error
+from evals.reporting.results import claim_folder, command_line, make_result, write_json
 from jpeglm_jax.generation.job import generate
 from jpeglm_jax.generation.options import resolve_sampling_params
 from jpeglm_jax.generation.sampling import SamplingParams
@@ -40,8 +46,8 @@ from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
-UNCONDITIONAL = "unconditional"
 HALF_SIZE = "half_size"  # subfolder of the images at half size
+_FEATURES = ("dimensions", "resize")  # settings of features besides network*
 _SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 # Rows of the table, and where their metrics are in metrics.json.
@@ -67,6 +73,7 @@ def completion(
     conditioning: str = "auto",
     batch_size: int = 64,
     rejected: Sequence[tuple[str, str]] = (),
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Completes images, evaluates them, and writes completion.json and grid.png to a folder.
 
@@ -86,6 +93,7 @@ def completion(
       conditioning: "auto", "label" or "none", see `resolve_conditioning`.
       batch_size: documents generated together.
       rejected: (name, reason) of originals rejected before `documents`, for the report.
+      command: that gives the result again; default that of this module with these arguments.
 
     Returns:
       The contents of completion.json.
@@ -95,7 +103,7 @@ def completion(
       ValueError: nothing to complete, or invalid settings.
     """
     require_images(model.representation)
-    columns = _columns(ratios, unconditional, seeds)
+    wanted = _ratios(ratios, unconditional, seeds)
     check_seed(seed + seeds - 1, "the last seed")
     conditioning = resolve_conditioning(conditioning, model.representation, documents)
     if conditioning == "marginal":
@@ -103,8 +111,10 @@ def completion(
             "conditioning is 'marginal', but a completion needs one start token; use label or none"
         )
     out = epath.Path(out)
-    originals, excluded = prompting.make_prompts(model, documents, columns, conditioning)
-    settings = {
+    originals, columns, excluded, empty = prompting.make_prompts(
+        model, documents, wanted, conditioning
+    )
+    claim = {
         "step": model.step,
         "weights": model.weights_digest,
         "fingerprint": model.representation.fingerprint,
@@ -113,17 +123,24 @@ def completion(
         "seed": seed,
         "sampling": dataclasses.asdict(sampling_params),
     }
-    claim_folder(out, settings, own=[HALF_SIZE])
+    claim_folder(out, claim, own=[HALF_SIZE])
+    if command is None:
+        given = {"ratios": list(ratios), "unconditional": unconditional, "seeds": seeds}
+        given |= {"seed": seed, "conditioning": conditioning, "batch_size": batch_size}
+        given |= {"references": references if references != documents.name else None}
+        command = _command(
+            model, documents.name, documents.num, sampling_params, extractor, out, given
+        )
     found: list[dict[str, Any]] = []
     first: epath.Path | None = None
     for column in columns:
-        folders = [out / _folder(column) / f"seed-{number}" for number in range(seeds)]
-        requests = prompting.requests(model.representation, originals, column, columns[column])
+        folders = [out / column.folder / f"seed-{number}" for number in range(seeds)]
+        requests = prompting.requests(model.representation, originals, column)
         for number, folder in enumerate(folders):
             generate(
                 model, folder, requests, sampling_params, seed=seed + number, batch_size=batch_size
             )
-            evaluation = out / "evaluations" / _folder(column) / folder.name
+            evaluation = out / "evaluations" / column.folder / folder.name
             result = evaluate(
                 str(folder),
                 str(first / "references") if first else references,
@@ -131,32 +148,77 @@ def completion(
                 extractor=extractor,
                 representation=model.representation,
                 references_coded=_coded(first),
+                command=command,
             )
             first = first or evaluation
             found.append(
                 {
-                    "column": column,
+                    "column": column.name,
                     "seed": seed + number,
                     "metrics": result,
                     "folder": str(folder.relative_to(out)),
                 }
             )
-        prompting.grid(model, originals, column, folders, out / _folder(column) / "grid.png")
-    report = _report(found, columns, [*rejected, *excluded], documents)
-    report["settings"] = {
-        **settings,
-        "images": documents.metadata,
-        "ratios": list(ratios),
-        "seeds": seeds,
+        prompting.grid(model, originals, column, folders, out / column.folder / "grid.png")
+    figures, warnings, missing = _figures(found, columns, [*rejected, *excluded], documents)
+    first_settings = found[0]["metrics"]["settings"]
+    of_features = {
+        name: value
+        for name, value in first_settings.items()
+        if name.startswith("network") or name in _FEATURES
     }
-    report["settings"]["features"] = found[0]["metrics"]["settings"]["features"]
-    report["versions"] = checkpoint.versions()
+    report = make_result(
+        "completion",
+        command,
+        {
+            **settings.of_model(model),
+            **settings.of_sampling(sampling_params, seed),
+            "constrained": False,
+            "label": "given" if conditioning == "label" else "none",
+            "seeds": seeds,
+            "images": documents.name,
+            "images_are": settings.images_are(model, documents.name),
+            "references": references,
+            "ratios": list(ratios),
+            "prompt_shares": [column.share for column in columns],
+            "documents": "continuations",
+            **of_features,
+        },
+        figures,
+        versions=checkpoint.versions(),
+        warnings=warnings,
+        not_computed={f"prompt {ratio:g}": why for ratio, why in empty.items()} | missing,
+    )
     write_json(out / "completion.json", report)
     return report
 
 
-def _columns(ratios: Sequence[float], unconditional: bool, seeds: int) -> dict[str, float]:
-    """Name of each column -> share of the image in the prompt."""
+def _command(
+    model: TrainedModel,
+    images: str,
+    num: int,
+    sampling_params: SamplingParams,
+    extractor: Extractor,
+    out: epath.PathLike,
+    given: Mapping[str, Any],
+) -> str:
+    """The command line of this module that gives a result again."""
+    defaults = dataclasses.asdict(SamplingParams.from_config(model.config.sample))
+    defaults |= {"num": 0, "seed": 0, "seeds": 3, "batch_size": 16, "unconditional": False}
+    defaults |= {
+        "half_size": False,
+        "conditioning": "auto",
+        **DEFAULTS,
+        "num": 0,
+        "ratios": [0.25, 0.5, 0.75],
+    }
+    flags = {"workdir": model.workdir, "step": model.step, "images": images, "num": num}
+    flags |= {**given, **dataclasses.asdict(sampling_params), **extractor.flags, "out": out}
+    return command_line("evals.completion", flags, defaults)
+
+
+def _ratios(ratios: Sequence[float], unconditional: bool, seeds: int) -> list[float]:
+    """The different ratios, 0 for images without a prompt. Raises ValueError."""
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; expected 1 or more")
     for ratio in ratios:
@@ -165,16 +227,10 @@ def _columns(ratios: Sequence[float], unconditional: bool, seeds: int) -> dict[s
                 f"a ratio is {ratio}; expected more than 0 and less than 1 (for no prompt: "
                 "--unconditional)"
             )
-    columns = {f"{ratio:g}": float(ratio) for ratio in ratios}
-    if unconditional:
-        columns[UNCONDITIONAL] = 0.0
-    if not columns:
+    found = list(dict.fromkeys([*map(float, ratios), *([0.0] if unconditional else [])]))
+    if not found:
         raise ValueError("nothing to generate; give --ratios or --unconditional")
-    return columns
-
-
-def _folder(column: str) -> str:
-    return column if column == UNCONDITIONAL else f"ratio-{column}"
+    return found
 
 
 def _coded(evaluation: epath.Path | None) -> str | None:
@@ -184,21 +240,22 @@ def _coded(evaluation: epath.Path | None) -> str | None:
     return str(evaluation / "references_coded")
 
 
-def _report(
+def _figures(
     found: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, float],
+    columns: Sequence[Column],
     rejected: Sequence[tuple[str, str]],
     documents: Documents,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """(figures, warnings, figures that are missing) of all completions."""
     first = found[0]["metrics"]
-    main = metrics.metric_names(first["settings"]["features"]["generated"])["frechet"]
+    main = metrics.metric_names(first["features"]["generated"])["frechet"]
     table: dict[str, dict[str, Any]] = {}
     for row, get in _ROWS.items():
         cells = {}
         for column in columns:
-            values = [get(each["metrics"]) for each in found if each["column"] == column]
+            values = [get(each["metrics"]) for each in found if each["column"] == column.name]
             if all(values):
-                cells[column] = _cell([value[main] for value in values])
+                cells[column.name] = _cell([value[main] for value in values])
         if cells:
             table[row] = cells
     warnings = list(dict.fromkeys(text for each in found for text in each["metrics"]["warnings"]))
@@ -213,17 +270,23 @@ def _report(
             f"{len(rejected)} originals of {documents.name} are not completed; the first is "
             f"{name}: {reason}"
         )
-    return {
+    warnings += [
+        f"ratios {' and '.join(f'{ratio:g}' for ratio in column.ratios)} give the same prompts, "
+        f"{column.share:.3g} of the images on average, and are one column"
+        for column in columns
+        if len(column.ratios) > 1
+    ]
+    figures = {
         "metric": main,
         "table": table,
         "n_generated": first["n_generated"],
         "n_references": first["n_references"],
         "completions": list(found),
-        "grids": {column: f"{_folder(column)}/grid.png" for column in columns},
-        "not_computed": first["not_computed"],
-        "warnings": warnings,
+        "columns": {column.name: column.to_json() for column in columns},
+        "grids": {column.name: f"{column.folder}/grid.png" for column in columns},
         "rejected": [list(pair) for pair in rejected],
     }
+    return figures, warnings, first["not_computed"]
 
 
 def _cell(values: Sequence[float]) -> dict[str, Any]:
@@ -234,9 +297,10 @@ def _cell(values: Sequence[float]) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Formats completion.json for a terminal, as the paper's table."""
-    columns = list(result["grids"])
+    columns = list(result["columns"])
     title = result["metric"].replace("_", " ")
-    lines = [f"{title:38}" + "".join(f"{name:>20}" for name in columns)]
+    heads = [f"prompt {name}" if name != UNCONDITIONAL else name for name in columns]
+    lines = [f"{title:38}" + "".join(f"{head:>20}" for head in heads)]
     for row, cells in result["table"].items():
         text = [_text(cells[name]) if name in cells else "-" for name in columns]
         lines.append(f"{row:38}" + "".join(f"{cell:>20}" for cell in text))
@@ -246,14 +310,15 @@ def table(result: Mapping[str, Any]) -> str:
         ]
         requested = sum(codec["requested"] for codec in codecs)
         valid = sum(codec["strictly_valid"] for codec in codecs)
-        lines.append(f"{column}: {valid} of {requested} strictly valid")
+        what = "samples" if column == UNCONDITIONAL else f"continuations of {column}"
+        lines.append(f"{valid} of {requested} {what} strictly valid")
     lines.append(f"{result['n_generated']} completed per seed, {result['n_references']} references")
+    lines += [f"not computed: {name}: {reason}" for name, reason in result["not_computed"].items()]
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
 
 
 def _text(cell: Mapping[str, Any]) -> str:
-    error = cell["standard_error"]
-    return f"{cell['value']:.3f}" + (f" +- {error:.3f}" if error is not None else "")
+    return with_error(cell["value"], cell["standard_error"], "+-")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -262,7 +327,7 @@ def main(arguments: Sequence[str]) -> None:
     sharding.split_cpu(num_cpus())
     values = flags.FLAGS
     ratios = [_number(text) for text in values.ratios]
-    _columns(ratios, values.unconditional, values.seeds)
+    _ratios(ratios, values.unconditional, values.seeds)
     sampling = {name: values[name].value for name in _SAMPLING}
     SamplingParams(**{name: value for name, value in sampling.items() if value is not None})
     model = checkpoint.load(values.workdir, values.step)
@@ -271,7 +336,18 @@ def main(arguments: Sequence[str]) -> None:
     if extractor is None:
         raise ValueError("no extractor: give --weights=FILE, or --features")
     rejected: list[tuple[str, str]] = []
+    sampling_params = resolve_sampling_params(model, sampling)
+    command_text = None
     if values.half_size:
+        names = ("references", "unconditional", "seeds", "seed", "conditioning", "batch_size")
+        given = {
+            "ratios": ratios,
+            "half_size": True,
+            **{name: values[name].value for name in names},
+        }
+        command_text = _command(
+            model, images, values.num, sampling_params, extractor, values.out, given
+        )
         folder = epath.Path(values.out) / HALF_SIZE
         real = open_images(images)
         rejected = half_size.write(real, model.representation, folder, values.num, values.seed)
@@ -287,10 +363,11 @@ def main(arguments: Sequence[str]) -> None:
         unconditional=values.unconditional,
         seeds=values.seeds,
         seed=values.seed,
-        sampling_params=resolve_sampling_params(model, sampling),
+        sampling_params=sampling_params,
         conditioning=values.conditioning,
         batch_size=values.batch_size,
         rejected=rejected,
+        command=command_text,
     )
     print(table(result))
 

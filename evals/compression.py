@@ -26,8 +26,9 @@ from evals.codelength.conditioning import resolve_conditioning, start_tokens
 from evals.codelength.likelihoods import Scored
 from evals.codelength.sizes import TITLES, Sizes, stored_sizes
 from evals.inputs.documents import Documents
-from evals.likelihood import define_flags, load_inputs
-from evals.reporting.results import write_json
+from evals.likelihood import define_flags, load_inputs, scoring_command
+from evals.reporting.numbers import with_error
+from evals.reporting.results import make_result, write_json
 from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
@@ -75,7 +76,12 @@ def compression(
     sizes, missing = stored_sizes(representation, [each.document for each in scored])
     sizes["model_bytes"] = [each.bits / 8 for each in scored]
     facts = likelihoods.facts(model, documents, conditioning, scorer, scored)
-    facts["settings"]["jpegxl"] = jpegxl.version()
+    of = {**facts.pop("settings"), "jpegxl": jpegxl.version()}
+    warnings = facts.pop("warnings")
+    given = {"conditioning": conditioning, "batch_size": batch_size, "stride": stride}
+    command_text = scoring_command(
+        "evals.compression", model, documents, out, given, archive=write_archive or None
+    )
     if write_archive:
         codec = archive.Codec(model, batch_size=batch_size, stride=stride)
         path = epath.Path(out) / ARCHIVE
@@ -84,15 +90,18 @@ def compression(
         )
     else:
         missing["archive_bytes"] = "not requested; give --archive"
-    result = {
-        **_means(sizes),
-        **likelihoods.summary(scored),
-        "not_computed": missing,
-        **facts,
-    }
+    found = make_result(
+        "compression",
+        command_text,
+        of,
+        {**_means(sizes), **likelihoods.summary(scored), **facts},
+        versions=checkpoint.versions(),
+        warnings=warnings,
+        not_computed=missing,
+    )
     epath.Path(out).mkdir(parents=True, exist_ok=True)
-    write_json(epath.Path(out) / "compression.json", result)
-    return result
+    write_json(epath.Path(out) / "compression.json", found)
+    return found
 
 
 def _means(sizes: Sizes) -> dict[str, float | None]:
@@ -166,8 +175,7 @@ def table(result: dict[str, Any]) -> str:
     for name, title in TITLES.items():
         value = result.get(f"{name}_per_image")
         if value is not None:
-            error = result[f"{name}_per_image_standard_error"] or 0.0
-            cell = f"{value:.2f} +- {error:.2f}"
+            cell = with_error(value, result[f"{name}_per_image_standard_error"], "+-")
             lines.append(f"{title:42}{cell:>24}{result[f'{name}_over_stream']:>15.1%}")
     lines += [
         f"not computed: {TITLES[name]}: {reason}" for name, reason in result["not_computed"].items()

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
 from etils import epath
 from sklearn import datasets, svm
 
-from data_pipelines.media.images import ImageError, open_image
+from data_pipelines import representations
 from data_pipelines.utils import command
 from evals.features.digit_features import digit_pixels
-from jpeglm_jax.generation.manifest import MANIFEST
+from evals.inputs.codec import GeneratedImages
+from evals.reporting import settings
+from evals.reporting.results import command_line, make_result
+from jpeglm_jax.training import checkpoint
 
 _NUM_TRAIN = 1500  # of the 1,797 digits; the rest is the test set
 
@@ -32,42 +36,48 @@ def fit(seed: int = 0) -> tuple[svm.SVC, float]:
     return classifier, float(classifier.score(digits.data[test], digits.target[test]))
 
 
-def recognition(folder: epath.PathLike) -> dict[str, float]:
+def recognition(folder: epath.PathLike) -> dict[str, Any]:
     """Recognition of the digits in a folder that `jpeglm_jax.generate` wrote.
 
-    Every requested document counts, also those without a readable file.
+    Every requested document counts, also those of which nothing decodes.
 
     Returns:
-      `requested`, their number; `strictly_valid` and `recognised` as the requested label, as
-      shares of it; `classifier_accuracy` on real test digits.
+      A result, see `results.make_result`: `requested`, the number of documents; `strictly_valid`
+      and `recognised` as the requested label, as shares of it; `classifier_accuracy` on real test
+      digits.
 
     Raises:
-      ValueError: no manifest, or documents without labels.
+      ValueError: no job, or documents without labels.
     """
-    manifest = epath.Path(folder) / MANIFEST
-    if not manifest.exists():
-        raise ValueError(f"{folder} has no {MANIFEST}; expected the output of a generate job")
-    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
-    if not lines:
-        raise ValueError(f"{manifest} is empty; expected a line for each document")
-    if any(line["label"] < 0 for line in lines):
+    generated = GeneratedImages(folder, representations.load(folder))
+    if any(generated.label(number) < 0 for number in range(len(generated))):
         raise ValueError(f"{folder} has documents without a label; expected a job with labels")
     classifier, accuracy = fit()
     recognised = 0
-    for line in lines:
-        if not line["file"]:
+    for number in range(len(generated)):
+        image = generated.shown(number)
+        if image is None:  # not recognised; the document still counts
             continue
-        try:
-            image = open_image((epath.Path(folder) / line["file"]).read_bytes())
-        except ImageError:  # not recognised; the document still counts
-            continue
-        recognised += int(classifier.predict([digit_pixels(image)])[0] == line["label"])
-    return {
-        "requested": len(lines),
-        "strictly_valid": sum(line["valid"] for line in lines) / len(lines),
-        "recognised": recognised / len(lines),
-        "classifier_accuracy": accuracy,
-    }
+        found = classifier.predict([digit_pixels(image)])[0]
+        recognised += int(found == generated.label(number))
+    requested, valid = len(generated), generated.outcome.strictly_valid
+    return make_result(
+        "digits",
+        command_line("evals.digits", {"generated": folder}),
+        {
+            "generated": str(folder),
+            "n_generated": requested,
+            **settings.of_generation(folder),
+            "validity": generated.validity_of,
+        },
+        {
+            "requested": requested,
+            "strictly_valid": valid / requested,
+            "recognised": recognised / requested,
+            "classifier_accuracy": accuracy,
+        },
+        versions=checkpoint.versions(),
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

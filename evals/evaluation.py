@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import jax
 from etils import epath
 
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import CONFIG_FILE, Representation
 from data_pipelines.utils import npz
 from evals import gallery, metrics
 from evals.distances import adm
@@ -25,11 +25,24 @@ from evals.inputs import images
 from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import ArrayImages, FittedImages, Images, OpenAs
 from evals.metrics import Side
-from evals.reporting.results import require_result, write_json
+from evals.reporting import settings
+from evals.reporting.results import command_line, make_result, require_result, write_json
 from jpeglm_jax.generation.manifest import MANIFEST, is_unfinished
 from jpeglm_jax.training import checkpoint
 
 STEPS = ("features", "stats", "metrics")
+REPRESENTATION = "representation"  # folder in `out` of a representation that no file holds
+# Defaults of the flags of `evals.fid`, which a printed command omits.
+DEFAULTS = {
+    "dims": "2048",
+    "resize": "clean",
+    "floor": True,
+    "max_neighbours": metrics.MAX_NEIGHBOURS,
+    "num": 1000,
+    "seed": 0,
+    "open_as": "viewer",
+}
+_OF_PRESET = ("dims", "resize", "max_neighbours")  # flags that a preset sets
 
 
 def evaluate(
@@ -46,6 +59,7 @@ def evaluate(
     max_neighbours: int = metrics.MAX_NEIGHBOURS,
     preset: str | None = None,
     open_as: OpenAs = "viewer",
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a generated set against a reference set.
 
@@ -68,6 +82,7 @@ def evaluate(
       max_neighbours: max images of each set for precision, recall, density and coverage.
       preset: definitions of the metrics, see `metrics.compare`; None: this project's.
       open_as: how image files become pixels, see `images.OpenAs`.
+      command: that gives the result again; default that of `evals.fid` with these arguments.
 
     Returns:
       The contents of metrics.json; {} if it stopped before the metrics.
@@ -100,14 +115,54 @@ def evaluate(
         sides[name] = opener.side(name, value, statistics_only=alone)
     if references is None or until != "metrics" or jax.process_index():
         return {}
-    outcome = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
+    if command is None:
+        given: dict[str, Any] = {"references_coded": references_coded, "floor": floor}
+        given |= {"max_neighbours": max_neighbours, "preset": preset, "open_as": open_as}
+        command = _command(generated, references, out, extractor, representation, given)
+    codec = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
+    sampled: dict[str, Any] = {"preset": preset, "open_as": open_as, "validity": None}
+    if isinstance(ours, GeneratedImages):
+        sampled |= settings.of_generation(generated) | {"validity": ours.validity_of}
     known = {name: side for name, side in sides.items() if side}
-    result = _metrics(known, max_neighbours, preset, opener.warnings)
-    result = {**result, "codec": outcome, "versions": checkpoint.versions()}
+    found = _result(known, max_neighbours, preset, command, sampled, codec, opener.warnings)
     out.mkdir(parents=True, exist_ok=True)
     _write_gallery(out, inputs, sides, representation, max_neighbours)
-    write_json(out / "metrics.json", result)
-    return result
+    write_json(out / "metrics.json", found)
+    return found
+
+
+def _command(
+    generated: str,
+    references: str,
+    out: epath.Path,
+    extractor: Extractor | None,
+    representation: Representation | None,
+    given: Mapping[str, Any],
+) -> str:
+    """The command line of `evals.fid` that evaluates these sets.
+
+    The representation is that of the folder of generated files, or of the folder that it was saved
+    to.
+    """
+    flags: dict[str, Any] = {"generated": generated, "references": references, **given}
+    if representation is not None and not (epath.Path(generated) / CONFIG_FILE).is_file():
+        flags["representation"] = out / REPRESENTATION
+        representation.save(out / REPRESENTATION)
+    return fid_command(flags, extractor, out)
+
+
+def fid_command(flags: Mapping[str, Any], extractor: Extractor | None, out: epath.PathLike) -> str:
+    """A command line of `evals.fid`.
+
+    Args:
+      flags: besides those of the extractor.
+      extractor: of the features.
+      out: folder of the evaluation.
+    """
+    given = {**flags, **(extractor.flags if extractor else {}), "out": out}
+    if flags.get("preset"):
+        given = {name: value for name, value in given.items() if name not in _OF_PRESET}
+    return command_line("evals.fid", given, DEFAULTS)
 
 
 def _write_gallery(
@@ -259,8 +314,14 @@ def _require_disjoint(ours: Images | Side, theirs: Images | Side) -> None:
                 )
 
 
-def _metrics(
-    sides: Mapping[str, Side], max_neighbours: int, preset: str | None, warnings: list[str]
+def _result(
+    sides: Mapping[str, Side],
+    max_neighbours: int,
+    preset: str | None,
+    command: str,
+    sampled: Mapping[str, Any],
+    codec: Mapping[str, Any] | None,
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """The metrics of the model and of the codec floor, with counts, warnings and settings."""
     ours, theirs, coded = (
@@ -273,33 +334,47 @@ def _metrics(
         *_warnings(ours, theirs),
     ]
     whole = metrics.compare(ours, theirs, max_neighbours, preset)
-    result: dict[str, Any] = {
-        **whole.values,
-        "n_generated": ours.n,
-        "n_references": theirs.n,
-        "not_computed": whole.not_computed,
-    }
+    figures: dict[str, Any] = {**whole.values, "n_generated": ours.n, "n_references": theirs.n}
     if coded is not None:
         warnings += metrics.require_same_features(coded, theirs)
-        result["floor"] = metrics.compare(coded, theirs, max_neighbours, preset).values
+        figures["floor"] = metrics.compare(coded, theirs, max_neighbours, preset).values
         against = metrics.compare(ours, coded, max_neighbours, preset)
-        result["against_coded_references"] = against.values
-    result["identical_images"] = metrics.identical_images(ours, theirs)
-    if result["identical_images"]:
+        figures["against_coded_references"] = against.values
+    figures["identical_images"] = metrics.identical_images(ours, theirs)
+    if figures["identical_images"]:
         warnings.append(
-            f"{result['identical_images']} of the generated images are references, pixel for pixel"
+            f"{figures['identical_images']} of the generated images are references, pixel for pixel"
         )
-    return {
-        **result,
-        "warnings": warnings,
-        "settings": {
-            "features": {name: dict(side.metadata) for name, side in sides.items()},
-            "max_neighbours": max_neighbours,
-            "preset": preset,
-        },
+    figures |= {
+        "codec": codec,
+        "features": {name: dict(side.metadata) for name, side in sides.items()},
         "rejected": _per_side(sides, lambda found: [list(pair) for pair in found.rejected]),
         "sizes": _per_side(sides, lambda found: dict(found.sizes)),
     }
+    of = {
+        "generated": ours.name,
+        "n_generated": ours.n,
+        "size_generated": _sizes(ours),
+        "references": theirs.name,
+        "n_references": theirs.n,
+        "size_references": _sizes(theirs),
+        **settings.of_features(ours.metadata or theirs.metadata, ours.statistics.mean.size),
+        "max_neighbours": max_neighbours,
+        **sampled,
+    }
+    return make_result(
+        "metrics",
+        command,
+        of,
+        figures,
+        versions=checkpoint.versions(),
+        warnings=warnings,
+        not_computed=whole.not_computed,
+    )
+
+
+def _sizes(side: Side) -> str | None:
+    return settings.of_sizes(side.features.sizes) if side.features is not None else None
 
 
 def _per_side(sides: Mapping[str, Side], get: Callable[[FeatureSet], Any]) -> dict[str, Any]:

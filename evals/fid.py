@@ -21,9 +21,11 @@ from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.seeds import MAX_SEED
 from evals import metrics
-from evals.evaluation import STEPS, evaluate
+from evals.evaluation import STEPS, evaluate, fid_command
 from evals.features import extractors
+from evals.features.base import Extractor
 from evals.inputs.images import OPEN_AS, require_images
+from evals.reporting.numbers import with_error
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
 from jpeglm_jax.generation.options import resolve_labels
@@ -47,6 +49,28 @@ def sample(
     requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
     generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
+
+
+def sampled_command(
+    workdir: epath.PathLike,
+    references: str | None,
+    out: epath.PathLike,
+    extractor: Extractor | None,
+    *,
+    num: int,
+    seed: int,
+    step: int | None,
+    **flags: Any,
+) -> str:
+    """The command line that samples with a run's model and evaluates the images.
+
+    Args:
+      workdir, references, out, num, seed, step: flags of this command.
+      extractor: of the features.
+      **flags: further flags.
+    """
+    given = {"workdir": workdir, "step": step, "num": num, "seed": seed}
+    return fid_command({**given, "references": references, **flags}, extractor, out)
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -76,8 +100,7 @@ def table(result: Mapping[str, Any]) -> str:
 def _cell(values: Mapping[str, Any], name: str) -> str:
     if values.get(name) is None:
         return "-"
-    error = values.get(f"{name}_standard_error")
-    return f"{values[name]:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+    return with_error(values[name], values.get(f"{name}_standard_error"), "+-")
 
 
 def _representation(values: Any) -> Representation | None:
@@ -118,17 +141,25 @@ def main(arguments: Sequence[str]) -> None:
         command.refuse_without_effect(found, "with --workdir, which has its own")
     _apply_preset(values)
     representation = _representation(values)
+    extractor = extractors.from_flags(values, values.references)
+    given = {"floor": values.floor, "max_neighbours": values.max_neighbours}
     if values.workdir:
         generated, representation = sample(
             values.workdir, values.out, values.num, values.seed, values.step
         )
+        sampled = {"num": values.num, "seed": values.seed, "step": values.step}
+        given |= {"references_coded": values.references_coded, "preset": values.preset}
+        given["open_as"] = values.open_as
+        command_text = sampled_command(
+            values.workdir, values.references, values.out, extractor, **sampled, **given
+        )
     else:
-        generated = values.generated
+        generated, command_text = values.generated, None
     result = evaluate(
         generated,
         values.references,
         values.out,
-        extractor=extractors.from_flags(values, values.references),
+        extractor=extractor,
         representation=representation,
         references_coded=values.references_coded,
         floor=values.floor,
@@ -137,6 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         max_neighbours=values.max_neighbours,
         preset=values.preset,
         open_as=values.open_as,
+        command=command_text,
     )
     if result:
         print(table(result))

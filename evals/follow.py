@@ -181,6 +181,9 @@ def _evaluate(
         extractor=extractor,
         representation=representation,
         references_coded=str(coded) if coded is not None and coded.is_dir() else None,
+        command=fid.sampled_command(
+            workdir, references, folder, extractor, num=num, seed=seed, step=step
+        ),
     )
     model = checkpoint.load(workdir, step)
     images = likelihood.eval_split(model, workdir)

@@ -11,7 +11,7 @@ same pixels; psnr_db reports the loss of the codec.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ from evals.codelength import likelihoods
 from evals.codelength.conditioning import CONDITIONING, resolve_conditioning
 from evals.codelength.likelihoods import Scored
 from evals.inputs.documents import Documents
-from evals.reporting.results import write_json
+from evals.reporting.numbers import with_error
+from evals.reporting.results import command_line, make_result, write_json
 from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
@@ -74,18 +75,48 @@ def likelihood(
     """
     representation = model.representation
     conditioning = resolve_conditioning(conditioning, representation, documents)
+    given = {"conditioning": conditioning, "batch_size": batch_size, "stride": stride}
     scorer = Scorer(model, batch_size=batch_size, stride=stride)
     scored = likelihoods.score_all(representation, documents, conditioning, scorer)
-    result = {
-        **likelihoods.summary(scored),
-        **likelihoods.facts(model, documents, conditioning, scorer, scored),
-    }
+    facts = likelihoods.facts(model, documents, conditioning, scorer, scored)
+    warnings = facts.pop("warnings")
+    found = make_result(
+        "likelihood",
+        scoring_command("evals.likelihood", model, documents, out, given),
+        facts.pop("settings"),
+        {**likelihoods.summary(scored), **facts},
+        versions=checkpoint.versions(),
+        warnings=warnings,
+    )
     if jax.process_index() == 0:
         out = epath.Path(out)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "likelihood.jsonl", _lines(scored).encode())
-        write_json(out / "likelihood.json", result)
-    return result
+        write_json(out / "likelihood.json", found)
+    return found
+
+
+def scoring_command(
+    module: str,
+    model: TrainedModel,
+    documents: Documents,
+    out: epath.PathLike,
+    given: Mapping[str, Any],
+    **flags: Any,
+) -> str:
+    """The command line of a job that scores these documents, see `define_flags`.
+
+    Args:
+      module: of the command.
+      model: of a run.
+      documents: the scored ones.
+      out: folder of the job.
+      given: conditioning, batch_size and stride as the job resolved them.
+      **flags: further flags of the job.
+    """
+    own = {"workdir": model.workdir, "step": model.step, "images": documents.name}
+    own |= {"num": documents.num, "seed": documents.seed, **given, **flags, "out": out}
+    return command_line(module, own, {"num": 0, "seed": 0, "batch_size": 16, "stride": 0})
 
 
 def _lines(scored: Sequence[Scored]) -> str:
@@ -104,11 +135,12 @@ def _lines(scored: Sequence[Scored]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """Formats likelihood.json for a terminal."""
-    lines = [f"{result['n_images']} images, conditioning: {result['settings']['conditioning']}"]
+    of = result["settings"]
+    lines = [f"{result['n_images']} images ({of['images_are']}), label: {of['label']}"]
     for name in ("image", "byte", "pixel", "token"):
         value, error = result.get(f"bits_per_{name}"), result.get(f"bits_per_{name}_standard_error")
         if value is not None:
-            lines.append(f"bits per {name:6} {value:12.4f}" + (f" +- {error:.4f}" if error else ""))
+            lines.append(f"bits per {name:6} {with_error(value, error, '+-')}")
     if "stream_bits_per_image" in result:
         stream = result["stream_bits_per_image"]
         lines.append(f"the codec's stream has {stream:.1f} bits per image")

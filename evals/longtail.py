@@ -29,12 +29,13 @@ from evals import metrics, sections
 from evals.distances import correlation, kernels
 from evals.distances.frechet import frechet
 from evals.distances.statistics import Statistics
+from evals.evaluation import DEFAULTS
 from evals.features import extractors, features
 from evals.features.base import Extractor, FeatureSet
 from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import FittedImages, Images, open_images
-from evals.reporting import curves
-from evals.reporting.results import write_json
+from evals.reporting import curves, settings
+from evals.reporting.results import command_line, make_result, write_json
 from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -68,6 +69,7 @@ def longtail(
     extractor: Extractor,
     min_images: int = 10,
     batch_size: int = 32,
+    frequencies_file: str | None = None,
 ) -> dict[str, Any]:
     """Compares two models class by class, and writes longtail.json and longtail.svg to a folder.
 
@@ -79,6 +81,7 @@ def longtail(
       extractor: of the features.
       min_images: min images of a class in each set.
       batch_size: images per call of the extractor.
+      frequencies_file: the table that the frequencies are from, for the report.
 
     Returns:
       The contents of longtail.json.
@@ -103,29 +106,50 @@ def longtail(
             f"found {len(rows)} classes with enough images and a frequency, expected at least "
             f"{correlation.MIN_PAIRS}" + (f" ({reasons})" if reasons else "")
         )
-    result = {
+    figures = {
         "metric": metrics.metric_names(classed["a"].feature_set.metadata)["frechet"],
         **_correlations(rows),
         "n_classes": len(rows),
         "n_a": sum(row["n"] for row in rows),
         "n_references": sum(row["n_references"] for row in rows),
         "classes": rows,
-        "not_computed": skipped,
-        "warnings": _warnings(classed, skipped),
         "rejected": {
             side: [list(pair) for pair in one.feature_set.rejected] for side, one in classed.items()
         },
-        "settings": {
-            "features": {side: dict(one.feature_set.metadata) for side, one in classed.items()},
-            "min_images": min_images,
-        },
-        "versions": checkpoint.versions(),
+        "features": {side: dict(one.feature_set.metadata) for side, one in classed.items()},
         "plot": "longtail.svg",
     }
+    real_features = classed["references"].feature_set
+    flags: dict[str, Any] = {"a": a, "b": b, "references": references}
+    flags |= {"frequencies": frequencies_file, "min_images": min_images}
+    flags |= {**extractor.flags, "out": out}
+    found = make_result(
+        "longtail",
+        command_line("evals.longtail", flags, {**DEFAULTS, "min_images": 10}),
+        {
+            **_of_model("a", a),
+            **_of_model("b", b),
+            "references": references,
+            "n_references": sum(row["n_references"] for row in rows),
+            "frequencies": frequencies_file,
+            "min_images": min_images,
+            **settings.of_features(real_features.metadata, real_features.main.shape[1]),
+        },
+        figures,
+        versions=checkpoint.versions(),
+        warnings=_warnings(classed, skipped),
+        not_computed=skipped,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    curves.save(sections.long_tail_plot(result), out / "longtail.svg")
-    write_json(out / "longtail.json", result)
-    return result
+    curves.save(sections.long_tail_plot(found), out / "longtail.svg")
+    write_json(out / "longtail.json", found)
+    return found
+
+
+def _of_model(side: str, folder: str) -> dict[str, Any]:
+    """The settings of one of the two models, with its letter in their names."""
+    found = {} if ":" in folder else settings.of_generation(folder)
+    return {side: folder, **{f"{side}_{name}": value for name, value in found.items()}}
 
 
 def read_frequencies(path: epath.PathLike) -> dict[str, float]:
@@ -322,6 +346,7 @@ def main(arguments: Sequence[str]) -> None:
         extractor=extractor,
         min_images=values.min_images,
         batch_size=values.batch_size,
+        frequencies_file=values.frequencies,
     )
     print(table(result))
 

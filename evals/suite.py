@@ -61,11 +61,18 @@ def suite(
     """
     out = epath.Path(out)
     generated, representation = fid.sample(str(workdir), out, num, seed, step)
-    print(
-        fid.table(
-            evaluate(generated, references, out, extractor=extractor, representation=representation)
-        )
+    model_step = checkpoint.describe(workdir, step).step
+    metrics = evaluate(
+        generated,
+        references,
+        out,
+        extractor=extractor,
+        representation=representation,
+        command=fid.sampled_command(
+            workdir, references, out, extractor, num=num, seed=seed, step=model_step
+        ),
     )
+    print(fid.table(metrics))
     model = checkpoint.load(workdir, step)
     documents = Documents(
         likelihood.eval_split(model, workdir), model.representation, num_eval, seed

@@ -27,10 +27,13 @@ from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from evals.distances import frechet, quality
 from evals.distances.statistics import Statistics
+from evals.evaluation import DEFAULTS
 from evals.features import extractors, video_features
 from evals.features.base import ClipExtractor, Extractor, FeatureError
 from evals.inputs.clips import Clip, Clips, GeneratedClips, RealClips
-from evals.reporting.results import write_json
+from evals.reporting import settings
+from evals.reporting.numbers import with_error
+from evals.reporting.results import command_line, make_result, write_json
 from jpeglm_jax.generation.pictures import SIDE_BY_SIDE
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -114,7 +117,7 @@ def evaluate(
     theirs, real_clips = extract(references, frame_extractor, clip_extractor)
     floor, coded_clips = extract(coded, frame_extractor, clip_extractor)
     names = _names(frame_extractor, clip_extractor)
-    result: dict[str, Any] = {
+    figures: dict[str, Any] = {
         **_distances(ours, theirs, names),
         "floor": _distances(floor, theirs, names),
         "against_coded_references": _distances(ours, floor, names),
@@ -129,25 +132,50 @@ def evaluate(
     continued = continuations(generated_clips, real_clips, coded_clips)
     missing = {}
     if continued:
-        result["continuations"] = continued
+        figures["continuations"] = continued
     else:
         missing["continuations"] = "no document continues a reference"
-    result["not_computed"] = missing
-    result["warnings"] = _warnings(references, clip_extractor, len(generated_clips), ours)
-    result["rejected"] = [list(pair) for pair in references.rejected]
-    result["videos"] = _copy_videos(epath.Path(generated.name), out)
-    result["settings"] = {
-        "frame_features": frame_extractor.name,
-        "frame_features_settings": dict(frame_extractor.settings),
-        "clip_features": (
-            clip_extractor.name if clip_extractor else "frame features pooled over time"
-        ),
-        "clip_features_settings": dict(clip_extractor.settings) if clip_extractor else {},
-    }
-    result["versions"] = checkpoint.versions()
+    figures["rejected"] = [list(pair) for pair in references.rejected]
+    figures["videos"] = _copy_videos(epath.Path(generated.name), out)
+    clip_features = clip_extractor.name if clip_extractor else "frame features pooled over time"
+    clip_settings = clip_extractor.settings if clip_extractor else {}
+    metadata = {"extractor": frame_extractor.name, "settings": frame_extractor.settings}
+    found = make_result(
+        "video",
+        _command(generated, references, out, frame_extractor, clip_extractor),
+        {
+            "generated": generated.name,
+            "n_generated": len(generated_clips),
+            "references": references.name,
+            "n_references": len(real_clips),
+            **settings.of_features(metadata, ours.frames.shape[1]),
+            "clip_features": clip_features,
+            "clip_dimensions": ours.clips.shape[1],
+            **{f"clip_{name}": settings.flat(value) for name, value in clip_settings.items()},
+            **settings.of_generation(generated.name),
+        },
+        figures,
+        versions=checkpoint.versions(),
+        warnings=_warnings(references, clip_extractor, len(generated_clips), ours),
+        not_computed=missing,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "video.json", result)
-    return result
+    write_json(out / "video.json", found)
+    return found
+
+
+def _command(
+    generated: GeneratedClips,
+    references: RealClips,
+    out: epath.Path,
+    frame_extractor: Extractor,
+    clip_extractor: ClipExtractor | None,
+) -> str:
+    """The command line of this module that gives a result again."""
+    flags: dict[str, Any] = {"generated": generated.name, "references": references.name}
+    flags |= {"num_references": references.max_clips, **frame_extractor.flags}
+    flags |= dict(clip_extractor.flags) if clip_extractor else {}
+    return command_line("evals.video", {**flags, "out": out}, {**DEFAULTS, "num_references": 0})
 
 
 def _names(frame_extractor: Extractor, clip_extractor: ClipExtractor | None) -> tuple[str, str]:
@@ -254,7 +282,10 @@ def table(result: Mapping[str, Any]) -> str:
     names = [name for name in result["floor"] if not name.endswith("_standard_error")]
     lines = [f"{'':28}" + "".join(f"  {name:>35}" for name in columns)]
     for name in names:
-        cells = [f"{values[name]:.4f}" for values in columns.values()]
+        cells = [
+            with_error(values[name], values.get(f"{name}_standard_error"), "+-")
+            for values in columns.values()
+        ]
         lines.append(f"{name:28}" + "".join(f"  {cell:>35}" for cell in cells))
     lines.append(f"{result['n_generated']} generated, {result['n_references']} references")
     counts = {name: n for name, n in result["codec"].items() if n is not None}

@@ -364,6 +364,14 @@ class Representation(abc.ABC):
     def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
         """The leading tokens that hold the given fraction (0 <= ratio <= 1) of the medium."""
 
+    def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:
+        """The fraction of the medium that `prompt` holds: it is cut after whole units.
+
+        Here the share of the tokens; a representation whose units differ in tokens counts them.
+        Raises ValueError where `prompt` does.
+        """
+        return len(self.prompt(tokens, ratio)) / max(len(tokens), 1)
+
     @abc.abstractmethod
     def validate(self, tokens: np.ndarray) -> Validity:
         """Strict validation of a document; see `Validity`. Never raises because of the tokens."""

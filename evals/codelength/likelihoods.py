@@ -16,9 +16,12 @@ import tqdm
 from data_pipelines.representations.base import Representation
 from evals.codelength.conditioning import start_tokens
 from evals.inputs.documents import Document, Documents
+from evals.reporting import settings
 from jpeglm_jax.generation.scoring import Scorer
 from jpeglm_jax.model.trained import TrainedModel
-from jpeglm_jax.training import checkpoint
+
+# How documents are conditioned -> the setting `label` of a result.
+_LABELS = {"label": "given", "none": "none", "marginal": "marginal"}
 
 
 class Scored(NamedTuple):
@@ -125,7 +128,7 @@ def facts(
     scorer: Scorer,
     scored: Sequence[Scored],
 ) -> dict[str, Any]:
-    """Counts, warnings, rejected images, settings and versions of a report on scored documents."""
+    """Counts, warnings, rejected images and settings of a report on scored documents."""
     long = sum(each.document.tokens.size + 1 > scorer.seq_len for each in scored)
     return {
         "n_images": len(scored),
@@ -134,15 +137,14 @@ def facts(
         "warnings": _warnings(model, documents, conditioning, long, scorer),
         "rejected": [list(pair) for pair in documents.rejected],
         "settings": {
-            "step": model.step,
-            "representation": model.representation.to_config(),
-            "fingerprint": model.representation.fingerprint,
-            "images": documents.metadata,
-            "conditioning": conditioning,
+            **settings.of_model(model),
+            "images": documents.name,
+            "images_are": settings.images_are(model, documents.name),
+            "n_images": len(scored),
+            "label": _LABELS[conditioning],
             "context": scorer.seq_len,
             "stride": scorer.stride,
         },
-        "versions": checkpoint.versions(),
     }
 
 

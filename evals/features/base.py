@@ -47,6 +47,7 @@ class Extractor:
         shape and dtype for all images. It runs in threads.
       apply: a batch of inputs [B, ...] to features by name, float [B, d] each. The last batch
         is padded, so that B is always the same.
+      flags: of the command line that make this extractor again, see `extractors.define_flags`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Extractor:
     settings: Mapping[str, Any]
     prepare: Callable[[np.ndarray], np.ndarray]
     apply: Apply
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -75,11 +77,13 @@ class ClipExtractor:
       name: of the features; the Fréchet distance of "i3d" is called FVD.
       settings: everything that determines the values, as JSON: hash of the weights, resize, ...
       apply: uint8 [N, T, height, width, 3] -> float [N, d].
+      flags: of the command line that make this extractor again.
     """
 
     name: str
     settings: Mapping[str, Any]
     apply: Callable[[np.ndarray], np.ndarray]
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from evals.features.features import on_devices
 from evals.features.weights import Weights, read
 
 NAMES = ("inception", "dinov2", "clip", "digits")
+_WEIGHTED = tuple(name for name in NAMES if name != "digits")
 
 
 def make(
@@ -34,6 +36,16 @@ def make(
       WeightsError: no weights, or unusable ones.
       ValueError: an unknown name.
     """
+    found = _make(name, weights, dims, preset)
+    flags: dict[str, Any] = {"features": name}
+    if name in _WEIGHTED:
+        flags |= {"weights": weights, "resize": preset}
+    if name == "inception":
+        flags["dims"] = str(dims)
+    return dataclasses.replace(found, flags=flags)
+
+
+def _make(name: str, weights: str | None, dims: int, preset: str | None) -> Extractor:
     if name == "digits":
         from evals.features.digit_features import digit_classifier
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from data_pipelines.utils.plugins import load_object
 from evals.features import i3d
 from evals.features.base import ClipExtractor, WeightsError
@@ -28,7 +30,8 @@ def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
                 "--video_features=i3d needs --video_weights=FILE or URL: rgb_imagenet.pt of "
                 "pytorch-i3d. No weights are downloaded by default"
             )
-        return i3d.extractor(read(weights))
+        flags = {"video_features": name, "video_weights": weights}
+        return dataclasses.replace(i3d.extractor(read(weights)), flags=flags)
     if ":" not in name:
         raise ValueError(f"found video_features {name!r}, expected i3d or MODULE:FUNCTION")
     found = load_object(name, "video_features")()
@@ -37,4 +40,4 @@ def make(name: str | None, weights: str | None = None) -> ClipExtractor | None:
             f"{name} returned a {type(found).__name__}, expected an "
             "evals.features.base.ClipExtractor"
         )
-    return found
+    return dataclasses.replace(found, flags={"video_features": name})

@@ -65,7 +65,7 @@ class RealClips(Clips):
     ):
         super().__init__(source.spec)
         self._source, self._representation = source, representation
-        self._coded, self._max_clips = coded, max_clips
+        self._coded, self.max_clips = coded, max_clips
 
     def __iter__(self) -> Iterator[Clip]:
         self.rejected = []
@@ -74,7 +74,7 @@ class RealClips(Clips):
             try:
                 opened = self._representation.open(self._source.read(item.locator))
                 for index, medium in enumerate(opened):
-                    if self._max_clips and count == self._max_clips:
+                    if self.max_clips and count == self.max_clips:
                         return
                     count += 1
                     yield Clip(clip_key(item.key, index), self._frames(medium))

@@ -169,6 +169,17 @@ class GeneratedImages(Images):
         assert self._representation is not None
         return list(self._validate(self._representation))
 
+    def shown(self, number: int) -> Image.Image | None:
+        """An image as far as it decodes; None if nothing does."""
+        return self._decoded(self.read(number))
+
+    @property
+    def validity_of(self) -> str:
+        """What strict validity is judged from, for a report."""
+        if self._representation is None:
+            return "the manifest"
+        return "tokens, now" if self._tokens is not None else "files, now"
+
     @functools.cached_property
     def outcome(self) -> Outcome:
         """Counts of valid, salvaged and failed documents, see `valid`. Reads all of them."""

@@ -51,6 +51,7 @@ class Documents:
 
     Attributes:
       name: path or spec of the images.
+      num, seed: of the random subset.
       rejected: (name, reason) of unreadable images, of the latest iteration.
 
     Raises:
@@ -59,6 +60,7 @@ class Documents:
 
     def __init__(self, where: str, representation: Representation, num: int = 0, seed: int = 0):
         self._images: Images = open_images(where)
+        self.num, self.seed = num, seed
         self._representation = representation
         self.name = self._images.name
         self.rejected: list[tuple[str, str]] = []

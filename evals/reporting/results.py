@@ -1,6 +1,6 @@
 """Result files: written by evaluation jobs, and read for the report with those of training runs.
 
-A result is a JSON object in KIND.json with the members of `result`, see docs/results.md. Other
+A result is a JSON object in KIND.json with the members of `make_result`, see docs/results.md. Other
 programs may read it: `schema.json` next to this module describes it, and `read_result` refuses
 results of a newer schema.
 """
@@ -80,7 +80,7 @@ class SettingsError(ValueError):
     """A folder that holds the results of a job with other settings."""
 
 
-def result(
+def make_result(
     kind: str,
     command: str,
     settings: Mapping[str, Any],
@@ -317,9 +317,7 @@ class Evaluation:
         """Reads results. Raises ReportError for a folder without any, or with a damaged one."""
         folder = epath.Path(folder)
         paths = {kind: folder / f"{kind}.json" for kind in kinds}
-        results = {
-            kind: read_result(path) for kind, path in paths.items() if path.is_file()
-        }
+        results = {kind: read_result(path) for kind, path in paths.items() if path.is_file()}
         if not results:
             raise ReportError(
                 f"{folder} has no results of an evaluation job; expected one of "

@@ -104,12 +104,12 @@ def generate(
         originals=originals,
         num_tasks=num_tasks,
     )
-    claim_folder(out, settings)
+    claim_folder(out, settings, model.workdir)
     if pictures.are_written(out) and (out / MANIFEST).exists():
         return _counts(read_manifest(out))
     lease = Lease(out, file=f"lease-{task:05d}-of-{num_tasks:05d}.json", report=print)
     with lease:
-        claim_folder(out, settings)  # another job may have begun at the same moment
+        claim_folder(out, settings, model.workdir)  # another job may have begun at the same moment
         return _run_task(
             model,
             out,
@@ -206,6 +206,7 @@ def job_settings(
         "labels": _described([request.label for request in requests]),
         "prompts": _digest([request.prompt[1:] for request in requests]) if completes else None,
         "prefix_ratio": ratios[0] if len(ratios) == 1 else ratios,
+        "prompt_share": float(np.mean([request.share for request in requests])),
         "sources": _hex(json.dumps(sources).encode()) if any(sources) else None,
         "originals": _digest([originals[key] for key in sorted(originals)]) if originals else None,
         "constraint": None if constraint is None else _digest(jax.tree.leaves(constraint)),

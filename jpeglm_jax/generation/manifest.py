@@ -26,12 +26,15 @@ class JobError(ValueError):
     """A folder that holds the output of another generation job, or files of no job."""
 
 
-def claim_folder(folder: epath.PathLike, settings: Mapping[str, Any]) -> None:
+def claim_folder(
+    folder: epath.PathLike, settings: Mapping[str, Any], workdir: str | None = None
+) -> None:
     """Writes the settings of a job to job.json of its folder, or compares them with those there.
 
     Args:
       folder: of the job; made if missing.
       settings: all that decides its output, as JSON values.
+      workdir: of the run, for reports; a run that was moved is the same.
 
     Raises:
       JobError: the folder holds the output of another job, and the error names the settings that
@@ -42,7 +45,7 @@ def claim_folder(folder: epath.PathLike, settings: Mapping[str, Any]) -> None:
     path = folder / _JOB
     ours = {"job": "generate", **settings}
     if path.exists():
-        theirs = _read_job(path)
+        theirs = {name: value for name, value in _read_job(path).items() if name != "workdir"}
         if theirs.get("job") != ours["job"]:
             raise JobError(f"{path} is not of a generation job; give another --out")
         if found := differences(ours, theirs):
@@ -61,14 +64,14 @@ def claim_folder(folder: epath.PathLike, settings: Mapping[str, Any]) -> None:
                 "could be overwritten; give another --out"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(ours, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps({**ours, "workdir": workdir}, indent=1, sort_keys=True, allow_nan=False)
     write_atomically(path, text.encode() + b"\n")
 
 
 def _read_job(path: epath.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         found = None
     return found if isinstance(found, dict) else {}
 
@@ -78,12 +81,16 @@ def _is_ours(name: str) -> bool:
     return name.startswith((".", "lease"))
 
 
+def read_settings(folder: epath.PathLike) -> dict[str, Any] | None:
+    """The settings of the job in a folder, see `job.job_settings`; None if there is none."""
+    found = _read_job(epath.Path(folder) / _JOB)
+    return found if found.get("job") == "generate" else None
+
+
 def is_unfinished(folder: epath.PathLike) -> bool:
     """Whether a folder is that of a generation job whose manifest is missing."""
     folder = epath.Path(folder)
-    if (folder / MANIFEST).exists() or not (folder / _JOB).exists():
-        return False
-    return _read_job(folder / _JOB).get("job") == "generate"
+    return not (folder / MANIFEST).exists() and read_settings(folder) is not None
 
 
 class Manifest:

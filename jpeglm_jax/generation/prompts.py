@@ -32,13 +32,15 @@ class Request:
       prompt: int32 [n], a start token and the tokens that follow it in the prompt.
       label: the label of the start token; -1 for none.
       source: key of the medium that is completed; empty for none.
-      ratio: the part of that medium that the prompt is.
+      ratio: the part of that medium that was asked for as the prompt.
+      share: the part of that medium that the prompt is: it is cut after whole units.
     """
 
     prompt: np.ndarray
     label: int = -1
     source: str = ""
     ratio: float = 0.0
+    share: float = 0.0
 
 
 class Medium(NamedTuple):
@@ -141,8 +143,9 @@ def completion_requests(
             result.rejected.append((medium.key, reason))
             continue
         prompt = np.concatenate([[start], prefix]).astype(np.int32)
+        share = representation.prompt_share(medium.tokens, ratio)
         result.originals[medium.key] = medium.tokens
-        result.requests.extend([Request(prompt, label, medium.key, ratio)] * num)
+        result.requests.extend([Request(prompt, label, medium.key, ratio, share)] * num)
     if not result.requests:
         key, reason = result.rejected[0] if result.rejected else ("", "there is no medium")
         raise SourceError(f"no medium can be completed: {key} {reason}".strip())

@@ -28,6 +28,7 @@ class TrainedModel:
       mesh: where the weights lie.
       params: the weights, or their moving average where the run kept one.
       step: of the checkpoint.
+      workdir: of the run; None for a model that is of no run.
     """
 
     config: ConfigDict
@@ -36,6 +37,7 @@ class TrainedModel:
     mesh: Mesh
     params: Any
     step: int
+    workdir: str | None = None
 
     @functools.cached_property
     def weights_digest(self) -> str:

@@ -333,7 +333,9 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
             spec.abstract_params, spec.param_shardings(mesh), ema=run.averaged, step=run.step
         )
     require_finite(params, f"step {run.step} of {workdir}")
-    return TrainedModel(run.config, representation, spec, mesh, params, run.step)
+    return TrainedModel(
+        run.config, representation, spec, mesh, params, run.step, workdir=os.fspath(workdir)
+    )
 
 
 def _in_chunks(weights: Any) -> ocp.args.StandardSave:

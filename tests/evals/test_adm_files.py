@@ -73,7 +73,7 @@ def test_references_with_statistics_and_images(files, tmp_path):
     score = adm.inception_score(ours["logits"])
     assert found["inception_score"] == pytest.approx(score.value, rel=1e-6)
     assert found["settings"]["preset"] == "adm" and found["n_generated"] == 40
-    stated = found["settings"]["features"]["references"]
+    stated = found["features"]["references"]
     assert stated["statistics"] == f"mu and sigma of {references}"
 
 

@@ -21,6 +21,7 @@ from jpeglm_jax.generation.sampling import SamplingParams
 from tests.evals.models import untrained
 from tests.evals.plugin import patches
 from tests.evals.reporting.reader import read
+from tests.evals.schema import follows_schema
 from tests.evals.test_evaluation import write_photos
 
 OPTIONS = {"size": 32, "quality": 25}
@@ -81,7 +82,7 @@ def test_every_completion_begins_with_its_prompt(model, photos, completed):
     assert {
         json.loads(line)["prompt_tokens"] for line in unconditional.read_text().splitlines()
     } == {0}
-    assert found == json.loads((out / "completion.json").read_text())
+    assert follows_schema(found, out / "completion.json")
 
 
 def test_the_table_has_all_columns_and_the_floor(completed):
@@ -103,7 +104,8 @@ def test_the_table_has_all_columns_and_the_floor(completed):
     assert (found["n_generated"], found["n_references"]) == (COUNT, COUNT)
     assert [name for name, _ in found["rejected"]] == ["broken.png"]
     text = table(found)
-    assert "unconditional" in text and "floor" in text and f"of {2 * COUNT} strictly valid" in text
+    assert "prompt 0.5" in text and "unconditional" in text and "floor" in text
+    assert f"of {2 * COUNT} continuations of 0.5" in text and f"of {2 * COUNT} samples" in text
     for name in found["grids"].values():
         assert Image.open(out / name).width > Image.open(out / name).height / 3
 

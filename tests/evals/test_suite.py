@@ -7,13 +7,17 @@ import sys
 import pytest
 
 from evals.features import extractors
+from evals.reporting.results import read_result
 from evals.suite import suite
 from tests.evals.reporting.reader import read
+from tests.evals.schema import follows_schema
 
 
 def test_suite_writes_every_result_and_the_page(digits_run, digit_files, tmp_path):
     out = tmp_path / "out"
     page = suite(digits_run, digit_files, out, extractors.make("digits"), num=20, num_eval=30)
+    for name in ("metrics", "likelihood", "compression"):
+        assert follows_schema(read_result(out / f"{name}.json"))
     found = {
         name: json.loads((out / f"{name}.json").read_text())
         for name in ("metrics", "likelihood", "compression")

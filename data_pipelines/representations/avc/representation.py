@@ -293,8 +293,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
             raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
         stream = self.tokenizer.decode(tokens)
         found = self._validate_structure(stream)
-        total = self.frames if self.min_frames is None else len(decoder.access_units(stream))
-        frames = int(ratio * total + 1e-9)
+        frames, total = self._prompt_frames(stream, ratio)
         if found.frames < frames:
             raise ValueError(
                 f"the stream is damaged before the cut at frame {frames}: {found.error}"
@@ -311,6 +310,17 @@ class AvcRepresentation(base.TokenizedRepresentation):
         else:
             end = len(stream)
         return self.tokenizer.encode(stream[:end])
+
+    def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:
+        """The share of the clip's frames that `prompt` holds. Raises ValueError: see `prompt`."""
+        self.prompt(tokens, ratio)
+        frames, total = self._prompt_frames(self.tokenizer.decode(tokens), ratio)
+        return frames / total
+
+    def _prompt_frames(self, stream: bytes, ratio: float) -> tuple[int, int]:
+        """(frames of a prompt, frames of the document)."""
+        total = self.frames if self.min_frames is None else len(decoder.access_units(stream))
+        return int(ratio * total + 1e-9), total
 
     def validate(self, tokens: np.ndarray) -> base.Validity:
         """Strict validation of a document: could the encoder have written it?

@@ -32,6 +32,7 @@ from data_pipelines.representations.jpeg.format import (
     MAX_SIDE,
     STRIPS,
     SUBSAMPLINGS,
+    Geometry,
     JpegFormat,
 )
 from data_pipelines.representations.jpeg.salvage import Salvage, salvage_scan
@@ -257,13 +258,9 @@ class JpegRepresentation(base.TokenizedRepresentation):
             return tokens[:0]
         stream = self.tokenizer.decode(tokens)
         header = self.format.header(self.strip)
-        size = self.fixed_size or header.size(stream)
-        if size is None:
-            raise ValueError(_NO_SIZE)
+        size = self._size(stream)
         geometry = self.format.geometry(*size)
-        as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
-        step = 8 if as_script else geometry.columns
-        mcus = int(ratio * (geometry.mcus // step)) * step
+        mcus = self._prompt_mcus(geometry, ratio)
         if isinstance(self.tokenizer, CodewordTokenizer):
             if mcus == geometry.mcus:
                 return tokens
@@ -271,6 +268,25 @@ class JpegRepresentation(base.TokenizedRepresentation):
             return self.tokenizer.encode_letters(letters)
         end = validity.offset_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
+
+    def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:
+        """The share of the image's MCUs that `prompt` holds. Raises ValueError: see `prompt`."""
+        self.prompt(tokens, ratio)
+        geometry = self.format.geometry(*self._size(self.tokenizer.decode(tokens)))
+        return self._prompt_mcus(geometry, ratio) / geometry.mcus
+
+    def _size(self, stream: bytes) -> tuple[int, int]:
+        """(width, height) of a stream. Raises ValueError for a damaged header."""
+        size = self.fixed_size or self.format.header(self.strip).size(stream)
+        if size is None:
+            raise ValueError(_NO_SIZE)
+        return size
+
+    def _prompt_mcus(self, geometry: Geometry, ratio: float) -> int:
+        """MCUs of a prompt: whole rows, or the half rows of the released script."""
+        as_script = (geometry.columns, geometry.rows, self.restart_interval) == (16, 16, 1)
+        step = 8 if as_script else geometry.columns
+        return int(ratio * (geometry.mcus // step)) * step
 
     def validate(self, tokens: np.ndarray) -> base.Validity:
         """Strict validation of a document: see `validity.validate_streams`."""

@@ -70,6 +70,7 @@ def test_every_requested_document_has_a_line_in_the_manifest(workdir, tmp_path):
 
 def test_real_digits_are_recognised(digit_shards, tmp_path):
     documents = Shards(digit_shards, "eval")
+    documents.representation.save(tmp_path)
     lines = []
     for number, tokens in enumerate(documents.read(range(60))):
         (tmp_path / f"{number}.jpg").write_bytes(documents.representation.to_bytes(tokens))
