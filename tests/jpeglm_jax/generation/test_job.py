@@ -57,6 +57,9 @@ def completions(ratio, name="a", value=7):
         def prompt(self, tokens, ratio):
             return tokens[: int(len(tokens) * ratio)]
 
+        def prompt_share(self, tokens, ratio):
+            return ratio
+
     return prompts.completion_requests(Cut(), [medium], ratio, num=4, seq_len=80).requests
 
 
