@@ -33,6 +33,7 @@ INSTALL_REQUIRES = [
     "tensorboardX>=2.6.4",
     "tensorflow-datasets>=4.9.9",
     "tensorstore>=0.1.74",
+    "threadpoolctl>=3.1",
     "tqdm>=4.67",
 ]
 

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
-from data_pipelines.preparation import launchers, tokenizer_training
+from data_pipelines.preparation import artifact_training, launchers
 from data_pipelines.preparation.finish import finish
 from data_pipelines.preparation.job import (
     Job,
@@ -73,7 +73,7 @@ def prepare(
     Args:
       source: spec of the source, see `sources.open_source`.
       representation: a `Representation`, or options of `representations.make` (with its name);
-        `conditional` and `train_tokenizer` need options.
+        `conditional` needs options.
       out: folder to write; local or `gs://`. A folder has one set of settings.
       conditional: whether the representation gets one label token for each label of the source.
       copies: augmented copies of each training image, in addition to the image itself.
@@ -81,8 +81,9 @@ def prepare(
       eval_fraction: fraction of the images in the split 'eval', by the hash of their keys.
       num_shards: shards of the split 'train'; 0 for a number by the size of the source.
       drop_duplicates: whether to drop images whose files are byte-identical to another's.
-      train_tokenizer: options of `tokenizer_training.train` (vocab_size, documents,
-        kind, seed); none, or a vocab_size of 0, trains none.
+      train_tokenizer: options of `artifact_training.train` (vocab_size, documents, kind, seed);
+        none, or a vocab_size of 0, trains no tokenizer. Colour clusters that are missing are
+        trained in any case.
       retry_rejected: whether to retry the images that were rejected before, and only them.
       workers: number of worker processes; 0 for one per core.
       task, num_tasks: index and number of tasks of an array job; a task makes its part of the
@@ -104,16 +105,17 @@ def prepare(
       ShardError: stored files are damaged, or every image was rejected.
     """
     make = _maker(representation)
+    made = make()
     settings = Settings(
         source=source,
-        representation=make().to_config(),
+        representation=made.to_config(),
         conditional=conditional,
         copies=copies,
         augment=_augment_options(copies, augment or {}),
         eval_fraction=eval_fraction,
         num_shards=num_shards,
         drop_duplicates=drop_duplicates,
-        train_tokenizer=_tokenizer_options(train_tokenizer or {}),
+        train_tokenizer=_training_options(train_tokenizer or {}, made),
     )
     launchers.check_task(task, num_tasks)
     if workers < 0:
@@ -179,8 +181,8 @@ def _maker(representation: Mapping[str, Any] | Representation) -> Callable[..., 
         def unchanged(**changes: Any) -> Representation:
             if changes:
                 raise SettingsError(
-                    "conditional and train_tokenizer change the representation: pass its options "
-                    "as dict(name=..., ...), not a Representation"
+                    "conditional changes the representation: pass its options as "
+                    "dict(name=..., ...), not a Representation"
                 )
             return representation
 
@@ -199,9 +201,15 @@ def _augment_options(copies: int, options: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(f"augment: {error}") from error
 
 
-def _tokenizer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `tokenizer_training.train`; {} if none is to be trained."""
-    return dict(options) if options.get("vocab_size", tokenizer_training.VOCAB_SIZE) else {}
+def _training_options(options: Mapping[str, Any], representation: Representation) -> dict[str, Any]:
+    """Options of `artifact_training.train`; {} if nothing is to be trained."""
+    options = {"vocab_size": 0, **options}
+    if options["vocab_size"]:
+        return options
+    if not representation.needs_training:
+        return {}
+    defaults = {"documents": artifact_training.DOCUMENTS, "seed": 0}
+    return {name: options.get(name, value) for name, value in defaults.items()}
 
 
 def _is_complete(job: Job, retry_rejected: bool) -> bool:
@@ -360,7 +368,8 @@ def _define_flags() -> None:
     flags.DEFINE_integer(
         "tokenizer_documents",
         None,
-        "Images to train the tokenizer on. Default: the config's (the paper: 10,000).",
+        "Images to train the tokenizer on, or the colour clusters of pixels. Default: the config's "
+        "(the paper: 10,000).",
     )
     flags.DEFINE_enum(
         "tokenizer_kind",

@@ -60,7 +60,7 @@ def compression(
 
     Returns:
       The contents of compression.json: for each name in `TITLES` NAME_per_image, the mean over the
-      images, and NAME_over_stream, with their standard errors.
+      images, and NAME_over_stream where there is a codec, with their standard errors.
 
     Raises:
       ValueError (CodingError): no image can be read, or the archive does not restore the files.
@@ -94,7 +94,7 @@ def compression(
         "compression",
         command_text,
         of,
-        {**_means(sizes), **likelihoods.summary(scored), **facts},
+        {**_means(sizes), **likelihoods.summary(scored, representation.num_dimensions), **facts},
         versions=checkpoint.versions(),
         warnings=warnings,
         not_computed=missing,
@@ -105,7 +105,7 @@ def compression(
 
 
 def _means(sizes: Sizes) -> dict[str, float | None]:
-    stream = np.array(sizes["stream_bytes"])
+    stream = np.array(sizes.get("stream_bytes", ()))
     result: dict[str, float | None] = {}
     for name in TITLES:
         if name not in sizes:
@@ -114,8 +114,9 @@ def _means(sizes: Sizes) -> dict[str, float | None]:
         result[f"{name}_per_image"] = float(values.mean())
         ones = np.ones_like(values)
         result[f"{name}_per_image_standard_error"] = likelihoods.ratio_error(values, ones)
-        result[f"{name}_over_stream"] = float(values.sum() / stream.sum())
-        result[f"{name}_over_stream_standard_error"] = likelihoods.ratio_error(values, stream)
+        if stream.size:
+            result[f"{name}_over_stream"] = float(values.sum() / stream.sum())
+            result[f"{name}_over_stream_standard_error"] = likelihoods.ratio_error(values, stream)
     return result
 
 
@@ -176,7 +177,9 @@ def table(result: dict[str, Any]) -> str:
         value = result.get(f"{name}_per_image")
         if value is not None:
             cell = with_error(value, result[f"{name}_per_image_standard_error"], "+-")
-            lines.append(f"{title:42}{cell:>24}{result[f'{name}_over_stream']:>15.1%}")
+            ratio = result.get(f"{name}_over_stream")
+            share = "" if ratio is None else f"{ratio:.1%}"
+            lines.append(f"{title:42}{cell:>24}{share:>15}".rstrip())
     lines += [
         f"not computed: {TITLES[name]}: {reason}" for name, reason in result["not_computed"].items()
     ]

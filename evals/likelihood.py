@@ -1,8 +1,9 @@
 """Example: python -m evals.likelihood --workdir=runs/digits --out=evaluation
 
 Computes the exact log-likelihood of images under a model: bits per image, per byte of the codec's
-stream, per pixel and per token. Without --images it uses the eval split of the run. Writes
-likelihood.json, and a line for each document to likelihood.jsonl.
+stream, per pixel, per dimension (of pixels that lose nothing) and per token. Without --images it
+uses the eval split of the run. Writes likelihood.json, and a line for each document to
+likelihood.jsonl.
 
 Bits per image are comparable between models with different tokens, as long as they describe the
 same pixels; psnr_db reports the loss of the codec.
@@ -84,7 +85,7 @@ def likelihood(
         "likelihood",
         scoring_command("evals.likelihood", model, documents, out, given),
         facts.pop("settings"),
-        {**likelihoods.summary(scored), **facts},
+        {**likelihoods.summary(scored, representation.num_dimensions), **facts},
         versions=checkpoint.versions(),
         warnings=warnings,
     )
@@ -137,10 +138,10 @@ def table(result: dict[str, Any]) -> str:
     """Formats likelihood.json for a terminal."""
     of = result["settings"]
     lines = [f"{result['n_images']} images ({of['images_are']}), label: {of['label']}"]
-    for name in ("image", "byte", "pixel", "token"):
+    for name in ("image", "byte", "pixel", "dimension", "token"):
         value, error = result.get(f"bits_per_{name}"), result.get(f"bits_per_{name}_standard_error")
         if value is not None:
-            lines.append(f"bits per {name:6} {with_error(value, error, '+-')}")
+            lines.append(f"bits per {name:9} {with_error(value, error, '+-')}")
     if "stream_bits_per_image" in result:
         stream = result["stream_bits_per_image"]
         lines.append(f"the codec's stream has {stream:.1f} bits per image")

@@ -28,6 +28,7 @@ _CURVES = {
     "Loss, nats per token": ("train/loss", "eval/loss"),
     "Bits per image": ("train/bits_per_image", "eval/bits_per_image"),
     "Bits per clip": ("train/bits_per_clip", "eval/bits_per_clip"),
+    "Bits per dimension": ("train/bits_per_dimension", "eval/bits_per_dimension"),
     "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
     "Strictly valid samples": ("samples/valid",),
     "Gradient norm": ("train/grad_norm",),

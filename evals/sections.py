@@ -242,6 +242,7 @@ def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
         ("bits_per_image", "Bits per image ↓"),
         ("bits_per_byte", "Bits per byte of the codec's stream ↓"),
         ("bits_per_pixel", "Bits per pixel ↓"),
+        ("bits_per_dimension", "Bits per dimension ↓"),
         ("bits_per_token", "Bits per token ↓"),
         ("stream_bits_per_image", "Codec's stream, bits per image"),
         ("psnr_db", "PSNR of the codec, dB ↑"),

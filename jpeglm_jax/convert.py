@@ -195,13 +195,7 @@ def _run_config(
     config.seq_len = seq_len
     config.optimizer.ema = 0.0  # there is one set of weights, averaged or not
     config.data.conditional = representation.num_labels > 0
-    options = representation.to_config()
-    tokenizer = options.pop("tokenizer", {})
-    config.representation = ConfigDict(options)
-    trained = tokenizer.get("model_sha256") or "kind" not in tokenizer
-    config.representation.tokenizer = (
-        str(workdir / TOKENIZER_FILE) if trained else tokenizer["kind"]
-    )
+    config.representation = ConfigDict(representation.to_options(workdir))
     return config
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import avc, jpeg
+from configs import avc, jpeg, pixel
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
 from jpeglm_jax.model import flops
@@ -22,7 +22,7 @@ def train_step_of(config, vocab_size=320):
     return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
-PRESETS = [(module, preset) for module in (jpeg, avc) for preset in module.PRESETS]
+PRESETS = [(module, preset) for module in (jpeg, avc, pixel) for preset in module.PRESETS]
 
 
 @pytest.mark.parametrize(("module", "preset"), PRESETS)
@@ -65,9 +65,18 @@ def test_the_flops_of_the_papers_preset():
     assert per_sequence == pytest.approx(4.78e14 + 1.19e14, rel=0.01)
 
 
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="'8b'.*digits, cifar10"):
-        jpeg.get_config("8b")
+@pytest.mark.parametrize("preset", pixel.PRESETS)
+def test_an_image_of_pixels_fits_a_sequence(preset):
+    config = pixel.get_config(preset)
+    made = representations.make(**config.representation)
+    assert made.length < config.seq_len < 1.2 * made.length
+    assert (made.num_dimensions > 0) == preset.endswith("bytes")
+
+
+@pytest.mark.parametrize("module", [jpeg, pixel])
+def test_an_unknown_preset_is_refused(module):
+    with pytest.raises(ValueError, match="'8b'.*digits.*cifar10"):
+        module.get_config("8b")
 
 
 def test_the_papers_video_preset_has_its_representation_and_context():

@@ -1,4 +1,4 @@
-"""Sets up a folder of shards: checks the settings, lists the source, trains the tokenizer.
+"""Sets up a folder of shards: checks the settings, lists the source, trains artefacts.
 
 Set-up runs once and ends with `job.json`. After it, the bytes of a shard depend on the folder only,
 not on the process that makes it, the order of shards, or retries.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +17,8 @@ from etils import epath
 
 from data_pipelines import representations
 from data_pipelines.media import Kind
-from data_pipelines.preparation import listing, tokenizer_training
-from data_pipelines.representations.base import Representation, TokenizedRepresentation
+from data_pipelines.preparation import artifact_training, listing
+from data_pipelines.representations.base import Representation
 from data_pipelines.shards import storage
 from data_pipelines.sources import Source, open_source
 from data_pipelines.utils.compare import differences
@@ -28,7 +27,7 @@ from data_pipelines.utils.files import remove_unfinished, to_json, write_atomica
 JOB = "job.json"
 FORMAT = "prepare-job/2"
 
-# make(num_labels=.., tokenizer=..) -> the representation with these options replaced.
+# make(num_labels=..) -> the representation with these options replaced.
 Maker = Callable[..., Representation]
 
 
@@ -42,14 +41,14 @@ class Settings:
 
     Attributes:
       source: see `sources.open_source`.
-      representation: `Representation.to_config()`; with `train_tokenizer`, of the byte tokenizer.
+      representation: `Representation.to_config()`, before artefacts are trained.
       conditional: whether the representation gets one label token for each label of the source.
       copies: augmented copies of each training image, in addition to the image itself.
       augment: options of `augment.Augment`; empty for its defaults.
       eval_fraction: fraction of the images, 0 <= eval_fraction < 1, in the split 'eval'.
       num_shards: shards of the split 'train'; 0 for a number by the size of the source.
       drop_duplicates: whether to drop images whose files are byte-identical to another's.
-      train_tokenizer: {} for none, else vocab_size, documents, kind and seed (see docs/data.md).
+      train_tokenizer: options of `artifact_training.train`; {} if nothing is trained.
     """
 
     source: str
@@ -145,16 +144,9 @@ def set_up(folder: epath.PathLike, settings: Settings, make: Maker) -> Job:
     options = {"num_labels": _num_labels(source, label_names)} if settings.conditional else {}
     representation = make(**options)
     if settings.train_tokenizer:
-        if not isinstance(representation, TokenizedRepresentation):
-            raise SettingsError(
-                f"{representation.name} documents have no tokenizer, so none can be trained: set "
-                "train_tokenizer to 0"
-            )
-        model = tokenizer_training.train(source, listed, representation, **settings.train_tokenizer)
-        with tempfile.NamedTemporaryFile(suffix=".model") as file:
-            file.write(model)
-            file.flush()
-            representation = make(**options, tokenizer=file.name)
+        representation = artifact_training.train(
+            source, listed, representation, **settings.train_tokenizer
+        )
     representation.save(folder)
     facts = {
         "format": FORMAT,

@@ -22,6 +22,7 @@ __all__ = ["Representation", "Validity", "from_config", "load", "make"]
 _CLASSES = {
     "avc": "data_pipelines.representations.avc.representation:AvcRepresentation",
     "jpeg": "data_pipelines.representations.jpeg.representation:JpegRepresentation",
+    "pixel": "data_pipelines.representations.pixel.representation:PixelRepresentation",
 }
 
 
@@ -29,7 +30,7 @@ def make(name: str, *, num_labels: int = 0, **options: Any) -> Representation:
     """The representation with this name.
 
     Args:
-      name: "avc", "jpeg", or "MODULE:CLASS" for one that is defined elsewhere.
+      name: "avc", "jpeg", "pixel", or "MODULE:CLASS" for one that is defined elsewhere.
       num_labels: label tokens, for a label-conditional model.
       **options: options of the representation; see its class. For those of codec bytes `tokenizer`
         is "bytes" or the path of a SentencePiece model.

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -214,6 +215,17 @@ class Representation(abc.ABC):
             json.dumps(self.to_config(), indent=2, allow_nan=False) + "\n"
         )
 
+    def to_options(self, folder: epath.PathLike) -> dict[str, Any]:
+        """Options of a configuration that describe this representation, with its name.
+
+        Args:
+          folder: where `save` wrote the artefacts, for options that name files.
+        """
+        del folder
+        fields = {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        names = {"name", *fields} - {*self.prepared_options}
+        return {name: value for name, value in self.to_config().items() if name in names}
+
     @property
     def encoder_versions(self) -> dict[str, str]:
         """Versions, by name, of the libraries that determine the tokens of a medium.
@@ -221,6 +233,35 @@ class Representation(abc.ABC):
         With the kind of the device, if it encodes on one.
         """
         return {}
+
+    # Training of artefacts, as a step of preparation
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether artefacts are missing without which nothing can be encoded; see `trained`."""
+        return False
+
+    def training_sample(self, media: Any) -> Any:
+        """What `trained` needs of one medium. Raises ValueError for unusable media."""
+        return media
+
+    def trained(
+        self, samples: Sequence[Any], *, vocab_size: int = 0, kind: str = "", seed: int = 0
+    ) -> Self:
+        """This representation with artefacts trained on media. Deterministic.
+
+        Args:
+          samples: `training_sample` of each medium.
+          vocab_size: entries of a tokenizer; 0: none was requested.
+          kind: of the tokenizer; "": the default.
+          seed: of the training.
+
+        Raises ValueError if there is nothing to train, or too little to train it on.
+        """
+        raise ValueError(
+            f"{self.name} documents have no tokenizer, so none can be trained: set train_tokenizer "
+            "to 0"
+        )
 
     # Tokens
 
@@ -278,6 +319,14 @@ class Representation(abc.ABC):
     def frames(self) -> int:
         """Most frames of a medium; 1 for images."""
         return 1
+
+    @property
+    def num_dimensions(self) -> int:
+        """Numbers of a medium, pixels times channels, if its tokens lose none of them; else 0.
+
+        Likelihoods are then also reported in bits per dimension. 0 too if media differ in size.
+        """
+        return 0
 
     @property
     def rate(self) -> tuple[int, int]:
@@ -462,6 +511,40 @@ class TokenizedRepresentation(Representation):
     @property
     def artifacts(self) -> dict[str, bytes]:
         return dict(self.tokenizer.files)
+
+    def to_options(self, folder: epath.PathLike) -> dict[str, Any]:
+        has_model = TOKENIZER_FILE in self.tokenizer.files
+        tokenizer = str(epath.Path(folder) / TOKENIZER_FILE) if has_model else None
+        return super().to_options(folder) | {
+            "tokenizer": tokenizer or self.tokenizer.to_config()["kind"]
+        }
+
+    def training_sample(self, media: Any) -> bytes:
+        """The codec bytes of a medium."""
+        return self.tokenizer.decode(self.encode(media))
+
+    def trained(
+        self, samples: Sequence[bytes], *, vocab_size: int = 0, kind: str = "", seed: int = 0
+    ) -> Self:
+        """The representation with a tokenizer trained on codec bytes; see `train_tokenizer`.
+
+        Raises ValueError without a `vocab_size`.
+        """
+        del seed  # the sample alone decides the tokenizer
+        if not vocab_size:
+            raise ValueError(
+                "found no number of entries for the tokenizer; set train_tokenizer.vocab_size (the "
+                "paper: 320)"
+            )
+        model = self.train_tokenizer(samples, vocab_size, kind or "bpe")
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        options = {field.name: getattr(self, field.name) for field in fields}
+        del options["tokenizer"]
+        with tempfile.NamedTemporaryFile(suffix=".model") as file:
+            file.write(model)
+            file.flush()
+            tokenizer = self.load_tokenizer(file.name, self.num_labels, options)
+        return _construct(type(self), {**options, "tokenizer": tokenizer})
 
     def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
         """Trains a SentencePiece model on the codec bytes of documents.

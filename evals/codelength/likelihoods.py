@@ -79,15 +79,17 @@ def score_all(
     return scored
 
 
-def summary(scored: Sequence[Scored]) -> dict[str, Any]:
+def summary(scored: Sequence[Scored], num_dimensions: int = 0) -> dict[str, Any]:
     """Means over the images with their standard errors; those of ratios by linearisation.
 
     Args:
       scored: the documents.
+      num_dimensions: of a document, see `Representation.num_dimensions`.
 
     Returns:
-      bits_per_image, _byte (of the codec's stream), _pixel and _token with NAME_standard_error,
-      stream_bits_per_image where there is a codec, and psnr_db if its error is known.
+      bits_per_image, _byte (of the codec's stream), _pixel, _dimension (where nothing is lost) and
+      _token with NAME_standard_error, stream_bits_per_image where there is a codec, and psnr_db if
+      its error is known.
     """
     bits = np.array([each.bits for each in scored])
     sizes = [each.document.tokens.size for each in scored]
@@ -99,6 +101,7 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
         "image": np.ones(len(scored)),
         "byte": stream,
         "pixel": pixels,
+        "dimension": np.full(len(scored), num_dimensions),
         "token": np.array(sizes) + 1,  # with the end token
     }
     for name, counts in units.items():

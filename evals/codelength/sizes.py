@@ -48,16 +48,17 @@ def stored_sizes(
     if not representation.suffix:
         raise ValueError(f"{representation.name} documents have no files to compare with")
     files = [representation.to_bytes(each.tokens) for each in documents]
-    sizes: Sizes = {
-        "stream_bytes": [float(each.codec_bytes) for each in documents],
-        "file_bytes": [float(len(file)) for file in files],
-    }
+    sizes: Sizes = {"file_bytes": [float(len(file)) for file in files]}
+    if any(each.codec_bytes for each in documents):
+        sizes["stream_bytes"] = [float(each.codec_bytes) for each in documents]
     related = [representation.related_sizes(each.tokens) for each in documents]
     for name in related[0] if related else ():
         sizes[name] = [each[name] for each in related]
     missing = dict.fromkeys(
         set(_RESTARTS) - sizes.keys(), "the files have no restart markers to leave out"
     )
+    if "stream_bytes" not in sizes:
+        missing["stream_bytes"] = f"{representation.name} documents are no codec's stream"
     if representation.suffix != ".jpg":
         missing |= dict.fromkeys(_JPEG_XL, "the files are not JPEG")
     elif jpegxl.version() is None:

@@ -9,7 +9,7 @@ import json
 
 from etils import epath
 
-from data_pipelines.representations.base import Representation
+from data_pipelines.representations.base import Representation, TokenizedRepresentation
 from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import BpeTokenizer, ByteTokenizer
 from jpeglm_jax.model.config import ModelConfig
@@ -19,13 +19,13 @@ CARD_FILE = "README.md"
 _CARD = """\
 ---
 library_name: transformers
-tags: [jpeg-lm, codec]
+tags: [{tags}]
 ---
 
-# A Llama on the content of {suffix} files
+# A Llama on {subject}
 
 A Llama of {parameters:,} parameters: {layers} layers, width {width}, weights in {dtype}. It was
-trained on the tokens of media as a canonical codec writes them, after JPEG-LM (arXiv 2408.08459).
+trained on {content}.
 It continues such documents and was trained on no text. Its sequence length is {seq_len:,} tokens.
 
 ## What a token is
@@ -37,7 +37,7 @@ encoded (`representation.json`):
 {representation}
 ```
 
-## From tokens to a file
+## From tokens to {medium}
 
 The project `jpeglm_jax` reads the representation from this folder:
 
@@ -53,10 +53,10 @@ start = torch.tensor([[{start}]])
 row = model.generate(start, max_length={seq_len})[0, 1:].tolist()
 tokens = row[: row.index({eos})] if {eos} in row else row
 print(representation.validate(tokens))  # strictly valid, or the first error
-open("sample{suffix}", "wb").write(representation.to_bytes(tokens))
+{save}
 ```
 
-`to_bytes` adds the constant parts of a file, which are not among the tokens. vLLM takes the start
+{note}vLLM takes the start
 token as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
 `SamplingParams(detokenize=False)`.{guidance}
 
@@ -64,6 +64,22 @@ token as ids, `{{"prompt_token_ids": [{start}]}}`, and returns ids with
 
 {text}
 """
+
+_CODEC = {
+    "tags": "jpeg-lm, codec",
+    "content": "the tokens of media as a canonical codec writes them, after JPEG-LM\n"
+    "(arXiv 2408.08459)",
+    "medium": "a file",
+    "note": "`to_bytes` adds the constant parts of a file, which are not among the tokens. ",
+}
+_NO_CODEC = {
+    "tags": "image-generation",
+    "subject": "images as tokens",
+    "content": "the tokens of images, without a codec",
+    "medium": "an image",
+    "note": "",
+    "save": 'representation.decode(tokens).save("sample.png")',
+}
 
 _GUIDANCE = """
 
@@ -138,7 +154,7 @@ def write(
     """
     tokens, text = _tokens(representation)
     card = _CARD.format(
-        suffix=representation.suffix,
+        **_described(representation),
         parameters=parameters,
         layers=model.layers,
         width=model.width,
@@ -155,6 +171,15 @@ def write(
         guidance="" if guidance == 1 else _GUIDANCE.format(guidance=guidance),
     )
     (folder / CARD_FILE).write_text(card)
+
+
+def _described(representation: Representation) -> dict[str, str]:
+    """What of the card depends on whether documents are a codec's."""
+    if not isinstance(representation, TokenizedRepresentation):
+        return _NO_CODEC
+    suffix = representation.suffix
+    save = f'open("sample{suffix}", "wb").write(representation.to_bytes(tokens))'
+    return _CODEC | {"subject": f"the content of {suffix} files", "save": save}
 
 
 def _tokens(representation: Representation) -> tuple[str, str]:

@@ -52,5 +52,6 @@ class Evaluator:
             self._check()
             for name, value in jax.device_get(self._eval_step(params, batch)).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        found = likelihood(sums, self._loader.representation.medium)
+        representation = self._loader.representation
+        found = likelihood(sums, representation.medium, representation.num_dimensions)
         return {f"eval/{name}": value for name, value in found.items()}

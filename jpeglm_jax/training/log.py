@@ -185,6 +185,7 @@ _FORMATS = {
     "train/loss": "loss {:.4f} nats/token",
     "train/bits_per_image": "{:.2f} bits/image",
     "train/bits_per_clip": "{:.2f} bits/clip",
+    "train/bits_per_dimension": "{:.4f} bits/dim",
     "train/bits_per_byte": "{:.4f} bits/byte",
     "train/grad_norm": "grad {:.3f}",
     "train/learning_rate": "lr {:.2e}",
@@ -197,6 +198,7 @@ _FORMATS = {
     "eval/loss": "eval: loss {:.4f} nats/token",
     "eval/bits_per_image": "{:.2f} bits/image",
     "eval/bits_per_clip": "{:.2f} bits/clip",
+    "eval/bits_per_dimension": "{:.4f} bits/dim",
     "eval/bits_per_byte": "{:.4f} bits/byte",
     "samples/valid": "samples: {:.1%} valid",
 }

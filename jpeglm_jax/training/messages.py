@@ -72,15 +72,20 @@ def unused(documents: JoinedShards) -> list[str]:
     return lines
 
 
+_RATES = ("eval/bits_per_byte", "eval/bits_per_dimension")  # not of a whole medium
+
+
 def closing(workdir: epath.Path, steps: int, evaluated: Mapping[str, float]) -> str:
     """What was reached, and where everything is."""
     lines = [f"done: {steps} steps"]
     for name, bits in evaluated.items():
-        if name.startswith("eval/bits_per_") and name != "eval/bits_per_byte":
+        if name.startswith("eval/bits_per_") and name not in _RATES:
             medium = name.removeprefix("eval/bits_per_")
             line = f"eval split: {bits:.1f} bits per {medium}"
             if per_byte := evaluated.get("eval/bits_per_byte"):
                 line += f"; the file itself takes {bits / per_byte * 8:.1f}"
+            if per_dimension := evaluated.get("eval/bits_per_dimension"):
+                line += f", {per_dimension:.3f} bits per dimension"
             lines.append(line)
     lines += [
         f"  checkpoints  {checkpoint.folder(workdir)}",

@@ -18,8 +18,10 @@ from jpeglm_jax.model.config import ModelConfig
 from jpeglm_jax.training.data import RunData
 
 
-def likelihood(sums: Mapping[str, float], medium: str = "image") -> dict[str, float]:
-    """Sums over targets -> the three ways to state a likelihood.
+def likelihood(
+    sums: Mapping[str, float], medium: str = "image", num_dimensions: int = 0
+) -> dict[str, float]:
+    """Sums over targets -> the ways to state a likelihood.
 
     Loss per token depends on the vocabulary: more entries make fewer and harder tokens. Bits per
     codec byte and bits per image compare across tokenizers; bits per image (or clip) also across
@@ -28,15 +30,18 @@ def likelihood(sums: Mapping[str, float], medium: str = "image") -> dict[str, fl
     Args:
       sums: of a `TrainStep.loss_sums`.
       medium: what a document is called: "image", "clip".
+      num_dimensions: of a document, see `Representation.num_dimensions`.
 
     Returns:
-      loss (nats per token), bits_per_MEDIUM, bits_per_byte; the last two only where documents ended
-      and where the codec has bytes.
+      loss (nats per token), bits_per_MEDIUM, bits_per_dimension, bits_per_byte; the last three only
+      where documents ended, where the representation loses nothing, and where the codec has bytes.
     """
     bits = sums["nll"] / math.log(2)
     result = {"loss": sums["nll"] / sums["tokens"]}
     if sums["documents"]:
         result[f"bits_per_{medium}"] = bits / sums["documents"]
+        if num_dimensions:
+            result["bits_per_dimension"] = bits / sums["documents"] / num_dimensions
     if sums["bytes"]:
         result["bits_per_byte"] = bits / sums["bytes"]
     return result
@@ -79,6 +84,7 @@ class Meter:
       peak_flops: of all devices together; None if it is not known, and then there is no MFU.
       sums: what an interrupted interval had gathered; see `state`.
       medium: what a document is, in the names of metrics: "image", "clip".
+      num_dimensions: of a document; 0: none.
     """
 
     def __init__(
@@ -87,8 +93,9 @@ class Meter:
         peak_flops: float | None,
         sums: Mapping[str, float] | None,
         medium: str = "image",
+        num_dimensions: int = 0,
     ):
-        self._medium = medium
+        self._medium, self._num_dimensions = medium, num_dimensions
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._stepping = 0.0  # seconds, of the intervals that were read
         # The age of the process is taken once: later the clock may be set.
@@ -114,6 +121,7 @@ class Meter:
             peak * mesh.size if peak else None,
             sums,
             data.representation.medium,
+            data.representation.num_dimensions,
         )
 
     @property
@@ -145,7 +153,7 @@ class Meter:
         `perf/goodput` is the share of the life of this process that was spent in steps: not in
         start-up, compilation, evaluation, sampling and waiting for checkpoints.
         """
-        found = likelihood(self._sums, self._medium)
+        found = likelihood(self._sums, self._medium, self._num_dimensions)
         found["grad_norm"] = self._sums["grad_norm"] / self._sums["steps"]
         if "skipped" in self._sums:
             found["skipped_steps"] = self._sums["skipped"]

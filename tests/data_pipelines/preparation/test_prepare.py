@@ -160,13 +160,13 @@ def test_a_tokenizer_is_trained_on_training_images_and_stored(photos, prepared_w
         assert trained.to_bytes(tokens) == representations.load(plain).to_bytes(original)
 
 
-def test_training_a_tokenizer_needs_options_of_the_representation(photos, tmp_path):
+def test_labels_need_options_of_the_representation(photos, tmp_path):
     with pytest.raises(SettingsError, match="dict"):
         run(
             photos,
             tmp_path / "out",
             representation=representations.make(**OPTIONS),
-            train_tokenizer=dict(vocab_size=300, documents=10),
+            conditional=True,
         )
 
 

@@ -1,0 +1,1 @@
+"""The pixel representation: images as colours in raster order, without a codec."""
