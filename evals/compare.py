@@ -2,12 +2,14 @@
 
 Compares representations of the same images: prepares, tunes, trains, samples and scores each, at
 equal images seen and at equal training FLOPs. What is finished is kept: the same command resumes,
-and --minutes=25 runs a piece of at most that long. Writes compare.json, and prints its table.
+and --minutes=25 runs a piece of at most that long. Writes compare.json and compare.html, and prints
+the table.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +17,11 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from configs.compare import get_config
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
-from evals.comparison import plan, summary
+from evals.comparison import page, plan, summary
 from evals.comparison.stages import Deadline, OutOfTime, Stages
 from evals.features import extractors
 from evals.features.base import Extractor
@@ -66,24 +69,36 @@ def compare(
         stages.score(run)
         if config.completion.num and run.candidate in config.completion.candidates:
             stages.complete(run)
-    result = summary.summarise(config, stages, extractor)
+    result = summary.summarise(config, stages, extractor, _command(config, out))
     write_json(out / RESULT, result)
+    page.write(result, out)
     return result
 
 
 def _settings(config: ConfigDict, extractor: Extractor) -> dict[str, Any]:
     """All that decides the result, by the names that change it on the command line."""
+    features = {"extractor": extractor.name, **extractor.settings}
+    return json.loads(json.dumps(dict(_flat("config", config.to_dict())) | {"features": features}))
 
-    def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                yield from flat(f"{name}.{key}", inner)
-        else:
-            yield name, value
 
-    found = dict(flat("config", config.to_dict()))
-    found["features"] = {"extractor": extractor.name, **extractor.settings}
-    return json.loads(json.dumps(found))
+def _command(config: ConfigDict, out: epath.Path) -> str:
+    """The command line of a comparison: its preset, and what differs from that."""
+    preset = dict(_flat("config", get_config(config.preset).to_dict()))
+    changed = [
+        f"--{name}={value}"
+        for name, value in _flat("config", config.to_dict())
+        if preset.get(name) != value
+    ]
+    words = ["python", "-m", "evals.compare", f"--config=configs/compare.py:{config.preset}"]
+    return shlex.join([*words, *changed, f"--out={out}"])
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, value
 
 
 def main(arguments: Sequence[str]) -> None:

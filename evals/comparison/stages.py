@@ -36,6 +36,7 @@ from evals.reporting.results import write_json
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.job import generate
+from jpeglm_jax.generation.pictures import GRID
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.model.trained import TrainedModel
@@ -309,6 +310,10 @@ class Stages:
             return found
 
         return self._once(f"sample-{(self._same_run(run) or run).name}", work)
+
+    def grid(self, run: Run) -> str:
+        """The path of a run's sample grid in the folder of the comparison."""
+        return str((self.workdir(run) / "sampled" / GRID).relative_to(self._out))
 
     def score(self, run: Run) -> dict[str, Any]:
         """Distances of a run's samples from real images, and of the codec's reconstructions."""

@@ -30,8 +30,17 @@ _OF_TRAINING = ("steps", "images_seen", "train_flops", "learning_rate", "paramet
 _OF_SAMPLES = ("valid", "recognised", "images_per_second")
 
 
-def summarise(config: ConfigDict, stages: Stages, extractor: Extractor) -> dict[str, Any]:
-    """The contents of compare.json, from the results of finished stages."""
+def summarise(
+    config: ConfigDict, stages: Stages, extractor: Extractor, command: str
+) -> dict[str, Any]:
+    """The contents of compare.json, from the results of finished stages.
+
+    Args:
+      config: of the comparison.
+      stages: all finished.
+      extractor: of the features of the distances.
+      command: that gives the result again.
+    """
     runs = plan.runs(config)
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for run in runs:
@@ -43,6 +52,7 @@ def summarise(config: ConfigDict, stages: Stages, extractor: Extractor) -> dict[
             "model": model,
             "budget": budget,
             "seeds": len(found),
+            "samples": stages.grid(plan.Run(candidate, model, budget, config.seed)),
             **_over_seeds(found),
         }
         for (candidate, model, budget), found in groups.items()
@@ -50,6 +60,8 @@ def summarise(config: ConfigDict, stages: Stages, extractor: Extractor) -> dict[
     return {
         "candidates": {name: _of_candidate(config, stages, name) for name in config.candidates},
         "lines": lines,
+        "distances": [name for name in _DISTANCES if any(name in line for line in lines)],
+        "command": command,
         "settings": {
             "config": config.to_dict(),
             "features": {"extractor": extractor.name, **extractor.settings},

@@ -67,6 +67,9 @@ def test_a_line_has_what_was_measured_and_errors_over_seeds(finished):
     assert of_files["floor"]["frechet_distance"] > 0
     text = summary.table(result)
     assert text.count("jpeg_codewords") == 2
+    page = (out / "compare.html").read_text()
+    assert page.count("data:image/png") == 2 and "jpeg_codewords" in page
+    assert "--config.images=400" in page, "the command gives the result again"
     assert json.loads((out / "compare.json").read_text()) == json.loads(json.dumps(result))
 
 

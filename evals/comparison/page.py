@@ -1,0 +1,205 @@
+"""The page of a comparison: tables with both budgets side by side, plots, sample grids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.utils.files import write_atomically
+from evals import headlines
+from evals.reporting import curves
+from evals.reporting.numbers import number, with_error
+from evals.reporting.page import (
+    Block,
+    Cell,
+    Charts,
+    Column,
+    Figure,
+    Page,
+    Section,
+    Source,
+    Strip,
+    Strips,
+    Table,
+    picture,
+    render,
+)
+
+_BUDGETS = {"images": "equal images seen", "flops": "equal training FLOPs"}
+_SIGN = " ± "
+# Columns of the table of a model: name in compare.json -> (title, factor).
+_MEASURES = {
+    "images_seen": ("Images seen", 1.0),
+    "train_flops": ("Training, TFLOP", 1e-12),
+    "bits_per_image": ("Bits per image ↓", 1.0),
+    "valid": ("Valid, % ↑", 100.0),
+    "recognised": ("Recognised, % ↑", 100.0),
+    "images_per_second": ("Sampled images per second ↑", 1.0),
+}
+
+
+def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
+    """Writes compare.html to the folder of a comparison, from the contents of its compare.json."""
+    sections = [
+        Section("results", "Results", _results(result)),
+        Section("plots", "Plots", [_plots(result)]),
+        Section("samples", "Samples", [_samples(result, out)]),
+        Section("candidates", "Candidates", [_candidates(result)]),
+    ]
+    config = result["settings"]["config"]
+    page = Page(
+        title=f"Comparison {config['preset']}",
+        facts=[
+            f"{len(result['candidates'])} candidates on {config['data']['source']}; scored with "
+            f"{_features(result)}"
+        ],
+        cards=[],
+        sections=[section for section in sections if section.figures],
+        command=result["command"],
+        versions=[", ".join(f"{name} {value}" for name, value in result["versions"].items())],
+    )
+    path = out / "compare.html"
+    write_atomically(path, render(page).encode())
+    return path
+
+
+def _features(result: Mapping[str, Any]) -> str:
+    features = result["settings"]["features"]
+    dims = features.get("dims")
+    return f"{features['extractor']}" + (f", {dims} dimensions" if dims else "")
+
+
+def _source(result: Mapping[str, Any]) -> Source:
+    settings = {
+        name: value
+        for name, value in result["settings"]["config"].items()
+        if not isinstance(value, dict)
+    }
+    return Source("comparison", result["command"], settings | result["settings"]["features"])
+
+
+def _results(result: Mapping[str, Any]) -> list[Figure]:
+    """A figure for each model: rows are candidates and budgets, columns measures."""
+    figures = []
+    for model in dict.fromkeys(line["model"] for line in result["lines"]):
+        lines = [line for line in result["lines"] if line["model"] == model]
+        parameters = sorted({line["parameters"] for line in lines})
+        size = f"{parameters[0] / 1e6:.1f} to {parameters[-1] / 1e6:.1f} million parameters"
+        blocks: list[Block] = [
+            _table(result, _BUDGETS[budget], [line for line in lines if line["budget"] == budget])
+            for budget in dict.fromkeys(line["budget"] for line in lines)
+        ]
+        text = (
+            f"{size}. Errors are over seeds where there are several, otherwise of samples. Bits "
+            "per image are compared among candidates that describe the same files."
+        )
+        figures.append(Figure(f"Model {model}", blocks, [_source(result)], text))
+    return figures
+
+
+def _table(result: Mapping[str, Any], caption: str, lines: Sequence[Mapping[str, Any]]) -> Table:
+    measures = {name: shown for name, shown in _MEASURES.items() if any(name in o for o in lines)}
+    for name in headlines.metric_names(lines):
+        if name not in measures and name in result["distances"]:
+            measures[name] = (f"{headlines.title(name)} {_arrow(name)}", 1.0)
+            coded = f"{name}_coded"
+            if any(coded in line for line in lines):
+                measures[coded] = (f"{headlines.title(name)}, coded references {_arrow(name)}", 1.0)
+    rows = [
+        (
+            line["candidate"],
+            [_cell(result, line, name, factor) for name, (_, factor) in measures.items()],
+        )
+        for line in lines
+    ]
+    return Table(caption, [Column(title) for title, _ in measures.values()], rows)
+
+
+def _arrow(name: str) -> str:
+    return "↑" if headlines.better(name) == headlines.HIGHER else "↓"
+
+
+def _cell(
+    result: Mapping[str, Any], line: Mapping[str, Any], name: str, factor: float = 1.0
+) -> Cell:
+    candidate = result["candidates"][line["candidate"]]
+    if name == "bits_per_image" and len(candidate["bits_comparable_with"]) < 2:
+        return Cell("not comparable")
+    if name not in line:
+        return Cell("-")
+    error = line.get(f"{name}_standard_error")
+    seeds = f"{line['seeds']} seeds" if line["seeds"] > 1 else ""
+    return Cell(with_error(line[name] * factor, error * factor if error else None, _SIGN), seeds)
+
+
+def _plots(result: Mapping[str, Any]) -> Figure:
+    """The main distance, and bits per image, by training FLOPs: a curve for each candidate."""
+    charts = []
+    for name, title in (
+        (result["distances"][0] if result["distances"] else "", None),
+        ("valid", "Share of valid samples"),
+        ("bits_per_image", "Bits per image"),
+    ):
+        series = {}
+        for colour, candidate in enumerate(result["candidates"]):
+            points = sorted(
+                (line["train_flops"] * 1e-12, line[name])
+                for line in result["lines"]
+                if line["candidate"] == candidate and name in line
+            )
+            alone = len(result["candidates"][candidate]["bits_comparable_with"]) < 2
+            if points and not (name == "bits_per_image" and alone):
+                x, y = zip(*points, strict=True)
+                series[candidate] = curves.Line(x, y, colour=colour, dashed=colour > 6)
+        if series:
+            charts.append(
+                curves.lines(series, title or headlines.title(name), "training, TFLOP", log_x=True)
+            )
+    return Figure(
+        "By training FLOPs", [Charts(charts)], [_source(result)], "All models and both budgets."
+    )
+
+
+def _samples(result: Mapping[str, Any], out: epath.Path) -> Figure:
+    """The sample grid of each candidate: the largest model under the last budget."""
+    last = result["lines"][-1]
+    models = list(dict.fromkeys(line["model"] for line in result["lines"]))
+    strips = []
+    for candidate in result["candidates"]:
+        own = [line for line in result["lines"] if line["candidate"] == candidate]
+        line = next(
+            (o for o in own if (o["model"], o["budget"]) == (models[-1], last["budget"])), own[-1]
+        )
+        grid = picture(out / line["samples"], f"Samples of {candidate}")
+        title = f"{candidate}, model {line['model']}, {_BUDGETS[line['budget']]}"
+        strips.append(Strip(title, [], grid))
+    text = "The first samples of each run, one label after the other, invalid ones included."
+    return Figure("Samples", [Strips(strips)], [_source(result)], text)
+
+
+def _candidates(result: Mapping[str, Any]) -> Figure:
+    columns = ["Tokens per image", "Vocabulary", "Sequence length", "Learning rate", "PSNR, dB"]
+    floors = [f"Floor: {headlines.title(name)}" for name in result["distances"]]
+    rows = []
+    for name, found in result["candidates"].items():
+        floor = found["floor"]
+        cells = [
+            Cell(f"{found['tokens_per_image']:.1f}"),
+            Cell(number(found["vocab_size"])),
+            Cell(number(found["seq_len"])),
+            Cell(f"{found['learning_rate']:g}"),
+            Cell("exact" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"),
+        ]
+        cells += [
+            Cell(with_error(floor.get(key), floor.get(f"{key}_standard_error"), _SIGN))
+            for key in result["distances"]
+        ]
+        rows.append((name, cells))
+    table = Table(
+        "Candidates, and the distance of their reconstructions of real images from these images",
+        [Column(title) for title in (*columns, *floors)],
+        rows,
+    )
+    return Figure("Candidates", [table], [_source(result)])
