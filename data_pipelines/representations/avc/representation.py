@@ -22,9 +22,10 @@ import numpy as np
 
 from data_pipelines.media import Kind, videos
 from data_pipelines.representations import base
-from data_pipelines.representations.avc import bitstream, codeword_machine, decoder, validity
+from data_pipelines.representations.avc import bitstream, decoder, validity
 from data_pipelines.representations.avc.byte_machine import AvcMachine, make_machine
-from data_pipelines.representations.avc.codeword_streams import Streams
+from data_pipelines.representations.avc.codewords import machine
+from data_pipelines.representations.avc.codewords.streams import Streams
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
 from data_pipelines.representations.avc.mp4 import to_mp4
@@ -380,7 +381,7 @@ class AvcRepresentation(base.TokenizedRepresentation):
         """The state machine over code words, or over the bytes of other tokens."""
         if isinstance(self.tokenizer, CodewordTokenizer):
             self._check_size(size)
-            return codeword_machine.machine(self.tokenizer, self.min_clip_frames, self.frames)
+            return machine.machine(self.tokenizer, self.min_clip_frames, self.frames)
         return super().token_machine(size)
 
     def to_config(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.representations import make
-from data_pipelines.representations.avc import codewords
+from data_pipelines.representations.avc.codewords import alphabet as codewords
 from data_pipelines.representations.base import UNREACHABLE
 from jpeglm_jax.generation.constraint import make_constraint
 from tests.data_pipelines.representations.avc import codeword_models

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.representations import load, make
-from data_pipelines.representations.avc import (
-    bitstream,
-    codeword_streams,
-    codeword_walk,
-    codewords,
-)
+from data_pipelines.representations.avc import bitstream
+from data_pipelines.representations.avc.codewords import alphabet as codewords
+from data_pipelines.representations.avc.codewords import streams as codeword_streams
+from data_pipelines.representations.avc.codewords import walk as codeword_walk
 from data_pipelines.representations.codewords import compiled
 from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import BpeTokenizer, train_bpe
@@ -178,7 +176,7 @@ def test_without_numba_the_letters_and_the_bytes_are_the_same(representation, mo
     spec = importlib.util.find_spec(codeword_walk.__name__)
     plain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plain)
-    monkeypatch.setattr(codeword_streams, "codeword_walk", plain)
+    monkeypatch.setattr(codeword_streams, "walk", plain)
     assert isinstance(plain.tables().lookup, list)
     assert [representation.streams.read(stream).tolist() for stream in every] == letters
     assert [representation.streams.write(np.array(each)) for each in letters] == every

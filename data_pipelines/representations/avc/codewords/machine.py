@@ -1,6 +1,6 @@
 """Which tokens of whole code words may follow in a valid H.264 stream, and how many still have to.
 
-The machine accepts the documents that `validity` calls valid, written as code words (`codewords`).
+The machine accepts the documents that `validity` calls valid, written as code words (`alphabet`).
 Raised QPs have no words. Words stand for values, so what may follow does not depend on CAVLC's
 choice of tables, and a state is small:
 
@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.avc import codewords, macroblocks
-from data_pipelines.representations.avc.codeword_streams import Streams
-from data_pipelines.representations.avc.codewords import (
+from data_pipelines.representations.avc import macroblocks
+from data_pipelines.representations.avc.codewords import alphabet as words
+from data_pipelines.representations.avc.codewords.alphabet import (
     ADD_16,
     ADD_256,
     CBP,
@@ -50,6 +50,7 @@ from data_pipelines.representations.avc.codewords import (
     SKIP,
     TOTAL_ZEROS,
 )
+from data_pipelines.representations.avc.codewords.streams import Streams
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES
 from data_pipelines.representations.avc.macroblocks import (
     LEFT,
@@ -241,7 +242,7 @@ class CodewordMachine(NamedTuple):
 
     def _follow(self, state: State, word: Array, xp: Any) -> State:
         """The state after a word."""
-        is_slice = word < codewords.END - NUM_BYTES
+        is_slice = word < words.END - NUM_BYTES
         begun = self._begin(state, word, xp)
         inside = self._inside(state, word, xp)
         return State(*(xp.where(is_slice, a, b) for a, b in zip(begun, inside, strict=True)))
@@ -252,9 +253,9 @@ class CodewordMachine(NamedTuple):
         slice_ = xp.where(same, state.slice + 1, 0)
         frame = xp.where(same, state.frame, state.frame + 1)
         in_row = slice_ * self.slice_mbs % self.columns > 0
-        following = xp.where(in_row, codewords.NEXT, codewords.ROW) - NUM_BYTES
-        idr, p = word == codewords.IDR - NUM_BYTES, word == codewords.P - NUM_BYTES
-        kind = idr | ((word <= codewords.P - NUM_BYTES) & (state.frame >= 0))
+        following = xp.where(in_row, words.NEXT, words.ROW) - NUM_BYTES
+        idr, p = word == words.IDR - NUM_BYTES, word == words.P - NUM_BYTES
+        kind = idr | ((word <= words.P - NUM_BYTES) & (state.frame >= 0))
         right = xp.where(same, word == following, kind & (frame < self.max_frames))
         right = right & (state.node == 0)
         number = xp.where(idr, 0, xp.minimum(state.number + 1, MAX_REFERENCES))

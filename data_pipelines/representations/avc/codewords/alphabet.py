@@ -23,8 +23,8 @@ model need not learn CAVLC's tables. What follows from other words is no word: m
 0 with a constant QP, stop bits, emulation prevention, and the header of a slice, which follows from
 the number of slices before it.
 
-A *letter* is a single byte (letters 0-255) or a code word, see `codewords.alphabet`. The order of
-the words is the one above. Their number does not depend on the settings of the encoder.
+A *letter* is a single byte (letters 0-255) or a code word, see `representations.codewords`. The
+order of the words is the one above. Their number does not depend on the settings of the encoder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""H.264 streams <-> letters of the alphabet of code words (see `codewords`), for any bytes.
+"""H.264 streams <-> letters of the alphabet of code words (see `alphabet`), for any bytes.
 
 Reading. NAL units are taken in order. The slices before one decide which header it must have: its
 number gives the picture and the place in it, and the first slice of a picture may be of three
 kinds. A slice with that header is one word, followed by the words of its macroblocks
-(`codeword_walk`), or by its data as bytes if those have no words. All else is single bytes.
+(`walk`), or by its data as bytes if those have no words. All else is single bytes.
 
 Writing. The word of a slice writes its header, where the number of such words before it decides all
 but the kind of a picture: `next` and `row` where a picture begins are P; a stream begins with IDR.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.avc import codeword_walk, codewords, macroblocks
+from data_pipelines.representations.avc import macroblocks
 from data_pipelines.representations.avc.bitstream import (
     IDR,
     SLICE,
@@ -37,7 +37,9 @@ from data_pipelines.representations.avc.bitstream import (
     slice_header,
     unescaped,
 )
-from data_pipelines.representations.avc.codewords import ALPHABET
+from data_pipelines.representations.avc.codewords import alphabet as words
+from data_pipelines.representations.avc.codewords import walk
+from data_pipelines.representations.avc.codewords.alphabet import ALPHABET
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES, REF_IDC, AvcFormat
 from data_pipelines.representations.avc.macroblocks import Slice
 from data_pipelines.representations.codewords import compiled
@@ -45,7 +47,7 @@ from data_pipelines.representations.codewords.alphabet import NUM_BYTES
 
 _START = b"\0\0\1"
 _ESCAPE = re.compile(rb"\0\0(?=[\0-\3])")
-_KINDS = (codewords.P, codewords.I, codewords.IDR)  # of a picture, the most frequent first
+_KINDS = (words.P, words.I, words.IDR)  # of a picture, the most frequent first
 
 
 class Opening(NamedTuple):
@@ -80,14 +82,14 @@ class _Place(NamedTuple):
 
     def of(self, kind: int) -> _Place:
         """The same where a picture of a kind begins."""
-        idr = kind == codewords.IDR
+        idr = kind == words.IDR
         return self._replace(number=0 if idr else self.number + 1, kind=kind)
 
     def after(self, slices: int) -> _Place:
         """The place of the next slice, for so many slices in a picture."""
         if self.slice + 1 < slices:
             return self._replace(slice=self.slice + 1)
-        return self._replace(slice=0, idrs=self.idrs + (self.kind == codewords.IDR))
+        return self._replace(slice=0, idrs=self.idrs + (self.kind == words.IDR))
 
 
 class _Found(NamedTuple):
@@ -119,7 +121,7 @@ class Streams:
     headers: bool
 
     @property
-    def alphabet(self) -> codewords.Alphabet:
+    def alphabet(self) -> words.Alphabet:
         """The letters."""
         return ALPHABET
 
@@ -133,16 +135,16 @@ class Streams:
     def read(self, stream: bytes) -> np.ndarray:
         """Any bytes -> letters, uint16 [n]; `write` gives the same bytes back."""
         items = self._items(stream)
-        words = self._words([item for item in items if isinstance(item, _Found)])
+        found = self._words([item for item in items if isinstance(item, _Found)])
         parts: list[np.ndarray] = []
         in_bytes = False  # whether the last part is a slice in bytes
         for item in items:
             if isinstance(item, bytes):
-                parts += [np.array([codewords.END], np.uint16)] if in_bytes else []
+                parts += [np.array([words.END], np.uint16)] if in_bytes else []
                 parts.append(np.frombuffer(item, np.uint8).astype(np.uint16))
                 in_bytes = False
                 continue
-            own = next(words)
+            own = next(found)
             in_bytes = own is None
             parts += [
                 np.array([item.word], np.uint16),
@@ -174,7 +176,7 @@ class Streams:
         if place.slice:
             kinds: tuple[int, ...] = (place.kind,)
         else:
-            kinds = _KINDS if place.idrs else (codewords.IDR,)
+            kinds = _KINDS if place.idrs else (words.IDR,)
         data, payload, end = b"", -1, -1
         for kind in kinds:
             here = place if place.slice else place.of(kind)
@@ -197,7 +199,7 @@ class Streams:
         if place.slice == 0:
             return place.kind
         first = place.slice * self.settings.slice_mbs
-        return codewords.NEXT if first % self._columns else codewords.ROW
+        return words.NEXT if first % self._columns else words.ROW
 
     def opening(self, place: _Place) -> Opening:
         """What stands before the macroblocks of the slice at a place."""
@@ -206,7 +208,7 @@ class Streams:
         number = place.number
         if number >= MAX_REFERENCES:
             number = MAX_REFERENCES + (number - MAX_REFERENCES) % counts
-        idr = place.kind == codewords.IDR
+        idr = place.kind == words.IDR
         return _opening(
             self.settings,
             self.headers,
@@ -226,7 +228,7 @@ class Streams:
         for end, each in zip(ends, slices, strict=True):
             begins.append(8 * (end - len(each.data)) + each.bits)
             stops.append(8 * end - (each.data[-1] & -each.data[-1]).bit_length())
-        given = b"".join([*(each.data for each in slices), codeword_walk.PADDING])
+        given = b"".join([*(each.data for each in slices), walk.PADDING])
         results, result_ends, valid = self._walk(
             given, 8 * len(given), begins, stops, [], [each.shape for each in slices]
         )
@@ -243,7 +245,7 @@ class Streams:
         headers: list[int],
         shapes: list[Slice],
     ) -> tuple[Any, list[int], list[bool]]:
-        """Runs `codeword_walk.walk`: (results, where those of each slice end, whether it is valid).
+        """Runs `walk.walk`: (results, where those of each slice end, whether it is valid).
 
         most: results at most.
         """
@@ -266,8 +268,8 @@ class Streams:
             scratch, found = list(map(np.array, scratch)), list(map(np.array, found))
         elif not isinstance(given, bytes):
             given = given.tolist()
-        codeword_walk.walk(
-            codeword_walk.tables(),
+        walk.walk(
+            walk.tables(),
             given,
             out,
             *columns,
@@ -289,7 +291,7 @@ class Streams:
     def write(self, letters: np.ndarray) -> bytes:
         """Letters, integer [n] in range(len(alphabet)) -> bytes."""
         letters = np.asarray(letters, np.int64)
-        marks = np.flatnonzero((letters >= codewords.IDR) & (letters <= codewords.END)).tolist()
+        marks = np.flatnonzero((letters >= words.IDR) & (letters <= words.END)).tolist()
         is_byte = letters < NUM_BYTES
         cuts = [*marks, len(letters)]
         parts: list[Any] = [_raw(letters[: cuts[0]])]  # bytes, or the index of a slice in words
@@ -300,7 +302,7 @@ class Streams:
         for begin, end in zip(marks, cuts[1:], strict=True):
             word = int(letters[begin])
             body = letters[begin + 1 : end]
-            if word == codewords.END:
+            if word == words.END:
                 parts.append(_raw(body))
                 continue
             if place.slice == 0:
@@ -352,8 +354,8 @@ class Streams:
 def _kind(word: int, place: _Place) -> int:
     """The kind of a picture that begins with a word."""
     if not place.idrs:
-        return codewords.IDR
-    return word if word <= codewords.P else codewords.P
+        return words.IDR
+    return word if word <= words.P else words.P
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -362,9 +364,9 @@ def _opening(
 ) -> Opening:
     """See `Streams.opening`."""
     constants = settings.constants
-    idr = kind == codewords.IDR
+    idr = kind == words.IDR
     nal_type = IDR if idr else SLICE
-    slice_type = P if kind == codewords.P else I
+    slice_type = P if kind == words.P else I
     header = SliceHeader(
         nal_type=nal_type,
         ref_idc=REF_IDC[nal_type],

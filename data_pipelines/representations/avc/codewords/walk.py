@@ -2,7 +2,7 @@
 
 One walk reads bits and gives letters, or reads letters and gives bits: `walk` with `WRITE` unset or
 set. It follows ITU-T H.264 7.3.4 and 7.3.5 like `macroblocks.parse`, and accepts what that accepts
-and has words (see `codewords`), but does not check which samples a prediction mode needs.
+and has words (see `alphabet`), but does not check which samples a prediction mode needs.
 
 The functions are compiled by numba where it is installed. Arguments are arrays then, and lists and
 bytes without numba, which plain Python indexes faster.
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.representations.avc import cavlc
-from data_pipelines.representations.avc.codewords import (
+from data_pipelines.representations.avc.codewords.alphabet import (
     ADD_16,
     ADD_256,
     CBP,
