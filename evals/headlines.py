@@ -173,11 +173,8 @@ def of_likelihood(result: Mapping[str, Any]) -> list[Headline]:
     below = []
     if result.get("stream_bits_per_image") is not None:
         below.append(f"{number(result['stream_bits_per_image'])} in the codec's stream")
-    images = settings.get("images_are") or "images"
-    below.append(f"{result['n_images']:,} documents, {images}")
-    label = settings.get("label") or settings.get("conditioning")
-    if label:
-        below.append(f"label: {label}")
+    below.append(f"{result['n_images']:,} documents, {settings['images_are']}")
+    below.append(f"label: {settings['label']}")
     error = result.get("bits_per_image_standard_error")
     return [Headline("Bits per image", LOWER, result["bits_per_image"], error, below)]
 

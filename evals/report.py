@@ -9,7 +9,6 @@ evaluations, separated by commas, are compared in columns.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -21,7 +20,7 @@ from data_pipelines.utils.files import write_atomically
 from evals import headlines, run_sections, sections
 from evals.reporting import comparison
 from evals.reporting.page import Page, Section, render
-from evals.reporting.results import Evaluation, ReportError, Run
+from evals.reporting.results import Evaluation, ReportError, Run, command_line
 from evals.sections import KINDS
 
 T = TypeVar("T", Run, Evaluation)
@@ -101,11 +100,10 @@ def _versions(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _command(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.PathLike) -> str:
-    words = ["python", "-m", "evals.report"]
-    for flag, named in (("workdirs", runs), ("evaluations", evaluations)):
-        if named:
-            words.append(f"--{flag}=" + ",".join(str(one.folder) for one in named))
-    return shlex.join([*words, f"--out={out}"])
+    named: dict[str, Sequence[Run] | Sequence[Evaluation]]
+    named = {"workdirs": runs, "evaluations": evaluations}
+    given = {flag: [one.folder for one in found] for flag, found in named.items() if found}
+    return command_line("evals.report", {**given, "out": out})
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from evals.reporting import comparison, curves, page
 from evals.reporting.curves import Line
 from evals.reporting.numbers import number
 from evals.reporting.page import Block, Cell, Charts, Column, Figure, Picture, Source, Table
-from evals.reporting.results import Evaluation, ReportError, Run
+from evals.reporting.results import Evaluation, ReportError, Run, command_line
 
 _FOLLOWED = "evaluations"  # folder of `evals.follow` in a workdir
 
@@ -127,7 +127,7 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
     sources = [
         Source(
             run.name,
-            _follow_command(run, lines),
+            _follow_command(run, lines, result),
             {
                 comparison.title(name): value
                 for name, value in comparison.settings_of(result).items()
@@ -164,18 +164,19 @@ def _last_evaluation(run: Run, lines: Run) -> tuple[Run, Mapping[str, Any]]:
     return run, Evaluation.read(folder, ("metrics",)).results["metrics"]
 
 
-def _follow_command(run: Run, lines: Run) -> str:
-    path = lines.folder / "settings.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
-    if "command" in settings:
-        return str(settings["command"])
-    words = ["python", "-m", "evals.follow", f"--workdir={run.folder}"]
-    words += [
-        f"--{name}={settings[name]}"
-        for name in ("references", "num", "num_eval", "seed")
-        if name in settings
-    ]
-    return shlex.join(words)
+def _follow_command(run: Run, lines: Run, result: Mapping[str, Any]) -> str:
+    """The command line of `evals.follow`, with the features of one of its results."""
+    settings = json.loads((lines.folder / "settings.json").read_text())
+    names = ("references", "num", "num_eval", "seed")
+    flags = {"workdir": run.folder, **{name: settings[name] for name in names}}
+    words = [word for word in shlex.split(result["command"]) if word.startswith("--")]
+    features = [word for word in words if _flag(word) not in (*flags, "step", "out")]
+    command = command_line("evals.follow", flags, {"num_eval": 0, "seed": 0})
+    return shlex.join([*shlex.split(command), *features])
+
+
+def _flag(word: str) -> str:
+    return word.removeprefix("--").partition("=")[0]
 
 
 def facts(run: Run) -> str:

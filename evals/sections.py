@@ -254,10 +254,9 @@ def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
     ]
     texts = []
     for one in evaluations:
-        settings = comparison.settings_of(one.results[kind])
-        label = settings.get("label") or settings.get("conditioning") or "not known"
-        images = settings.get("images_are") or "images"
-        texts.append(f"{one.results[kind]['n_images']:,} documents ({images}), label: {label}")
+        of = one.results[kind]["settings"]
+        count = f"{one.results[kind]['n_images']:,} documents"
+        texts.append(f"{count} ({of['images_are']}), label: {of['label']}")
     table = Table(_READING, columns, rows)
     text = "; ".join(dict.fromkeys(texts))
     return [_figure(evaluations, kind, "Likelihood of real images", [table], text)]
@@ -321,7 +320,11 @@ def _completion(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
         rows.append((_DOCUMENTS[name], [_count(own, name) for own in sums]))
     heads = [_column_title(name) for name in names]
     metric = headlines.title(result["metric"])
-    table = Table(f"{metric} of completed images ↓", [Column(head) for head in heads], rows)
+    columns = [
+        Column(head, _asked_for(result["columns"][name]))
+        for name, head in zip(names, heads, strict=True)
+    ]
+    table = Table(f"{metric} of completed images ↓", columns, rows)
     blocks: list[Block] = [table]
     seeds = list(dict.fromkeys(each["seed"] for each in result["completions"]))
     strips, missing = [], []
@@ -355,6 +358,18 @@ def _is_prompted(name: str) -> bool:
 
 def _column_title(name: str) -> str:
     return f"prompt {name}" if _is_prompted(name) else f"{name} (samples)"
+
+
+def _asked_for(column: Mapping[str, Any]) -> str:
+    """The ratios that were asked for, and the shares of single images, where these differ."""
+    parts = []
+    share, ratios = column["prompt_share"], column["ratios"]
+    if ratios != [share] and share:
+        parts.append(f"asked for {', '.join(f'{ratio:g}' for ratio in ratios)}")
+    least, most = column["prompt_share_min"], column["prompt_share_max"]
+    if least != most:
+        parts.append(f"{least:.3g} to {most:.3g} of each image")
+    return "; ".join(parts)
 
 
 def _mean(cell: Mapping[str, Any] | None) -> Cell:
@@ -404,8 +419,7 @@ def videos(evaluations: Sequence[Evaluation]) -> list[Figure]:
 
 
 def _are_continuations(result: Mapping[str, Any]) -> bool:
-    documents = comparison.settings_of(result).get("documents")
-    return documents == "continuations" or bool(result.get("continuations"))
+    return result["settings"].get("documents") == "continuations" or "continuations" in result
 
 
 def _by_frame(found: Mapping[str, Any]) -> list[Chart]:
@@ -502,12 +516,12 @@ def _figure(
     warnings = [
         f"{one.name}: {text}" if several else text
         for one in evaluations
-        for text in one.results[kind].get("warnings", ())
+        for text in one.results[kind]["warnings"]
     ]
     missing = {
         f"{one.name}: {headlines.title(name)}" if several else headlines.title(name): reason
         for one, result in zip(evaluations, results, strict=True)
-        for name, reason in result.get("not_computed", {}).items()
+        for name, reason in result["not_computed"].items()
     }
     sources = [comparison.source(one, kind) for one in evaluations]
     return Figure(title, blocks, sources, text, warnings, missing)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.reporting import results
 from evals.reporting.page import Source, setting
-from evals.reporting.results import Evaluation
+from evals.reporting.results import TITLES, Evaluation
 
 # Settings that name what is compared, or where it lies: these differ on purpose.
 _COMPARED = frozenset(
@@ -21,16 +20,14 @@ _COMPARED = frozenset(
     }
 )
 _COUNTS = ("n_generated", "n_references", "n_images")
+_MAX_LENGTH = 48  # characters of a value
 _MAX_NAMED = 4  # differences that are named; more are counted
 
 
 def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a result, with the numbers of images, on which distances depend."""
     counts = {name: result[name] for name in _COUNTS if result.get(name) is not None}
-    settings = result.get("settings", {})
-    return {name: value for name, value in settings.items() if not isinstance(value, Mapping)} | (
-        counts
-    )
+    return {**counts, **result["settings"]}
 
 
 def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -53,7 +50,9 @@ def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _words(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    words = [f"{title(name)} {setting(settings.get(name))}" for name in names[:_MAX_NAMED]]
+    values = [setting(settings.get(name)) for name in names[:_MAX_NAMED]]
+    short = [f"{text[:_MAX_LENGTH]}…" if len(text) > _MAX_LENGTH else text for text in values]
+    words = [f"{title(name)} {text}" for name, text in zip(names, short, strict=False)]
     if len(names) > _MAX_NAMED:
         words.append(f"{len(names) - _MAX_NAMED} more settings")
     return "; ".join(words)
@@ -61,12 +60,11 @@ def _words(settings: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def title(name: str) -> str:
     """The printed name of a setting."""
-    titles: Mapping[str, str] = getattr(results, "TITLES", {})
-    return titles.get(name, name.replace("_", " "))
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def source(evaluation: Evaluation, kind: str) -> Source:
     """Where the figures of one result come from."""
     result = evaluation.results[kind]
     settings = {title(name): value for name, value in settings_of(result).items()}
-    return Source(evaluation.name, result.get("command", ""), settings, str(evaluation.path(kind)))
+    return Source(evaluation.name, result["command"], settings, str(evaluation.path(kind)))

@@ -13,7 +13,7 @@ from PIL import Image
 from evals import gallery
 from evals.report import report
 from evals.reporting import page
-from evals.reporting.results import Evaluation, ReportError, Run
+from evals.reporting.results import Evaluation, ReportError, Run, make_result
 from evals.sections import KINDS
 from tests.evals.reporting.reader import read
 
@@ -42,17 +42,8 @@ def write_run(folder, scale=1.0, **config):
 
 
 def result(kind, settings, figures, **members):
-    return {
-        "schema_version": 1,
-        "kind": kind,
-        "command": f"python -m evals.{kind} --out='{HOSTILE}'",
-        "versions": {"jax": "0.10"},
-        "settings": settings,
-        "warnings": [],
-        "not_computed": {},
-        **members,
-        **figures,
-    }
+    command = f"python -m evals.{kind} --out='{HOSTILE}'"
+    return make_result(kind, command, settings, figures, versions={"jax": "0.10"}, **members)
 
 
 def write_evaluation(folder, distance=12.5, pictures=True, continuation=False, **settings):
@@ -279,13 +270,16 @@ def test_followed_checkpoints_are_drawn_with_the_floor(run, tmp_path):
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run.folder / "evaluations" / "metrics.jsonl").write_text(text)
+    settings = {"references": "digits", "num": 5, "num_eval": 0, "seed": 0, "features": "f"}
+    (run.folder / "evaluations" / "settings.json").write_text(json.dumps(settings))
     section = written([run], [], tmp_path).by_id("checkpoints")
     plots = section.all(cls="plot")
     descriptions = [plot.attributes["aria-label"] for plot in plots]
     assert len(plots) == 3 and all(plot.one("svg") for plot in plots)
     for text, values in zip(descriptions, (("3.333", "3.5"), ("0.75",), ("16.67",)), strict=True):
         assert all(value in text for value in values)
-    assert section.one("pre", "command").text.startswith("python -m evals.follow ")
+    command = section.one("pre", "command").text
+    assert command.startswith("python -m evals.follow ") and "--num=5" in command
 
 
 def test_the_page_has_what_screen_readers_need(run, evaluation, tmp_path):
