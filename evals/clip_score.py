@@ -30,13 +30,20 @@ from evals.features.weights import Weights, is_url, read
 from evals.inputs import captions, images
 from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import OPEN_AS, Images, OpenAs
-from evals.reporting.results import require_result, write_json
+from evals.reporting import settings
+from evals.reporting.numbers import with_error
+from evals.reporting.results import command_line, make_result, require_result, write_json
 from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 SCALE = 100
 _TEXT_BATCH = 64
+# Flags of the command, in the order of a printed command line.
+_FLAGS = (
+    *("generated", "captions", "template", "class_names", "representation", "open_as"),
+    *("weights", "tokenizer", "batch_size", "out"),
+)
 
 
 def clip_score(
@@ -47,6 +54,7 @@ def clip_score(
     weights: Weights,
     tokenizer: ClipTokenizer,
     batch_size: int = 32,
+    command: str = "python -m evals.clip_score",
 ) -> dict[str, Any]:
     """Computes the CLIP score of images and their captions.
 
@@ -57,6 +65,7 @@ def clip_score(
       weights: of CLIP.
       tokenizer: of the same CLIP.
       batch_size: images per call of the network.
+      command: that gives the result again.
 
     Returns:
       The contents of clip_score.json.
@@ -76,23 +85,32 @@ def clip_score(
     theirs = _unit(np.stack([embeddings[text] for text in captions_of_found]))
     scores = SCALE * np.maximum((_unit(found.main) * theirs).sum(1), 0)
     n = len(scores)
-    result: dict[str, Any] = {
-        "clip_score": float(scores.mean()),
-        "clip_score_standard_error": float(scores.std(ddof=1) / n**0.5) if n > 1 else None,
-        "n_generated": n,
-        "n_captions": len(distinct),
-        "codec": shown.outcome.to_json() if isinstance(shown, GeneratedImages) else None,
-        "rejected": {"generated": [list(pair) for pair in found.rejected]},
-        "warnings": [],
-        "settings": {
-            "features": {"generated": dict(found.metadata)},
+    validity = shown.validity_of if isinstance(shown, GeneratedImages) else None
+    sampled = settings.of_generation(shown.name) if isinstance(shown, GeneratedImages) else {}
+    result = make_result(
+        "clip_score",
+        command,
+        {
+            "generated": shown.name,
+            "n_generated": n,
+            "validity": validity,
+            **settings.of_features(found.metadata, found.main.shape[1]),
+            **sampled,
             "tokenizer_sha256": tokenizer.sha256,
             "captions_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
             "first_caption": texts[0],
             "scale": SCALE,
         },
-        "versions": checkpoint.versions(),
-    }
+        {
+            "clip_score": float(scores.mean()),
+            "clip_score_standard_error": float(scores.std(ddof=1) / n**0.5) if n > 1 else None,
+            "n_generated": n,
+            "n_captions": len(distinct),
+            "codec": shown.outcome.to_json() if isinstance(shown, GeneratedImages) else None,
+            "rejected": {"generated": [list(pair) for pair in found.rejected]},
+        },
+        versions=checkpoint.versions(),
+    )
     if jax.process_index() == 0:
         write_json(out / "clip_score.json", result)
     return result
@@ -163,12 +181,16 @@ def main(arguments: Sequence[str]) -> None:
         weights=read(values.weights),
         tokenizer=tokenizer,
         batch_size=values.batch_size,
+        command=command_line(
+            "evals.clip_score",
+            {name: values[name].value for name in _FLAGS},
+            {"open_as": "viewer", "batch_size": 32},
+        ),
     )
     error = result["clip_score_standard_error"]
     print(
-        f"CLIP score {result['clip_score']:.3f}"
-        + ("" if error is None else f" +- {error:.2g}")
-        + f", {result['n_generated']} images, {result['n_captions']} captions"
+        f"CLIP score {with_error(result['clip_score'], error)}"
+        f", {result['n_generated']} images, {result['n_captions']} captions"
     )
 
 

@@ -35,6 +35,8 @@ TITLES = {
     "classifier_score": "Classifier score",
     "mmd_gaussian": "MMD, Gaussian kernel",
     "psnr_db": "PSNR, dB",
+    "clip_score": "CLIP score",
+    "cmmd": "CMMD",
 }
 _HIGHER_IS_BETTER = frozenset(
     {
@@ -144,6 +146,16 @@ def of_metrics(result: Mapping[str, Any]) -> list[Headline]:
             )
         )
     return found + _validity(result)
+
+
+def of_clip_score(result: Mapping[str, Any]) -> list[Headline]:
+    """The CLIP score."""
+    below = [
+        f"{result['n_generated']:,} images, {result['n_captions']:,} captions",
+        *sampling(result),
+    ]
+    error = result.get("clip_score_standard_error")
+    return [Headline(title("clip_score"), HIGHER, result["clip_score"], error, below)]
 
 
 def _floor(result: Mapping[str, Any], name: str) -> list[str]:

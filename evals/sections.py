@@ -153,6 +153,11 @@ def distances(evaluations: Sequence[Evaluation]) -> list[Figure]:
     return [_compared(evaluations, "metrics", "Distances from real images")]
 
 
+def clip_scores(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """clip_score.json: how well images match their captions."""
+    return [_compared(evaluations, "clip_score", "Images and their captions")]
+
+
 def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figure:
     """The metrics of all evaluations in one table, and the counts of their documents."""
     notes = _differences(evaluations, kind)
@@ -538,6 +543,7 @@ def _of(one: Evaluation, evaluations: Sequence[Evaluation]) -> str:
 KINDS = {
     "metrics": Kind("Distances", distances, headlines.of_metrics),
     "digits": Kind("Digits", digits, headlines.of_digits),
+    "clip_score": Kind("CLIP score", clip_scores, headlines.of_clip_score),
     "likelihood": Kind("Likelihood", likelihood, headlines.of_likelihood),
     "compression": Kind("Compression", compression),
     "completion": Kind("Completions", completions, headlines.of_completion),

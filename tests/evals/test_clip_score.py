@@ -15,8 +15,12 @@ from evals.features.weights import Weights
 from evals.inputs import captions
 from evals.inputs.captions import CaptionError
 from evals.inputs.images import open_images
-from evals.reporting.results import SettingsError
+from evals.report import report
+from evals.reporting.results import Evaluation, SettingsError
+from evals.sections import KINDS
 from tests.evals.features.test_clip import HERE, drawn
+from tests.evals.reporting.reader import read
+from tests.evals.schema import follows_schema
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,10 @@ def test_the_score_is_the_mean_cosine_of_images_and_captions(weights, shown, tmp
     found = clip_score(shown, texts, tmp_path, weights=weights, tokenizer=tokenizer)
     assert json.loads((tmp_path / "clip_score.json").read_text()) == found
     assert found["n_generated"] == 6 and found["n_captions"] == 2
+    assert follows_schema(found)
+    report([], [Evaluation.read(tmp_path, tuple(KINDS))], tmp_path / "report.html")
+    card = read((tmp_path / "report.html").read_text()).by_id("summary").one("li", "card")
+    assert "6 images, 2 captions" in card.text
     assert [name for name, _ in found["rejected"]["generated"]] == ["cat/damaged.png"]
     made = network.extractor(weights)
     readable = [n for n in range(7) if "damaged" not in shown.key(n)]
