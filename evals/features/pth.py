@@ -39,6 +39,7 @@ _STORAGE_TYPES: Mapping[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field
 # A .pth file written before PyTorch 1.6 begins with a pickled long of this value.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -268,10 +269,33 @@ def _read_zip(data: bytes) -> tuple[Any, Stored]:
         raise PthError("its numbers are big-endian, expected little-endian ones")
 
     def stored(storage: _Storage) -> np.ndarray:
-        content = member(f"data/{storage.key}", storage.size * storage.dtype.itemsize)
+        name, size = f"data/{storage.key}", storage.size * storage.dtype.itemsize
+        content = _in_place(data, members.get(name), size)
+        if content is None:
+            content = member(name, size)
         return np.frombuffer(content, storage.dtype)
 
     return read_pickle(io.BytesIO(member("data.pkl"))), stored
+
+
+def _in_place(data: bytes, info: zipfile.ZipInfo | None, size: int) -> memoryview | None:
+    """The bytes of a member that is stored without compression, not copied; None for any other.
+
+    Raises PthError if they do not have the checksum that the archive states.
+    """
+    if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return None
+    header = data[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
+    if len(header) < _LOCAL_HEADER.size or info.file_size != size:
+        return None
+    signature, *lengths = _LOCAL_HEADER.unpack(header)
+    start = info.header_offset + _LOCAL_HEADER.size + sum(lengths)
+    found = memoryview(data)[start : start + size]
+    if signature != b"PK\x03\x04" or len(found) != size:
+        return None
+    if zlib.crc32(found) != info.CRC:
+        raise PthError(f"{info.filename} in the archive is damaged: its checksum differs")
+    return found
 
 
 def _read_legacy(data: bytes) -> tuple[Any, Stored]:

@@ -1,5 +1,7 @@
 """ADM's files: statistics with images as references, sample batches on either side."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,16 +11,17 @@ from evals.distances.frechet import frechet
 from evals.distances.statistics import Statistics
 from evals.evaluation import evaluate
 from evals.features.base import Extractor, FeatureError
+from evals.features.features import extract
+from evals.inputs.images import open_images
+from tests.evals.plugin import patches
 
 SETTINGS = {"dims": 2048, "resize": "tf1", "weights_sha256": "00", "weights_known_as": "drawn"}
 
 
 def extractor(settings=SETTINGS, name="inception", main="2048"):
-    """Features of the names and sizes of ADM's, drawn from the mean colours of 4 x 4 patches."""
+    """Features of ADM's names, smaller than its, of the mean colours of 4 x 4 patches."""
     rng = np.random.RandomState(0)
-    projection = {
-        size: rng.normal(0, 0.02, (48, size)).astype(np.float32) for size in (2048, 21, 10)
-    }
+    projection = {size: rng.normal(0, 0.02, (48, size)).astype(np.float32) for size in (64, 21, 10)}
 
     def prepare(image):
         small = Image.fromarray(image).resize((4, 4), Image.Resampling.BOX)
@@ -26,7 +29,7 @@ def extractor(settings=SETTINGS, name="inception", main="2048"):
 
     def apply(batch):
         found = {size: np.maximum(batch @ projection[size], 0) for size in projection}
-        return {main: found[2048], "spatial": found[21], "logits": 20 * found[10]}
+        return {main: found[64], "spatial": found[21], "logits": 20 * found[10]}
 
     return Extractor(name, main, settings, prepare, apply)
 
@@ -75,6 +78,20 @@ def test_references_with_statistics_and_images(files, tmp_path):
     assert found["settings"]["preset"] == "adm" and found["n_generated"] == 40
     stated = found["features"]["references"]
     assert stated["statistics"] == f"mu and sigma of {references}"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_memory_of_features_of_an_array(tmp_path, save):
+    """At most 1.2 times the array; it is less, as rows are read one at a time."""
+    array = np.random.RandomState(0).randint(0, 256, (1200, 64, 64, 3)).astype(np.uint8)
+    save(tmp_path / "samples.npz", array)
+    size = array.nbytes
+    del array
+    tracemalloc.start()
+    found = extract(open_images(str(tmp_path / "samples.npz")), patches(), tmp_path / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 1200 and peak < size / 2
 
 
 def test_images_are_not_read_where_statistics_are_enough(files, tmp_path):

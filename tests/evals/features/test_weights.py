@@ -169,6 +169,17 @@ def test_a_storage_of_another_size_than_described_is_rejected():
         pth.read(legacy(program, count=11))
 
 
+def test_stored_numbers_are_not_copied():
+    """The largest files have 4.5 GB."""
+    data = zipped(ORDINARY)
+    found = pth.read(data)
+    whole = np.frombuffer(data, np.uint8)
+    assert all(np.shares_memory(whole, tensor) for tensor in found.values())
+    at = data.index(DATA) + 5
+    with pytest.raises(PthError, match="checksum"):
+        pth.read(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
 def test_a_bomb_in_the_archive_is_not_unpacked():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
