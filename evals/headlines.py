@@ -101,18 +101,18 @@ def share_error(count: int, total: int) -> float:
     return math.sqrt(share * (1 - share) * total + 0.25) / (total + 1)
 
 
-def count_of_sides(result: Mapping[str, Any]) -> str:
-    """How many images are compared with how many, and by which features."""
+def sides(result: Mapping[str, Any]) -> list[str]:
+    """How many images are compared with how many, and by which features: a line or two."""
     settings = comparison.settings_of(result)
-    documents = settings.get("documents") or "generated"
-    parts = [f"{result['n_generated']:,} {documents}"]
+    counts = [f"{result['n_generated']:,} {settings.get('documents') or 'generated'}"]
     if result.get("n_references") is not None:
-        parts.append(f"{result['n_references']:,} references")
+        counts.append(f"{result['n_references']:,} references")
+    lines = [", ".join(counts)]
     if settings.get("network"):
         dimensions = settings.get("dimensions")
-        of = f" of {dimensions:,} dimensions" if dimensions else ""
-        parts.append(f"features {settings['network']}{of}")
-    return ", ".join(parts)
+        of = f", {dimensions:,} dimensions" if dimensions else ""
+        lines.append(f"features: {settings['network']}{of}")
+    return lines
 
 
 def sampling(result: Mapping[str, Any]) -> list[str]:
@@ -139,7 +139,7 @@ def of_metrics(result: Mapping[str, Any]) -> list[Headline]:
     found = []
     name = main_metric(result)
     if name is not None:
-        below = [*_floor(result, name), count_of_sides(result), *sampling(result)]
+        below = [*_floor(result, name), *sides(result), *sampling(result)]
         found.append(
             Headline(
                 title(name), better(name), result[name], result.get(f"{name}_standard_error"), below

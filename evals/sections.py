@@ -75,15 +75,15 @@ class Kind(NamedTuple):
 def samples(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """Pictures of each evaluation: documents in random order, and their nearest real images."""
     found = []
-    for one in evaluations:
-        pictures = gallery.read(one.folder)
-        if pictures is None or "metrics" not in one.results:
-            continue
+    read = {one.name: gallery.read(one.folder) for one in evaluations if "metrics" in one.results}
+    shown = [one for one in evaluations if read.get(one.name)]
+    for one in shown:
+        pictures = read[one.name] or {}
         continuations = any(sample.get("continuation") for sample in pictures["samples"])
         documents = "continuations of real images" if continuations else "samples"
         found.append(
             Figure(
-                f"{documents.capitalize()}{_of(one, evaluations)}",
+                f"{documents.capitalize()}{_of(one, shown)}",
                 _pictures(one, pictures, documents),
                 [comparison.source(one, "metrics")],
                 "; ".join(headlines.sampling(one.results["metrics"])).capitalize(),
@@ -114,7 +114,7 @@ def _pictures(one: Evaluation, pictures: Mapping[str, Any], documents: str) -> l
             f"({pictures['references']}) and the distances of their features "
             f"({pictures['features']}). Authenticity {_percent(pictures['authenticity'])}: the "
             f"share of all {documents} that are farther from their nearest real image than that "
-            f"image is from its own nearest one (“real to real”). Copies give {_percent(0)}, "
+            f"image is from its own nearest one (“real to real”). Copies give 0, "
             "images of the same distribution about a half."
         )
         blocks.append(Neighbours(text, probes, size))
@@ -192,7 +192,7 @@ def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figur
     if counts.rows:
         blocks.append(counts)
     text = "; ".join(
-        dict.fromkeys(headlines.count_of_sides(one.results[kind]) for one in evaluations)
+        dict.fromkeys(", ".join(headlines.sides(one.results[kind])) for one in evaluations)
     )
     return _figure(evaluations, kind, title, blocks, text)
 
@@ -334,12 +334,13 @@ def _completion(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
     seeds = list(dict.fromkeys(each["seed"] for each in result["completions"]))
     strips, missing = [], []
     for name, head in zip(names, heads, strict=True):
-        words = ["original", "prompt", *(f"seed {seed}" for seed in seeds)]
-        what = "continuations" if _is_prompted(name) else "samples without a prompt"
-        text = f"{head}: originals, prompts and {what} of several seeds, one original in a row"
+        prompted = _is_prompted(name)
+        words = ["original", "prompt" if prompted else "", *(f"seed {seed}" for seed in seeds)]
+        caption = f"{head}: continuations" if prompted else "no prompt: samples"
+        text = f"{caption} of several seeds next to an original, one original in a row"
         try:
             picture = page.picture(one.file(result["grids"][name]), f"{text}; of {one.name}")
-            strips.append(Strip(f"{head[:1].upper()}{head[1:]}: {what}", words, picture))
+            strips.append(Strip(f"{caption[:1].upper()}{caption[1:]}", words, picture))
         except (ImageError, OSError) as error:
             missing.append(f"{result['grids'][name]}: {error}")
     if strips:
@@ -362,7 +363,7 @@ def _is_prompted(name: str) -> bool:
 
 
 def _column_title(name: str) -> str:
-    return f"prompt {name}" if _is_prompted(name) else f"{name} (samples)"
+    return f"prompt {name}" if _is_prompted(name) else f"{name}: samples"
 
 
 def _asked_for(column: Mapping[str, Any]) -> str:

@@ -119,7 +119,8 @@ def test_a_report_shows_the_table_and_the_grids(completed, tmp_path):
         [each.text for each in strip.one(cls="heads").all("span")]
         for strip in section.all(cls="strip")
     ]
-    assert heads == [["original", "prompt", "seed 0", "seed 1"]] * 2
+    seeds = ["seed 0", "seed 1"]
+    assert heads == [["original", "prompt", *seeds], ["original", "", *seeds]]
     captions = [strip.one(cls="caption").text for strip in section.all(cls="strip")]
     assert "continuations" in captions[0] and "samples" in captions[1]
     (out / "unconditional" / "grid.png").rename(out / "unconditional" / "gone.png")
