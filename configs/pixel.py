@@ -43,11 +43,12 @@ def digits(c: ConfigDict) -> None:
 
     python -m jpeglm_jax.train --config=configs/pixel.py
 
-    The model, the images and their copies are those of configs/jpeg.py. An image takes 256 tokens
-    here and about 28 there, so an equal number of tokens is a ninth of the images.
+    Model, images, copies and steps are those of configs/jpeg.py, and about the tokens per step, so
+    the training FLOPs are equal. An image takes 257 tokens here and about 29 there: a ninth of the
+    images.
     """
     jpeg.digits(c)
-    c.steps, c.batch_size, c.seq_len = 2000, 16, 257  # one image per sequence
+    c.batch_size, c.seq_len = 8, 257  # one image per sequence
     c.representation = ConfigDict(dict(name="pixel", size=16, mode="L", clusters=16, centres=""))
     c.sample.temperature = 1.0
 
