@@ -10,7 +10,9 @@ def tiny(steps=12, **changes):
     """The default preset with a small model and few steps: seconds instead of minutes."""
     config = jpeg.get_config("digits")
     config.steps, config.batch_size, config.seq_len = steps, 8, 80
+    config.representation.quality = 5
     config.data.copies = 0
+    config.data.train_tokenizer.vocab_size = 0
     config.model.update(layers=2, width=32, heads=4, kv_heads=4, head_dim=8, ffn=64)
     config.optimizer.update(warmup_steps=min(4, steps - 1))
     config.log.every = 1

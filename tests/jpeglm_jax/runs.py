@@ -37,6 +37,7 @@ def command(shards, workdir, *flags, **changes):
         "steps": 200,
         "batch_size": 8,
         "seq_len": 80,
+        "representation.quality": 5,
         "data.shards": shards,
         "model.layers": 1,
         "model.width": 32,
