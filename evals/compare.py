@@ -9,7 +9,6 @@ the table.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from evals.comparison import page, plan, summary
 from evals.comparison.stages import Deadline, OutOfTime, Stages
 from evals.features import extractors
 from evals.features.base import Extractor
-from evals.reporting.results import claim_folder, write_json
+from evals.reporting.results import claim_folder, command_line, write_json
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
@@ -55,7 +54,8 @@ def compare(
     """
     plan.check(config)
     out = epath.Path(out)
-    claim_folder(out, _settings(config, extractor))
+    settings = _settings(config, extractor)
+    claim_folder(out, settings)
     stages = Stages(config, out, extractor, Deadline(minutes))
     for candidate in config.candidates:
         stages.prepare(candidate)
@@ -69,7 +69,7 @@ def compare(
         stages.score(run)
         if config.completion.num and run.candidate in config.completion.candidates:
             stages.complete(run)
-    result = summary.summarise(config, stages, extractor, _command(config, out))
+    result = summary.summarise(config, stages, settings, _command(config, out))
     write_json(out / RESULT, result)
     page.write(result, out)
     return result
@@ -77,20 +77,17 @@ def compare(
 
 def _settings(config: ConfigDict, extractor: Extractor) -> dict[str, Any]:
     """All that decides the result, by the names that change it on the command line."""
-    features = {"extractor": extractor.name, **extractor.settings}
-    return json.loads(json.dumps(dict(_flat("config", config.to_dict())) | {"features": features}))
+    found = dict(_flat("config", config.to_dict())) | {"network": extractor.name}
+    found |= {f"network_{name}": value for name, value in extractor.settings.items()}
+    return json.loads(json.dumps({name: value for name, value in found.items() if value != {}}))
 
 
 def _command(config: ConfigDict, out: epath.Path) -> str:
     """The command line of a comparison: its preset, and what differs from that."""
     preset = dict(_flat("config", get_config(config.preset).to_dict()))
-    changed = [
-        f"--{name}={value}"
-        for name, value in _flat("config", config.to_dict())
-        if preset.get(name) != value
-    ]
-    words = ["python", "-m", "evals.compare", f"--config=configs/compare.py:{config.preset}"]
-    return shlex.join([*words, *changed, f"--out={out}"])
+    given = {"config": f"configs/compare.py:{config.preset}"}
+    given |= dict(_flat("config", config.to_dict()))
+    return command_line("evals.compare", {**given, "out": str(out)}, preset)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

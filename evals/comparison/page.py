@@ -48,12 +48,12 @@ def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
         Section("samples", "Samples", [_samples(result, out)]),
         Section("candidates", "Candidates", [_candidates(result)]),
     ]
-    config = result["settings"]["config"]
+    settings = result["settings"]
     page = Page(
-        title=f"Comparison {config['preset']}",
+        title=f"Comparison {settings['config.preset']}",
         facts=[
-            f"{len(result['candidates'])} candidates on {config['data']['source']}; scored with "
-            f"{_features(result)}"
+            f"{len(result['candidates'])} candidates on {settings['config.data.source']}; scored "
+            f"with {_features(settings)}"
         ],
         cards=[],
         sections=[section for section in sections if section.figures],
@@ -65,19 +65,13 @@ def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
     return path
 
 
-def _features(result: Mapping[str, Any]) -> str:
-    features = result["settings"]["features"]
-    dims = features.get("dims")
-    return f"{features['extractor']}" + (f", {dims} dimensions" if dims else "")
+def _features(settings: Mapping[str, Any]) -> str:
+    dims = settings.get("network_dims")
+    return settings["network"] + (f", {dims} dimensions" if dims else "")
 
 
 def _source(result: Mapping[str, Any]) -> Source:
-    settings = {
-        name: value
-        for name, value in result["settings"]["config"].items()
-        if not isinstance(value, dict)
-    }
-    return Source("comparison", result["command"], settings | result["settings"]["features"])
+    return Source("comparison", result["command"], result["settings"], "compare.json")
 
 
 def _results(result: Mapping[str, Any]) -> list[Figure]:

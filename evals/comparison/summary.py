@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from evals.comparison import plan
 from evals.comparison.stages import Stages
-from evals.features.base import Extractor
 from evals.reporting import numbers
+from evals.reporting.results import make_result
 from jpeglm_jax.training import checkpoint
 
 # Of a run's samples, as `evals.evaluation` names them.
@@ -31,14 +31,14 @@ _OF_SAMPLES = ("valid", "recognised", "images_per_second")
 
 
 def summarise(
-    config: ConfigDict, stages: Stages, extractor: Extractor, command: str
+    config: ConfigDict, stages: Stages, settings: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
     """The contents of compare.json, from the results of finished stages.
 
     Args:
       config: of the comparison.
       stages: all finished.
-      extractor: of the features of the distances.
+      settings: all that decides it, flat.
       command: that gives the result again.
     """
     runs = plan.runs(config)
@@ -57,17 +57,12 @@ def summarise(
         }
         for (candidate, model, budget), found in groups.items()
     ]
-    return {
+    figures = {
         "candidates": {name: _of_candidate(config, stages, name) for name in config.candidates},
         "lines": lines,
         "distances": [name for name in _DISTANCES if any(name in line for line in lines)],
-        "command": command,
-        "settings": {
-            "config": config.to_dict(),
-            "features": {"extractor": extractor.name, **extractor.settings},
-        },
-        "versions": checkpoint.versions(),
     }
+    return make_result("compare", command, settings, figures, versions=checkpoint.versions())
 
 
 def _of_candidate(config: ConfigDict, stages: Stages, name: str) -> dict[str, Any]:
