@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             constraint=constraint,
             size=values.size,
             originals=work.originals,
+            reencode_damaged=values.reencode_damaged,
             task=values.task,
             num_tasks=values.num_tasks,
         )
@@ -99,6 +100,8 @@ def check_flags(values: flags.FlagValues) -> dict[str, float | None]:
         refuse(given(values, *names), "without --prompts")
     if values.prefix_frames is not None:
         refuse(given(values, "prefix_ratio"), "together with --prefix_frames; give one of them")
+    if values.constrain:
+        refuse(given(values, "reencode_damaged"), "with --constrain, which gives no damaged clip")
     if values.temperature == 0:
         refuse(
             given(values, "top_k", "top_p", "min_p"),
@@ -152,6 +155,11 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_prompts", 0, "Max number of media to complete; 0: all.")
     flags.DEFINE_bool("constrain", False, "Sample valid documents only.")
     flags.DEFINE_string("size", None, "With --constrain, WIDTHxHEIGHT where images differ in size.")
+    flags.DEFINE_bool(
+        "reencode_damaged",
+        False,
+        "Encode the frames of damaged clips again too, as NUMBER.reencoded.mp4 for players.",
+    )
     flags.DEFINE_integer("batch_size", 64, "Documents sampled together.")
     flags.DEFINE_integer("task", 0, "Which share of the documents, 0 to num_tasks - 1.")
     flags.DEFINE_integer("num_tasks", 1, "Processes that share the job.")

@@ -402,6 +402,17 @@ class Representation(abc.ABC):
         del tokens
         return None
 
+    def reencoded(self, tokens: np.ndarray) -> tuple[str, bytes] | None:
+        """(suffix, file) of what can be shown of a damaged document, encoded again.
+
+        It is another document than the one of these tokens, which stays invalid. None where
+        ordinary players show a damaged file as far as it goes.
+
+        Raises ValueError if nothing can be shown.
+        """
+        del tokens
+        return None
+
     def related_sizes(self, tokens: np.ndarray) -> dict[str, float]:
         """Bytes of the same content in related codes, by name, to compare a model's with."""
         del tokens

@@ -57,6 +57,7 @@ def generate(
     constraint: Constraint | None = None,
     size: str | None = None,
     originals: Mapping[str, np.ndarray] | None = None,
+    reencode_damaged: bool = False,
     task: int = 0,
     num_tasks: int = 1,
 ) -> Counts | None:
@@ -74,6 +75,8 @@ def generate(
       constraint: which tokens may come next.
       size: the size of the media that the constraint is for, where they differ; for messages.
       originals: tokens of the media that are completed, by their key.
+      reencode_damaged: what can be shown of a document that is not valid also becomes a file that
+        players open, NUMBER.reencoded.SUFFIX, named in its line; the document stays invalid.
       task, num_tasks: which share of the documents to sample, where several processes share a job.
 
     Returns:
@@ -102,6 +105,7 @@ def generate(
         constraint=constraint,
         size=size,
         originals=originals,
+        reencode_damaged=reencode_damaged,
         num_tasks=num_tasks,
     )
     claim_folder(out, settings, model.workdir)
@@ -120,6 +124,7 @@ def generate(
             batch_size=batch_size,
             constraint=constraint,
             originals=originals or {},
+            reencode_damaged=reencode_damaged,
             task=task,
             num_tasks=num_tasks,
         )
@@ -136,6 +141,7 @@ def _run_task(
     batch_size: int,
     constraint: Constraint | None,
     originals: Mapping[str, np.ndarray],
+    reencode_damaged: bool,
     task: int,
     num_tasks: int,
 ) -> Counts | None:
@@ -162,7 +168,10 @@ def _run_task(
             lease.check()
             request = requests[sample.number]
             record.add(sample.number, sample.tokens)
-            manifest.add(write_document(representation, out, sample, request, seed))
+            line = write_document(representation, out, sample, request, seed)
+            if reencode_damaged and not line["valid"]:
+                line["reencoded"] = _write_reencoded(representation, out, sample)
+            manifest.add(line)
     lines = manifest.finish(record)
     if lines is None:
         return None
@@ -186,6 +195,7 @@ def job_settings(
     constraint: Constraint | None,
     size: str | None = None,
     originals: Mapping[str, np.ndarray] | None = None,
+    reencode_damaged: bool = False,
     num_tasks: int = 1,
 ) -> dict[str, Any]:
     """All that decides the output of a job, as JSON values: the contents of its job.json.
@@ -213,6 +223,7 @@ def job_settings(
         "size": size,
         "seed": seed,
         "batch_size": batch_size,
+        **({"reencode_damaged": True} if reencode_damaged else {}),
         **dataclasses.asdict(sampling_params),
     }
 
@@ -271,3 +282,20 @@ def write_document(
         "valid": validity.valid,
         "error": reason,
     }
+
+
+def _write_reencoded(representation: Representation, out: epath.Path, sample: Sample) -> str:
+    """Writes what can be shown of a damaged document, encoded again.
+
+    Returns the file's name; "" if nothing can be shown. Raises WriteError (disk full).
+    """
+    try:
+        found = representation.reencoded(sample.tokens)
+    except ValueError:  # nothing can be shown; the line of the manifest has the reason
+        return ""
+    if found is None:
+        return ""
+    suffix, data = found
+    name = f"{sample.number:06d}.reencoded{suffix}"
+    write_atomically(out / name, data)
+    return name

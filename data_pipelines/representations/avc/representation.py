@@ -236,6 +236,11 @@ class AvcRepresentation(base.TokenizedRepresentation):
         """The stream in an MP4 container, not encoded again."""
         return ".mp4", to_mp4(self.to_bytes(tokens), self.rate)
 
+    def reencoded(self, tokens: np.ndarray) -> tuple[str, bytes]:
+        """The frames that `salvage` returns, encoded again, in an MP4 container."""
+        frames = self._fit_frames(self.salvage(tokens).frames)
+        return ".mp4", to_mp4(self.format.write(frames), self.rate)
+
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens, integer [n] -> the whole stream (Annex B), as the encoder wrote it, without SEI.
 

@@ -3,16 +3,21 @@
 import dataclasses
 import json
 
+import av
 import jax
 import numpy as np
 import pytest
 
+from data_pipelines import representations
+from data_pipelines.media import libav
 from data_pipelines.utils.lease import FolderInUse, Lease
+from evals.distances import quality
 from jpeglm_jax.generation import job, prompts
 from jpeglm_jax.generation.constraint import make_constraint
 from jpeglm_jax.generation.job import generate
-from jpeglm_jax.generation.manifest import JobError, claim_folder, is_unfinished
+from jpeglm_jax.generation.manifest import JobError, claim_folder, is_unfinished, read_manifest
 from jpeglm_jax.generation.sampling import Sample, SamplingParams
+from tests.data_pipelines.representations.avc.clips import moving
 from tests.evals.models import untrained
 
 
@@ -214,3 +219,34 @@ def test_two_jobs_that_begin_together_do_not_share_a_folder(tmp_path):
     claim_folder(tmp_path, {"seed": 0})
     with pytest.raises(JobError, match="seed is 1 here and 0 there"):
         claim_folder(tmp_path, {"seed": 1})
+
+
+def test_damaged_clips_are_encoded_again_under_another_name(tmp_path, monkeypatch):
+    representation = representations.make(
+        "avc", size=(32, 32), frames=3, slice_mbs=0, strip="headers", num_labels=10
+    )
+    whole = representation.encode(moving(3, 32, 32))
+    second = len(representation.prompt(whole, 0.5))
+    documents = [whole, whole[: second + 9], whole[:2]]
+
+    class Clips(Sampler):
+        def __call__(self, params, prompts, numbers):
+            for number in numbers:
+                yield Sample(number, documents[number], True, -1.0)
+
+    monkeypatch.setattr(job, "Engine", Clips)
+    model = dataclasses.replace(untrained(), representation=representation)
+    counts = sample(tmp_path / "out", (0, 1, 2), model, reencode_damaged=True)
+    assert (counts.requested, counts.valid) == (3, 1)
+    lines = read_manifest(tmp_path / "out")
+    assert [line.get("reencoded") for line in lines] == [None, "000001.reencoded.mp4", ""]
+    assert [line["valid"] for line in lines] == [True, False, False]
+    found = list(tmp_path.glob("out/*.reencoded.mp4"))
+    with av.open(found[0]) as file, libav.messages() as logs:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(found) == 1 and not libav.errors(logs)
+    expected = representation.salvage(documents[1]).frames
+    assert len(frames) == len(expected) == 3
+    assert quality.psnr(frames[0], expected[0]) > 25
+    with pytest.raises(JobError, match="reencode_damaged"):
+        sample(tmp_path / "out", (0, 1, 2), model)
