@@ -262,7 +262,7 @@ def cards(
 
 
 def _card(kind: str, anchor: str, measure: str, own: Sequence[tuple[Evaluation, Headline]]) -> Card:
-    differs = comparison.differing([comparison.settings_of(one.results[kind]) for one, _ in own])
+    differs = comparison.differences([one for one, _ in own], kind)
     rows = [(one, headline, text) for (one, headline), text in zip(own, differs, strict=True)]
     comparable = not any(differs)
     direction = own[0][1].better

@@ -97,20 +97,21 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
     found = [(run, lines) for run in runs if (lines := _followed(run)) is not None]
     if not found:
         return []
-    last = [_last_evaluation(run, lines) for run, lines in found]
-    notes = comparison.differing([comparison.settings_of(result) for _, result in last])
+    last = [_last_evaluation(lines) for _, lines in found]
+    notes = comparison.differing([comparison.settings_of(result) for result in last])
+    colours = [runs.index(run) for run, _ in found]
     charts = []
-    for name in dict.fromkeys(headlines.main_metric(result) for _, result in last):
+    for name in dict.fromkeys(headlines.main_metric(result) for result in last):
         if name is None:
             continue
         series = {}
-        for number_, ((run, lines), (_, result)) in enumerate(zip(found, last, strict=True)):
+        for colour, (run, lines), result in zip(colours, found, last, strict=True):
             label = run.name if len(found) > 1 else headlines.title(name)
-            series[label] = _line(lines, name, number_)
+            series[label] = _line(lines, name, colour)
             floor = (result.get("floor") or {}).get(name)
             if floor is not None:
                 text = f"{run.name} codec floor" if len(found) > 1 else "codec floor"
-                series[text] = Line([0], [floor], colour=number_, dashed=True, level=True)
+                series[text] = Line([0], [floor], colour=colour, dashed=True, level=True)
         charts.append(curves.lines(series, headlines.title(name), "step"))
     for name, title in (
         ("samples/valid", "Strictly valid, share"),
@@ -118,8 +119,8 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
         ("bits_per_clip", "Bits per clip"),
     ):
         series = {
-            run.name: _line(lines, name, number_)
-            for number_, (run, lines) in enumerate(found)
+            run.name: _line(lines, name, colour)
+            for colour, (run, lines) in zip(colours, found, strict=True)
             if lines.curve(name)[0]
         }
         if series:
@@ -134,7 +135,7 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
             },
             str(lines.folder / "metrics.jsonl"),
         )
-        for (run, lines), (_, result) in zip(found, last, strict=True)
+        for (run, lines), result in zip(found, last, strict=True)
     ]
     warnings = [
         f"{run.name} has other settings: {note}"
@@ -158,10 +159,10 @@ def _followed(run: Run) -> Run | None:
         return None
 
 
-def _last_evaluation(run: Run, lines: Run) -> tuple[Run, Mapping[str, Any]]:
+def _last_evaluation(lines: Run) -> Mapping[str, Any]:
     """metrics.json of the newest evaluated checkpoint."""
     folder = lines.folder / f"step_{lines.steps:08d}"
-    return run, Evaluation.read(folder, ("metrics",)).results["metrics"]
+    return Evaluation.read(folder, ("metrics",)).results["metrics"]
 
 
 def _follow_command(run: Run, lines: Run, result: Mapping[str, Any]) -> str:

@@ -160,7 +160,7 @@ def clip_scores(evaluations: Sequence[Evaluation]) -> list[Figure]:
 
 def _compared(evaluations: Sequence[Evaluation], kind: str, title: str) -> Figure:
     """The metrics of all evaluations in one table, and the counts of their documents."""
-    notes = _differences(evaluations, kind)
+    notes = comparison.differences(evaluations, kind)
     results = [one.results[kind] for one in evaluations]
     names = [one.name for one in evaluations]
     if len(evaluations) == 1:
@@ -240,7 +240,7 @@ def _percent(share: float) -> str:
 def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """likelihood.json: bits of the model and of the codec's stream."""
     kind = "likelihood"
-    notes = _differences(evaluations, kind)
+    notes = comparison.differences(evaluations, kind)
     columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
     results = [one.results[kind] for one in evaluations]
     names = [
@@ -270,7 +270,7 @@ def likelihood(evaluations: Sequence[Evaluation]) -> list[Figure]:
 def compression(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """compression.json: bytes per image under the model and under other codes."""
     kind = "compression"
-    notes = _differences(evaluations, kind)
+    notes = comparison.differences(evaluations, kind)
     results = [one.results[kind] for one in evaluations]
     names = [name for name in SIZES if any(f"{name}_per_image" in result for result in results)]
     largest = max(
@@ -494,7 +494,7 @@ def long_tail_plot(result: Mapping[str, Any]) -> Chart:
 
 def digits(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """digits.json: how many digits a classifier recognises."""
-    notes = _differences(evaluations, "digits")
+    notes = comparison.differences(evaluations, "digits")
     results = [one.results["digits"] for one in evaluations]
     names = {
         "recognised": "Recognised as the requested label ↑",
@@ -531,10 +531,6 @@ def _figure(
     }
     sources = [comparison.source(one, kind) for one in evaluations]
     return Figure(title, blocks, sources, text, warnings, missing)
-
-
-def _differences(evaluations: Sequence[Evaluation], kind: str) -> list[str]:
-    return comparison.differing([comparison.settings_of(one.results[kind]) for one in evaluations])
 
 
 def _of(one: Evaluation, evaluations: Sequence[Evaluation]) -> str:

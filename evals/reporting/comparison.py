@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,30 @@ def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
         and any(settings.get(name) != found[0].get(name) for settings in found)
     ]
     return [_words(settings, different) for settings in found]
+
+
+def differences(evaluations: Sequence[Evaluation], kind: str) -> list[str]:
+    """The same of one kind of result of several evaluations.
+
+    Runs often have eval splits of their own. Where these hold the same documents, the folder that
+    they lie in is no difference.
+    """
+    found = [settings_of(one.results[kind]) for one in evaluations]
+    scored = {_scored(one, kind) for one in evaluations}
+    if len(scored) == 1 and None not in scored:
+        found = [{**settings, "images": None} for settings in found]
+    return differing(found)
+
+
+def _scored(one: Evaluation, kind: str) -> str | None:
+    """Which documents a result has scored, from likelihood.jsonl; None if that is not known."""
+    path = one.folder / "likelihood.jsonl"
+    ours, listed = one.results[kind], one.results.get("likelihood", {})
+    name = "bits_per_image"
+    if name not in ours or ours[name] != listed.get(name) or not path.is_file():
+        return None
+    lines = map(json.loads, path.read_text().splitlines())
+    return repr([(line["key"], line["label"], line["bytes"]) for line in lines])
 
 
 def _words(settings: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evals import gallery
 from evals.report import report
-from evals.reporting import page
+from evals.reporting import comparison, page
 from evals.reporting.results import Evaluation, ReportError, Run, make_result
 from evals.sections import KINDS
 from tests.evals.reporting.reader import read
@@ -245,6 +245,20 @@ def test_different_settings_are_marked_in_words(tmp_path):
     assert [head.text.split()[0] for head in columns] == ["a", "b", "codec"]
     assert notes == ["temperature 1", "temperature 0.7"]  # and one floor for both
     assert not found.by_id("likelihood").all("small")
+
+
+def test_splits_of_the_same_documents_are_no_difference(tmp_path):
+    names, documents = ("a", "b"), [{"key": "x", "label": 1, "bytes": 5}]
+    evaluations = [write_evaluation(tmp_path / name) for name in names]
+    for one in evaluations:
+        one.results["likelihood"]["settings"]["images"] = f"shards:{one.name}:eval"
+    assert all(comparison.differences(evaluations, "likelihood"))
+    for one in evaluations:
+        text = "".join(json.dumps(each) + "\n" for each in documents)
+        (one.folder / "likelihood.jsonl").write_text(text)
+    assert comparison.differences(evaluations, "likelihood") == ["", ""]
+    (tmp_path / "b" / "likelihood.jsonl").write_text(text.replace("x", "y"))
+    assert all(comparison.differences(evaluations, "likelihood"))
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
