@@ -33,7 +33,7 @@ from evals.inputs.images import OPEN_AS, Images, OpenAs
 from evals.reporting import settings
 from evals.reporting.numbers import with_error
 from evals.reporting.results import command_line, make_result, require_result, write_json
-from jpeglm_jax.generation.manifest import MANIFEST
+from jpeglm_jax.generation.manifest import MANIFEST, is_unfinished
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
@@ -76,12 +76,12 @@ def clip_score(
     """
     out = epath.Path(out)
     require_result(out / "clip_score.json")
+    distinct = sorted(set(texts))
+    embeddings = dict(zip(distinct, embed(distinct, weights, tokenizer), strict=True))
     extractor = network.extractor(weights)
     found = features.extract(shown, extractor, out / "generated", batch_size=batch_size)
     by_key = {shown.key(number): text for number, text in enumerate(texts)}
     captions_of_found = [by_key[key] for key in found.keys]  # without those that were rejected
-    distinct = sorted(set(captions_of_found))
-    embeddings = dict(zip(distinct, embed(distinct, weights, tokenizer), strict=True))
     theirs = _unit(np.stack([embeddings[text] for text in captions_of_found]))
     scores = SCALE * np.maximum((_unit(found.main) * theirs).sum(1), 0)
     n = len(scores)
@@ -94,6 +94,7 @@ def clip_score(
             "generated": shown.name,
             "n_generated": n,
             "validity": validity,
+            "open_as": shown.metadata.get("open_as"),
             **settings.of_features(found.metadata, found.main.shape[1]),
             **sampled,
             "tokenizer_sha256": tokenizer.sha256,
@@ -105,7 +106,7 @@ def clip_score(
             "clip_score": float(scores.mean()),
             "clip_score_standard_error": float(scores.std(ddof=1) / n**0.5) if n > 1 else None,
             "n_generated": n,
-            "n_captions": len(distinct),
+            "n_captions": len(set(captions_of_found)),
             "codec": shown.outcome.to_json() if isinstance(shown, GeneratedImages) else None,
             "rejected": {"generated": [list(pair) for pair in found.rejected]},
         },
@@ -145,6 +146,11 @@ def _open(where: str, representation: str | None, open_as: OpenAs) -> Images:
     if folder is None or not (folder / MANIFEST).is_file():
         found = [] if representation is None else ["--representation"]
         command.refuse_without_effect(found, "with images that no generation job wrote")
+        if folder is not None and is_unfinished(folder):
+            raise ValueError(
+                f"{folder} holds a generation job that has not finished: run its command again, "
+                "then evaluate"
+            )
         return images.open_images(where, open_as)
     loaded: Representation | None = None
     if representation or (folder / CONFIG_FILE).is_file():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from data_pipelines.utils import command
 from data_pipelines.utils.plugins import load_object
 from evals.features import inception, resize
 from evals.features.base import Extractor, WeightsError
@@ -98,12 +99,20 @@ def from_flags(values: Any, references: str | None) -> Extractor | None:
     Args:
       values: parsed flags.
       references: the reference set, or the source of the training data.
+
+    Raises ValueError for flags that have no effect on these features, and as `make` does.
     """
     name = values.features
     if name == "auto":
         if not values.weights and references != "digits":
             return None
         name = "inception" if values.weights else "digits"
+    without_effect = [] if name == "inception" else ["dims"]
+    if name not in _WEIGHTED:
+        without_effect += ["weights", "resize"]
+    command.refuse_without_effect(
+        command.given(values, *without_effect), f"with --features={name}: leave it out"
+    )
     return make(name, weights=values.weights, dims=int(values.dims), preset=values.resize)
 
 

@@ -270,9 +270,8 @@ def _read_zip(data: bytes) -> tuple[Any, Stored]:
 
     def stored(storage: _Storage) -> np.ndarray:
         name, size = f"data/{storage.key}", storage.size * storage.dtype.itemsize
-        content = _in_place(data, members.get(name), size)
-        if content is None:
-            content = member(name, size)
+        in_place = _in_place(data, members.get(name), size)
+        content = member(name, size) if in_place is None else in_place
         return np.frombuffer(content, storage.dtype)
 
     return read_pickle(io.BytesIO(member("data.pkl"))), stored

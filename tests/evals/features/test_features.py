@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from data_pipelines.utils.npz import NpzError
@@ -238,6 +239,28 @@ def test_extractors_are_made_by_name(tmp_path):
         extractors.make("other")
     with pytest.raises(WeightsError, match="needs --weights=FILE"):
         extractors.make("inception")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--features=digits", "--resize=tf1"], "--resize has no effect with --features=digits"),
+        (["--features=tests.evals.plugin:patches", "--weights=a"], "--weights has no effect"),
+        (["--features=dinov2", "--weights=absent", "--dims=64"], "--dims has no effect"),
+        (["--features=digits"], None),
+    ],
+)
+def test_flags_without_effect_are_refused(given, words):
+    values = flags.FlagValues()
+    for name, default in (("features", "auto"), ("weights", None), ("resize", None)):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_string("dims", "2048", "", flag_values=values)
+    values(["command", *given])
+    if words is None:
+        assert extractors.from_flags(values, None).name == "digit_classifier"
+    else:
+        with pytest.raises(ValueError, match=words):
+            extractors.from_flags(values, None)
 
 
 @pytest.mark.skipif(not PARTIAL.is_file(), reason=f"no {PARTIAL.name} next to the repository")
