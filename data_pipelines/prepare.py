@@ -85,7 +85,8 @@ def prepare(
         none, or a vocab_size of 0, trains no tokenizer. Colour clusters that are missing are
         trained in any case.
       retry_rejected: whether to retry the images that were rejected before, and only them.
-      workers: number of worker processes; 0 for one per core.
+      workers: number of worker processes; 0 for one per core. A representation that encodes on a
+        device does so in this process.
       task, num_tasks: index and number of tasks of an array job; a task makes its part of the
         shards. Task 0 sets up the folder; the task that makes the last shard writes the manifest.
       launcher: 'pool' (local processes) or 'beam'.
@@ -143,7 +144,10 @@ def prepare(
             launchers.run_beam(specs, pipeline_arguments)
         else:
             with _ProgressBar(job, specs, lease) as progress:
-                launchers.run_pool(specs, workers or num_cpus(), progress)
+                if job.on_device:
+                    launchers.run_on_device(specs, progress)
+                else:
+                    launchers.run_pool(specs, workers or num_cpus(), progress)
         lease.confirm()
         finish(job)
     return folder

@@ -28,6 +28,7 @@ from jpeglm_jax.parallel.distributed import MainProcessError
 from jpeglm_jax.parallel.sharding import BATCH_AXES
 from jpeglm_jax.supervision.guards import Guards, guarded
 from jpeglm_jax.supervision.preemption import Interrupted
+from jpeglm_jax.train_tokenizer import with_tokenizer
 from jpeglm_jax.training import checkpoint, messages, optimizer
 from jpeglm_jax.training.checkpoint import Checkpoints, SaveError
 from jpeglm_jax.training.data import RunData, open_data
@@ -53,7 +54,8 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: str = "") -> dic
     """Runs, or resumes, the training that `config` describes.
 
     Everything is written to `workdir`: config.json, metrics.jsonl, tensorboard/, checkpoints/,
-    samples/, and data/ if the documents were prepared here. No other run writes there meanwhile.
+    samples/, data/ if the documents were prepared here, and tokenizer/ if a learned tokenizer was
+    trained here. No other run writes there meanwhile.
 
     Args:
       config: see configs/.
@@ -71,6 +73,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: str = "") -> dic
       SaveError: something could not be written; the checkpoints from before that are whole.
     """
     workdir = epath.Path(workdir)
+    config = with_tokenizer(config, workdir)
     with guarded(workdir, config.watchdog) as guards:
         return run(config, workdir, profile, guards)
 

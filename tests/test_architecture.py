@@ -27,6 +27,7 @@ FLOORS = [
     {"jpeglm_jax.model"},
     {"jpeglm_jax.generation", "jpeglm_jax.supervision", "jpeglm_jax.huggingface"},
     {"jpeglm_jax.training"},
+    {"jpeglm_jax.tokenizer"},
     {"jpeglm_jax.compilation"},
     {"jpeglm_jax"},
     {"evals.inputs", "evals.features", "evals.distances", "evals.reporting", "evals.codelength"},

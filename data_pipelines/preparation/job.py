@@ -97,6 +97,11 @@ class Job:
         """Whether the source's files are images or videos."""
         return representations.load(self.folder).kind
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the representation encodes on JAX's devices."""
+        return representations.load(self.folder).on_device
+
     def names(self) -> list[tuple[str, str]]:
         """(split, shard name) of every shard, in the order of documents."""
         return [

@@ -1,4 +1,4 @@
-"""Runs `process_shard` in local worker processes, in a task of an array job, or under Apache Beam.
+"""Runs `process_shard` in local worker processes, on a device, in an array job, or under Beam.
 
 Running the same spec twice is safe.
 """
@@ -136,6 +136,22 @@ def _close(worker: subprocess.Popen[str]) -> None:
         assert pipe is not None
         with contextlib.suppress(OSError):  # undelivered data is not needed
             pipe.close()
+
+
+def run_on_device(specs: Sequence[ShardSpec], progress: Progress) -> None:
+    """Makes the shards in this process, for a representation that encodes on JAX's devices.
+
+    Worker processes would each hold the devices. Images are opened in threads meanwhile, see
+    `process_shard`.
+
+    Args:
+      specs: shards to make.
+      progress: see `run_pool`.
+
+    Raises: as `run_pool`.
+    """
+    for spec in specs:
+        process_shard(spec, progress)
 
 
 class _Pool:

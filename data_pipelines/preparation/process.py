@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,11 @@ from data_pipelines.representations.base import Representation
 from data_pipelines.shards import storage
 from data_pipelines.shards.storage import Document, Reject
 from data_pipelines.sources import Item, Source, open_source
+from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.files import StorageUnavailable
 
 Progress = Callable[[int, int], None]
+DEVICE_BATCH = 512  # media that are encoded together on a device
 _REASON_CHARACTERS = 300
 _REPORT_SECONDS = 0.2
 
@@ -106,7 +111,33 @@ class JobContext:
 
     def document(self, medium: Any, key: str, copy: int, label: int, content: bytes) -> Document:
         """The document of a medium. Raises ValueError if it cannot be encoded."""
-        tokens = self.representation.encode(medium)
+        return self._document(self.representation.encode(medium), key, copy, label, content)
+
+    def documents(self, opened: Sequence[_Opened]) -> list[Document | Exception]:
+        """The document of each, encoded together, or the error for which there is none."""
+        media = [one.medium for one in opened if one.medium is not None]
+        try:
+            encoded: Iterator[Any] = iter(self.representation.encode_batch(media))
+        except ValueError:  # one of them cannot be encoded
+            encoded = map(self._tokens_or_error, media)
+        found: list[Document | Exception] = []
+        for one in opened:
+            made = one.document or one.error or next(encoded)
+            if isinstance(made, np.ndarray):
+                item = one.item
+                made = self._document(made, item.key, one.copy, item.label, one.content)
+            found.append(made)
+        return found
+
+    def _tokens_or_error(self, medium: Any) -> np.ndarray | ValueError:
+        try:
+            return self.representation.encode(medium)
+        except ValueError as error:
+            return error
+
+    def _document(
+        self, tokens: np.ndarray, key: str, copy: int, label: int, content: bytes
+    ) -> Document:
         size = self.representation.codec_bytes(tokens)
         return Document(tokens, key, copy, label, content, size)
 
@@ -198,27 +229,80 @@ def _documents(
 ) -> Iterator[Document]:
     """Yields the documents of a shard, copies after their image; appends to `rejects`."""
     unique = list(_without_repeats(items, rejects, counter))
+    failed = ""  # key of the image that failed, and so would its copies
+    for one, made in _encoded(context, _to_open(context, unique, copies, earlier)):
+        if one.item.key == failed:
+            continue
+        if isinstance(made, Document):
+            yield made
+            counter.add(1, 0)
+            continue
+        rejects.append(Reject(one.item.key, one.copy, _reason(made)))
+        counter.add(0, 1 if one.copy else 1 + copies)
+        failed = "" if one.copy else one.item.key
+    counter.report()
 
-    def is_needed(item: Item) -> bool:
-        return not earlier.has(item, copies)
 
-    for item, read in read_ahead(context.source, unique, is_needed):
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """An image, or a copy of it, before it is encoded: pixels, a finished document, or an error."""
+
+    item: Item
+    copy: int
+    medium: Any = None
+    content: bytes = b""
+    document: Document | None = None
+    error: Exception | None = None
+
+
+_Open = Callable[[], _Opened]
+
+
+def _to_open(
+    context: JobContext, items: Sequence[Item], copies: int, earlier: _Earlier
+) -> Iterator[_Open]:
+    """Yields a function for each image and each copy of it, in order, which opens it."""
+    for item, read in read_ahead(context.source, items, lambda item: not earlier.has(item, copies)):
         image = _Image(context, item, read)
         for copy in range(1 + copies):
-            try:
-                document = earlier.document(item.key, copy) or image.document(copy)
-            except StorageUnavailable:
-                raise
-            except Exception as error:  # an error of one image must not affect the others
-                rejects.append(Reject(item.key, copy, _reason(error)))
-                if copy == 0:  # its copies would fail too
-                    counter.add(0, 1 + copies)
-                    break
-                counter.add(0, 1)
+            document = earlier.document(item.key, copy)
+            if document is not None:
+                yield functools.partial(_Opened, item, copy, document=document)
             else:
-                yield document
-                counter.add(1, 0)
-    counter.report()
+                yield functools.partial(image.opened, copy)
+
+
+def _document_of(context: JobContext, one: _Opened) -> Document | Exception:
+    """Encodes one; an error of one image must not affect the others."""
+    item = one.item
+    try:
+        return context.document(one.medium, item.key, one.copy, item.label, one.content)
+    except StorageUnavailable:
+        raise
+    except Exception as error:
+        return error
+
+
+def _encoded(
+    context: JobContext, to_open: Iterable[_Open]
+) -> Iterator[tuple[_Opened, Document | Exception]]:
+    """Opens and encodes; for a device many at once, opened in threads while it encodes others."""
+    if not context.representation.on_device:
+        for open_one in to_open:
+            one = open_one()
+            yield one, one.document or one.error or _document_of(context, one)
+        return
+    functions = iter(to_open)
+    with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
+
+        def submit() -> list[concurrent.futures.Future[_Opened]]:
+            return [pool.submit(each) for each in itertools.islice(functions, DEVICE_BATCH)]
+
+        batch = submit()
+        while batch:
+            opened = [future.result() for future in batch]
+            batch = submit()
+            yield from zip(opened, context.documents(opened), strict=True)
 
 
 def clip_key(key: str, number: int) -> str:
@@ -305,27 +389,38 @@ class _Counter:
 
 
 class _Image:
-    """One image of the source, read and decoded at most once, on first use."""
+    """One image of the source, read and decoded at most once, on first use, by any thread."""
 
     def __init__(self, context: JobContext, item: Item, read: Read):
         self._context, self._item, self._read = context, item, read
+        self._lock = threading.Lock()
 
-    def document(self, copy: int) -> Document:
-        content, image = self._opened
-        if copy:
-            context, key = self._context, self._item.key
-            image = context.augment.apply(self._normalised, key, copy, context.side)
-        return self._context.document(image, self._item.key, copy, self._item.label, content)
+    def opened(self, copy: int) -> _Opened:
+        """The image, or an augmented copy of it; an error of one does not affect the others."""
+        context, item = self._context, self._item
+        try:
+            with self._lock:
+                content, image = self._decoded
+                normalised = self._normalised if copy else None
+            if normalised is not None:
+                image = context.augment.apply(normalised, item.key, copy, context.side)
+            if context.representation.on_device:  # many wait for it: in their final size
+                image = context.representation.fit(image)
+        except StorageUnavailable:
+            raise
+        except Exception as error:
+            return _Opened(item, copy, error=error)
+        return _Opened(item, copy, image, content)
 
     @functools.cached_property
-    def _opened(self) -> tuple[bytes, Image.Image]:
+    def _decoded(self) -> tuple[bytes, Image.Image]:
         data = self._read()
         (image,) = self._context.representation.open(data)
         return _content(data), image
 
     @functools.cached_property
     def _normalised(self) -> Image.Image:
-        return images.normalise(self._opened[1], self._context.representation.mode)
+        return images.normalise(self._decoded[1], self._context.representation.mode)
 
 
 def _reason(error: Exception) -> str:

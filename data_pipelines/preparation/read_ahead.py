@@ -26,6 +26,7 @@ def read_ahead(
     threads = _threads(source, items)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     window: collections.deque[tuple[Item, Read]] = collections.deque()
+    finished = False
     try:
         for item in items:
             read: Read = functools.partial(source.read, item.locator)
@@ -34,8 +35,9 @@ def read_ahead(
                 yield window.popleft()
         while window:
             yield window.popleft()
+        finished = True
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=not finished)  # the last reads may be asked for later
 
 
 def _threads(source: Source, items: Sequence[Item]) -> int:

@@ -23,6 +23,7 @@ _CLASSES = {
     "avc": "data_pipelines.representations.avc.representation:AvcRepresentation",
     "jpeg": "data_pipelines.representations.jpeg.representation:JpegRepresentation",
     "pixel": "data_pipelines.representations.pixel.representation:PixelRepresentation",
+    "vq": "data_pipelines.representations.vq.representation:VqRepresentation",
 }
 
 
@@ -30,7 +31,7 @@ def make(name: str, *, num_labels: int = 0, **options: Any) -> Representation:
     """The representation with this name.
 
     Args:
-      name: "avc", "jpeg", "pixel", or "MODULE:CLASS" for one that is defined elsewhere.
+      name: "avc", "jpeg", "pixel", "vq", or "MODULE:CLASS" for one that is defined elsewhere.
       num_labels: label tokens, for a label-conditional model.
       **options: options of the representation; see its class. For those of codec bytes `tokenizer`
         is "bytes" or the path of a SentencePiece model.

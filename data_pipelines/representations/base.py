@@ -149,6 +149,8 @@ class Representation(abc.ABC):
       suffix: suffix of the files that `to_bytes` returns; "" if a document has no file.
       num_labels: number of label tokens; 0 for an unconditional model.
       prepared_options: names in `to_config` of what preparation finds or trains.
+      on_device: whether `encode_batch` and `decode_batch` run on JAX's devices, which are fast for
+        many media at once. Preparation then encodes in its own process.
     """
 
     name: ClassVar[str]
@@ -156,6 +158,7 @@ class Representation(abc.ABC):
     kind: ClassVar[Kind] = "image"
     suffix: ClassVar[str] = ""
     prepared_options: ClassVar[tuple[str, ...]] = ("num_labels",)
+    on_device: ClassVar[bool] = False
     num_labels: int
 
     # How it is made, stored and recognised

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from evals.features import pth
 from evals.features.base import WeightsError
-from jpeglm_jax.huggingface import safetensors
+from jpeglm_jax.huggingface import pth, safetensors
 
 MAX_FILE_BYTES = 2**33
 _CHUNK = 2**20

@@ -163,7 +163,7 @@ def cpu_devices(config: ConfigDict) -> int:
     sizes = [config.mesh[axis] for axis in AXES]
     if -1 not in sizes:
         return math.prod(sizes)
-    part = config.batch_size // config.optimizer.grad_accum_steps
+    part = config.batch_size // config.optimizer.get("grad_accum_steps", 1)
     return max(n for n in range(1, num_cpus() + 1) if part % n == 0)
 
 

@@ -76,6 +76,37 @@ class PendingMetrics:
             self._read(step, jax.device_get(metrics))
 
 
+class Clock:
+    """The time that steps take: of an interval between two reports, and of the process's life."""
+
+    def __init__(self) -> None:
+        self._stepping = 0.0  # seconds, of the intervals that were read
+        # The age of the process is taken once: later the clock may be set.
+        age = time.time() - psutil.Process().create_time()
+        self._process_began = time.monotonic() - age
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock during anything that is not training."""
+        stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - stopped
+
+    def read(self) -> tuple[float, float]:
+        """(seconds of the interval that ends now, goodput).
+
+        Goodput is the share of the life of this process that was spent in steps: not in start-up,
+        compilation, evaluation, sampling and waiting for checkpoints.
+        """
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        self._stepping += seconds
+        return seconds, self._stepping / (now - self._process_began)
+
+
 class Meter:
     """Gathers the sums of steps between two reports, and the time they took.
 
@@ -97,13 +128,9 @@ class Meter:
     ):
         self._medium, self._num_dimensions = medium, num_dimensions
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._stepping = 0.0  # seconds, of the intervals that were read
-        # The age of the process is taken once: later the clock may be set.
-        age = time.time() - psutil.Process().create_time()
-        self._process_began = time.monotonic() - age
         self._sums = dict(sums or {})
-        self._positions = 0  # since the clock was started
-        self._began = time.monotonic()
+        self._positions = 0  # of the interval
+        self._clock = Clock()
 
     @classmethod
     def of_run(
@@ -138,32 +165,21 @@ class Meter:
         self._sums["steps"] = self._sums.get("steps", 0) + 1
         self._positions += positions
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock during anything that is not training."""
-        stopped = time.monotonic()
-        try:
-            yield
-        finally:
-            self._began += time.monotonic() - stopped
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """See `Clock.paused`."""
+        return self._clock.paused()
 
     def read(self) -> dict[str, float]:
-        """Means since the last call, as `train/*` and `perf/*`.
-
-        `perf/goodput` is the share of the life of this process that was spent in steps: not in
-        start-up, compilation, evaluation, sampling and waiting for checkpoints.
-        """
+        """Means since the last call, as `train/*` and `perf/*`; see `Clock.read` for goodput."""
         found = likelihood(self._sums, self._medium, self._num_dimensions)
         found["grad_norm"] = self._sums["grad_norm"] / self._sums["steps"]
         if "skipped" in self._sums:
             found["skipped_steps"] = self._sums["skipped"]
         values = {f"train/{name}": value for name, value in found.items()}
-        now = time.monotonic()
-        rate = self._positions / (now - self._began)
-        values["perf/tokens_per_second"] = rate
-        self._stepping += now - self._began
-        values["perf/goodput"] = self._stepping / (now - self._process_began)
+        seconds, goodput = self._clock.read()
+        rate = self._positions / seconds
+        values |= {"perf/tokens_per_second": rate, "perf/goodput": goodput}
         if self._peak_flops:
             values["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
-        self._sums, self._positions, self._began = {}, 0, now
+        self._sums, self._positions = {}, 0
         return values

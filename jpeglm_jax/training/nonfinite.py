@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import jax
 import numpy as np
 from etils import epath
@@ -12,9 +14,19 @@ from jpeglm_jax.parallel import distributed, sharding
 from jpeglm_jax.parallel.jit import jit_on_mesh
 from jpeglm_jax.parallel.sharding import BATCH_AXES, batch_shardings
 from jpeglm_jax.training.data import RunData
-from jpeglm_jax.training.step import TrainState, TrainStep
+from jpeglm_jax.training.step import TrainState
 
 _NAMED = 8  # documents in the message; the file has all
+
+
+_ADVICE = "Lower optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
+
+
+class Differentiable(Protocol):
+    """What is needed of a train step, of a language model or a tokenizer."""
+
+    def state_shardings(self, mesh: Mesh) -> TrainState: ...
+    def not_finite(self, params: Any, batch: Any) -> dict[str, jax.Array]: ...
 
 
 class NotFinite(RuntimeError):
@@ -23,11 +35,12 @@ class NotFinite(RuntimeError):
 
 def not_finite(
     workdir: epath.Path,
-    train_step: TrainStep,
+    train_step: Differentiable,
     mesh: Mesh,
     state: TrainState,
     data: RunData,
     step: int,
+    advice: str = _ADVICE,
 ) -> NotFinite:
     """The error to raise for a step that was not finite; writes its batch to a file for a replay.
 
@@ -43,6 +56,7 @@ def not_finite(
       state: the newest one; such a step, and those after it, leave the weights alone.
       data: where the batch came from.
       step: number of the step, from 1.
+      advice: what to do, one sentence.
     """
     loader, documents = data.train_loader, data.train
     rows = sharding.named(mesh, *BATCH_AXES)
@@ -76,6 +90,6 @@ def not_finite(
         f"step {step}: the loss or a gradient is not finite. Gradients that are not: "
         f"{gradients or 'none when computed again, so the cause is in how it was computed'}. "
         f"Documents of the batch: {', '.join(named[:_NAMED])}{more}; all of them are in {path}. "
-        "The weights were left as they were before this step; the newest checkpoint is whole. "
-        "Lower optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
+        f"The weights were left as they were before this step; the newest checkpoint is whole. "
+        f"{advice}"
     )

@@ -14,9 +14,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from evals.features import pth, weights
+from evals.features import weights
 from evals.features.base import WeightsError
-from evals.features.pth import PthError
+from jpeglm_jax.huggingface import pth
+from jpeglm_jax.huggingface.pth import PthError
 
 # Pickles written by hand, as `torch.save` writes them: see `pickletools`.
 FLOATS = np.arange(12, dtype=np.float32)

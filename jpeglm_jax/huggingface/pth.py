@@ -1,8 +1,9 @@
-"""Reads the tensors of PyTorch's .pth files without executing any pickle; `weights.read` calls it.
+"""Reads the tensors of PyTorch's .pth files without executing any pickle.
 
 A pickle is a program that normally runs when it is loaded. Here its instructions are parsed and
 interpreted on a stack of plain values. Nothing is imported, and only the few functions of a table
-below, which assemble tensors, are called. Everything else raises PthError.
+below, which assemble tensors, are called. Everything else raises PthError. Weights files of
+evaluations and of perceptual losses are read with it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""VQ: images as the codes of a learned tokenizer."""

@@ -1,0 +1,1 @@
+"""Training of learned image tokenizers: their losses, step, evaluation and cost."""
