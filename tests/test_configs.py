@@ -6,13 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import avc, jpeg, pixel
+from configs import avc, jpeg, pixel, vq
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
 from jpeglm_jax.model import flops
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import BATCH_KEYS, make_mesh
+from jpeglm_jax.tokenizer.flops import encode_flops_per_image, train_flops_per_image
+from jpeglm_jax.tokenizer.images import seq_len
+from jpeglm_jax.tokenizer.settings import check_numbers
+from jpeglm_jax.tokenizer.step import make_step, tokenizer_config
 from jpeglm_jax.training import optimizer
 from jpeglm_jax.training.step import TrainStep, check_mesh
 
@@ -22,17 +26,33 @@ def train_step_of(config, vocab_size=320):
     return TrainStep(ModelSpec(model), config.optimizer, config.steps, 1)
 
 
-PRESETS = [(module, preset) for module in (jpeg, avc, pixel) for preset in module.PRESETS]
+PRESETS = [(module, preset) for module in (jpeg, avc, pixel, vq) for preset in module.PRESETS]
 
 
 @pytest.mark.parametrize(("module", "preset"), PRESETS)
 def test_a_preset_is_a_valid_configuration(module, preset):
     config = module.get_config(preset)
-    representations.make(**config.representation)
+    options = config.representation.to_dict()
+    if module is vq:
+        assert options.pop("weights") == "", "trained by the run"
+        assert config.tokenizer.representation.size == options["size"]
+    representations.make(**options)
     Augment(**config.data.augment)
     assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
     train_step = train_step_of(config)
     check_mesh(config, train_step.model.config, make_mesh({"fsdp": 4}, devices=jax.devices()[:4]))
+
+
+@pytest.mark.parametrize("preset", vq.TOKENIZERS)
+def test_a_preset_of_a_tokenizer_is_a_valid_configuration(preset):
+    config = vq.get_config(preset)
+    check_numbers(config)
+    pixels = representations.make(**config.representation)
+    assert seq_len(pixels) > 0
+    step = make_step(config, tokenizer_config(config, pixels), "gpu")
+    assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
+    assert train_flops_per_image(step) > 3 * encode_flops_per_image(step) > 0
+    Augment(**config.data.augment)
 
 
 def test_the_papers_preset_has_its_size_and_its_step_can_be_traced():
