@@ -42,7 +42,7 @@ VOCAB = 268  # bytes, BOS, EOS, ten labels
 
 # name -> (shape, context)
 MODELS: dict[str, tuple[dict[str, Any], int]] = {
-    # configs/jpeg.py:digits
+    # the model of configs/jpeg.py:digits, on bytes
     "quickstart": (dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384), 120),
     "25m": (dict(layers=8, width=512, heads=8, kv_heads=8, head_dim=64, ffn=1408), 257),
     "1b": (dict(layers=16, width=2048, heads=32, kv_heads=32, head_dim=64, ffn=8192), 1025),

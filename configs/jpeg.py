@@ -122,10 +122,10 @@ def digits(c: ConfigDict) -> None:
 
     python -m jpeglm_jax.train --config=configs/jpeg.py
 
-    Hardware: two CPU cores. Time: 5 to 10 minutes, preparation of 101,637 images included; the
-    first loss after 10 to 30 seconds. Result: 50.6 bits per image of the eval split, where the
-    file takes 221.6; of 1,000 sampled digits 98.7 % are strictly valid and 98.2 % are recognised
-    (docs/experiments.md, 2026-11-25).
+    Tokens are whole Huffman code words, merged by BPE (docs/codewords.md). Hardware: two CPU cores.
+    Time: 5 to 10 minutes, preparation of 101,637 images included. Result: 134.2 bits per image of
+    the eval split, where the file takes 368.5; of 1,000 sampled digits 99.6 % are strictly valid
+    and 98.8 % are recognised (docs/experiments.md, 2026-11-26).
     """
     c.steps, c.batch_size, c.seq_len = 3000, 16, 160
     c.representation.update(size=16, mode="L", quality=20, strip="header")
