@@ -27,7 +27,7 @@ from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.seeds import check_seed
-from evals import metrics, prompting
+from evals import prompting
 from evals.codelength.conditioning import resolve_conditioning
 from evals.evaluation import DEFAULTS, evaluate
 from evals.features import extractors, half_size
@@ -248,7 +248,7 @@ def _figures(
 ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """(figures, warnings, figures that are missing) of all completions."""
     first = found[0]["metrics"]
-    main = metrics.metric_names(first["features"]["generated"])["frechet"]
+    main = next(name for name in ("fid", "frechet_distance") if name in first)
     table: dict[str, dict[str, Any]] = {}
     for row, get in _ROWS.items():
         cells = {}

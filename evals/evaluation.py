@@ -59,6 +59,7 @@ def evaluate(
     max_neighbours: int = metrics.MAX_NEIGHBOURS,
     preset: str | None = None,
     open_as: OpenAs = "viewer",
+    npz_features: str | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a generated set against a reference set.
@@ -82,6 +83,7 @@ def evaluate(
       max_neighbours: max images of each set for precision, recall, density and coverage.
       preset: definitions of the metrics, see `metrics.compare`; None: this project's.
       open_as: how image files become pixels, see `images.OpenAs`.
+      npz_features: the network of the statistics in .npz files that do not state theirs.
       command: that gives the result again; default that of `evals.fid` with these arguments.
 
     Returns:
@@ -95,7 +97,7 @@ def evaluate(
         raise ValueError(f"found until={until!r}, expected one of {', '.join(STEPS)}")
     out = epath.Path(out)
     require_result(out / "metrics.json")
-    opener = _Sides(out, extractor, batch_size, until, open_as)
+    opener = _Sides(out, extractor, batch_size, until, open_as, npz_features)
     ours = opener.open(generated, representation)
     inputs: dict[str, Images | Side] = {"generated": ours}
     if references is not None:
@@ -118,6 +120,7 @@ def evaluate(
     if command is None:
         given: dict[str, Any] = {"references_coded": references_coded, "floor": floor}
         given |= {"max_neighbours": max_neighbours, "preset": preset, "open_as": open_as}
+        given["npz_features"] = npz_features
         command = _command(generated, references, out, extractor, representation, given)
     codec = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
     sampled: dict[str, Any] = {"preset": preset, "open_as": open_as, "validity": None}
@@ -200,9 +203,11 @@ class _Sides:
         batch_size: int,
         until: str,
         open_as: OpenAs,
+        npz_features: str | None,
     ):
         self._out, self._extractor = out, extractor
         self._batch_size, self._until, self._open_as = batch_size, until, open_as
+        self._npz_features = npz_features
         self._arrays: dict[str, ArrayImages] = {}  # of files with statistics too
         self.warnings: list[str] = []
 
@@ -232,6 +237,8 @@ class _Sides:
         statistics, metadata = Statistics.load(where)
         spatial = Statistics.load_spatial(where)
         side = Side(where, statistics, metadata, spatial=spatial, from_file=True)
+        if not metadata:
+            side = dataclasses.replace(side, stated=self._npz_features)
         if spatial is None or metadata:
             return side
         if images.ARRAY in names and self._extractor is not None:
@@ -334,6 +341,7 @@ def _result(
         *_warnings(ours, theirs),
     ]
     whole = metrics.compare(ours, theirs, max_neighbours, preset)
+    warnings += whole.warnings
     figures: dict[str, Any] = {**whole.values, "n_generated": ours.n, "n_references": theirs.n}
     if coded is not None:
         warnings += metrics.require_same_features(coded, theirs)
@@ -359,6 +367,7 @@ def _result(
         "n_references": theirs.n,
         "size_references": _sizes(theirs),
         **settings.of_features(ours.metadata or theirs.metadata, ours.statistics.mean.size),
+        "network": ours.extractor or theirs.extractor,
         "max_neighbours": max_neighbours,
         **sampled,
     }
@@ -384,15 +393,17 @@ def _per_side(sides: Mapping[str, Side], get: Callable[[FeatureSet], Any]) -> di
 def _warnings(ours: Side, theirs: Side) -> list[str]:
     """Warnings on how the numbers may be compared."""
     found = []
-    settings = (ours.metadata or theirs.metadata).get("settings", {})
-    if _is_fid(ours, theirs) and ours.statistics.mean.size != 2048:
+    known = (ours.metadata or theirs.metadata).get("settings", {})
+    names = metrics.metric_names(ours, theirs)
+    found += _few_images(ours, theirs) + _other_resolution(ours, theirs)
+    if names["frechet"] == "fid" and ours.statistics.mean.size != 2048:
         found.append(
             f"FID of {ours.statistics.mean.size} dimensions is not comparable with "
             "published values, which are of 2,048"
         )
-    if "weights_known_as" in settings and settings["weights_known_as"] is None:
+    if "weights_known_as" in known and known["weights_known_as"] is None:
         found.append(
-            f"the weights (SHA-256 {settings['weights_sha256']}) are not on the list of known "
+            f"the weights (SHA-256 {known['weights_sha256']}) are not on the list of known "
             "files; the metrics may not be comparable with published values"
         )
     for side in (ours, theirs):
@@ -409,6 +420,29 @@ def _warnings(ours: Side, theirs: Side) -> list[str]:
     return found
 
 
-def _is_fid(ours: Side, theirs: Side) -> bool:
-    """Whether the Fréchet distance is FID."""
-    return metrics.metric_names(ours.metadata or theirs.metadata)["frechet"] == "fid"
+def _few_images(ours: Side, theirs: Side) -> list[str]:
+    """A warning if a set has fewer images than its features have dimensions."""
+    dimensions = ours.statistics.mean.size
+    few = [
+        f"{side.n} images of {side.name}"
+        for side in (ours, theirs)
+        if side.n is not None and side.n < dimensions
+    ]
+    if not few:
+        return []
+    return [
+        f"{' and '.join(few)} are fewer than the {dimensions} dimensions of the features: Fréchet "
+        "distances are much too large, and comparable only at equal numbers of images"
+    ]
+
+
+def _other_resolution(ours: Side, theirs: Side) -> list[str]:
+    """A warning if the sets have images of different sizes."""
+    if ours.features is None or theirs.features is None:
+        return []
+    if ours.features.sizes.keys() == theirs.features.sizes.keys():
+        return []
+    a, b = (settings.of_sizes(side.features.sizes) for side in (ours, theirs) if side.features)
+    return [
+        f"generated images are {a}, references {b}: distances include this difference in resolution"
+    ]

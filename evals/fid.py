@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> None:
         )
         sampled = {"num": values.num, "seed": values.seed, "step": values.step}
         given |= {"references_coded": values.references_coded, "preset": values.preset}
-        given["open_as"] = values.open_as
+        given |= {"open_as": values.open_as, "npz_features": values.npz_features}
         command_text = sampled_command(
             values.workdir, values.references, values.out, extractor, **sampled, **given
         )
@@ -168,6 +168,7 @@ def main(arguments: Sequence[str]) -> None:
         max_neighbours=values.max_neighbours,
         preset=values.preset,
         open_as=values.open_as,
+        npz_features=values.npz_features,
         command=command_text,
     )
     if result:
@@ -190,6 +191,13 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     extractors.define_flags()
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")
+    flags.DEFINE_enum(
+        "npz_features",
+        None,
+        ["inception"],
+        "The network of statistics in .npz files that do not state theirs: without it, the "
+        "distance is not called FID.",
+    )
     flags.DEFINE_boolean("floor", True, "Also evaluate the references after the codec.")
     flags.DEFINE_enum("until", "metrics", STEPS, "The last step to run.")
     flags.DEFINE_enum(

@@ -25,7 +25,7 @@ from data_pipelines.representations.base import CONFIG_FILE
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
-from evals import metrics, sections
+from evals import sections
 from evals.distances import correlation, kernels
 from evals.distances.frechet import frechet
 from evals.distances.statistics import Statistics
@@ -107,7 +107,7 @@ def longtail(
             f"{correlation.MIN_PAIRS}" + (f" ({reasons})" if reasons else "")
         )
     figures = {
-        "metric": metrics.metric_names(classed["a"].feature_set.metadata)["frechet"],
+        "metric": "fid" if extractor.name == "inception" else "frechet_distance",
         **_correlations(rows),
         "n_classes": len(rows),
         "n_a": sum(row["n"] for row in rows),

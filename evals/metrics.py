@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.utils.compare import differences
-from evals.distances import adm, frechet, kernels, neighbours
+from evals.distances import adm, extrapolation, frechet, kernels, neighbours
 from evals.distances.frechet import Estimate
 from evals.distances.statistics import Statistics, disjoint
 from evals.features.base import FeatureError, FeatureSet
@@ -49,6 +49,7 @@ class Side:
       features: None if there are only statistics.
       spatial: statistics of the spatial feature, for sFID; None if they are not in a file.
       from_file: whether `statistics` are those of a file, and not of `features`.
+      stated: the extractor of statistics without metadata, where the user states it.
     """
 
     name: str
@@ -57,10 +58,16 @@ class Side:
     features: FeatureSet | None = None
     spatial: Statistics | None = None
     from_file: bool = False
+    stated: str | None = None
 
     @property
     def n(self) -> int | None:
         return self.statistics.n
+
+    @property
+    def extractor(self) -> str | None:
+        """The name of the extractor; None if it is unknown."""
+        return self.metadata.get("extractor", self.stated)
 
 
 class Comparison(NamedTuple):
@@ -69,15 +76,17 @@ class Comparison(NamedTuple):
     Attributes:
       values: by name; with NAME_standard_error for those that have one, None if it is unknown.
       not_computed: the missing metrics, each with the reason.
+      warnings: on single metrics.
     """
 
     values: dict[str, float | None]
     not_computed: dict[str, str]
+    warnings: list[str]
 
 
-def metric_names(metadata: Mapping[str, Any]) -> Mapping[str, str]:
-    """Names of the metrics of features with this metadata: only the FID network gives FID."""
-    known = metadata.get("extractor", "inception") == "inception"
+def metric_names(*sides: Side) -> Mapping[str, str]:
+    """Names of the metrics of these sets: FID if all features are known to be the FID network's."""
+    known = all(side.extractor == "inception" for side in sides)
     return _INCEPTION_NAMES if known else _OTHER_NAMES
 
 
@@ -94,8 +103,8 @@ def require_same_features(a: Side, b: Side) -> list[str]:
     unknown = [side.name for side in (a, b) if not side.metadata]
     if unknown:
         return [
-            f"{name} does not state the weights and the resize of its features; they are assumed "
-            "to be those of the other set"
+            f"{name} does not state its network, weights and resize, which are assumed to be those "
+            "of the other set"
             for name in unknown
         ]
     ours, theirs = _settings(a), _settings(b)
@@ -144,18 +153,19 @@ def compare(
     metadata = generated.metadata or references.metadata
     if preset is not None:
         _require_features_of_preset(metadata, preset)
-    names = metric_names(metadata)
-    found = _Collected({}, {})
+    names = metric_names(generated, references)
+    found = _Collected({}, {}, [])
     ours, theirs = generated.features, references.features
     found.frechet(names["frechet"], generated, references)
     if ours is not None:
         found.estimate(
             names["frechet_at_infinity"],
-            lambda: frechet.frechet_at_infinity(ours.main, references.statistics),
+            lambda: extrapolation.frechet_at_infinity(ours.main, references.statistics),
         )
         if "logits" in ours.features:
             score = adm.inception_score if preset == "adm" else frechet.inception_score
-            found.estimate(names["score"], lambda: score(ours.features["logits"]))
+            logits = found.finite(names["score"], ours, "logits")
+            found.estimate(names["score"], lambda: score(logits))
     found.spatial(names["spatial"], generated, references)
     if ours is None or theirs is None:
         side = generated.name if ours is None else references.name
@@ -214,6 +224,19 @@ def _subset(features: np.ndarray, max_count: int) -> np.ndarray:
 class _Collected(NamedTuple):
     values: dict[str, float | None]
     not_computed: dict[str, str]
+    warnings: list[str]
+
+    def finite(self, name: str, side: FeatureSet, feature: str) -> np.ndarray:
+        """A feature that one metric needs, of the images whose values are finite, [n, d]."""
+        values = side.features[feature]
+        finite = np.isfinite(values).all(1)
+        if not finite.all():
+            wrong = np.flatnonzero(~finite)
+            self.warnings.append(
+                f"{name} is of {finite.sum()} images: the {feature} of {wrong.size} of "
+                f"{len(values)} are NaN or infinite, the first is {side.keys[wrong[0]]}"
+            )
+        return values[finite]
 
     def frechet(self, name: str, generated: Side, references: Side) -> None:
         if generated.features is None or generated.from_file:
@@ -224,7 +247,11 @@ class _Collected(NamedTuple):
         self.estimate(name, lambda: frechet.frechet_of_features(features, references.statistics))
 
     def spatial(self, name: str, generated: Side, references: Side) -> None:
-        theirs = _spatial(references)
+        try:
+            theirs = _spatial(references)
+        except FeatureError as reason:
+            self.not_computed[name] = str(reason)
+            return
         if theirs is None:
             return
         if generated.spatial is not None:

@@ -1,4 +1,4 @@
-"""The Fréchet distance (FID), its standard error and extrapolation, and the Inception score.
+"""The Fréchet distance (FID) with its standard error, and the Inception score.
 
 Everything is computed on the host in float64 and in blocks: 50,000 vectors of 2,048 dimensions
 need one block of rows and a few covariances in addition to the features themselves. Functions take
@@ -22,6 +22,7 @@ from evals.distances.statistics import Statistics, check_features, disjoint, jac
 from evals.features.base import FeatureError
 
 JACKKNIFE_BLOCKS = 10
+_ROUNDING = 1e-12  # of a distance, relative to the sum of its terms
 
 
 class Estimate(NamedTuple):
@@ -41,7 +42,8 @@ class Estimate(NamedTuple):
 def frechet(a: Statistics, b: Statistics) -> float:
     """Squared Fréchet distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    With Inception's 2,048 features this is FID (Heusel et al., arXiv 1706.08500). It is symmetric.
+    With Inception's 2,048 features this is FID (Heusel et al., arXiv 1706.08500). It is symmetric,
+    and 0 where no more than rounding is left.
     Raises FeatureError for different numbers of dimensions.
     """
     if a.mean.shape != b.mean.shape:
@@ -50,8 +52,9 @@ def frechet(a: Statistics, b: Statistics) -> float:
             "the same features of both sets"
         )
     difference = a.mean - b.mean
-    traces = _trace(a) + _trace(b)
-    return float(difference @ difference + traces - 2 * trace_of_root(a, b))
+    total = float(difference @ difference) + _trace(a) + _trace(b)
+    found = total - 2 * trace_of_root(a, b)
+    return found if found > _ROUNDING * total else 0.0
 
 
 def trace_of_root(a: Statistics, b: Statistics) -> float:
@@ -97,47 +100,6 @@ def frechet_of_features(
         remainders = [functools.reduce(Statistics.merged, rest) for rest in others]
     distances = [frechet(remainder, references) for remainder in remainders]
     return Estimate(frechet(whole, references), jackknife_error(np.array(distances)), n)
-
-
-def frechet_at_infinity(
-    features: np.ndarray, references: Statistics, points: int = 10, seed: int = 0
-) -> Estimate:
-    """Fréchet distance extrapolated to infinitely many images of the first set.
-
-    The distance is biased upwards by about c / n, and c depends on the model. A line fitted to the
-    distances of random subsets against 1 / n estimates the unbiased value at 1 / n = 0 (Chong,
-    Forsyth, "Effectively unbiased FID", arXiv 1911.07023). The bias from the references remains.
-
-    Args:
-      features: [n, d], n at least 2 d: with fewer the distance is not linear in 1 / n.
-      references: of the same features.
-      points: number of subset sizes, from max(n / 5, d) to n.
-      seed: of the random subsets.
-
-    Returns:
-      The intercept, with its standard error in the regression. The subsets share images, so the
-      error measures the linearity of the fit rather than the accuracy of the value.
-
-    Raises:
-      FeatureError: too few images.
-    """
-    features = check_features(features)
-    n, dimensions = features.shape
-    if n < 2 * dimensions or n < 2 * points:
-        raise FeatureError(
-            f"found {n} images, expected at least {max(2 * dimensions, 2 * points)}, twice the "
-            f"{dimensions} dimensions, to extrapolate to infinitely many"
-        )
-    order = np.random.default_rng(seed)
-    sizes = np.linspace(max(n // 5, dimensions), n, points).astype(int)
-    distances = [
-        frechet(Statistics.of(features[order.choice(n, size, replace=False)]), references)
-        for size in sizes
-    ]
-    design = np.stack([np.ones(points), 1 / sizes], axis=1)
-    line, residuals, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
-    variance = float(residuals[0]) / (points - 2) * np.linalg.inv(design.T @ design)[0, 0]
-    return Estimate(float(line[0]), float(np.sqrt(variance)), n)
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> Estimate:

@@ -28,6 +28,8 @@ from evals.distances.statistics import check_features
 from evals.features.base import FeatureError
 
 _BLOCK = 1024  # rows of the distance matrix in memory at once
+_ROUNDING = 1e-12  # of squared distances, relative to the largest
+_MAX_WHOLE = 2.0**50
 _REFERENCES = 16_384  # of its columns, where there may be millions
 
 
@@ -130,8 +132,11 @@ class _Inside(NamedTuple):
 
 def _inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> _Inside:
     balls, counts = [], np.zeros(len(centres), np.int64)
+    start = 0
     for squares in _squared_distances(points, centres):
-        inside = squares <= squared_radii
+        rows = points[start : start + len(squares)]
+        start += len(squares)
+        inside = _settled(squares, squared_radii, rows, centres) <= squared_radii
         balls.append(inside.sum(1))
         counts += inside.sum(0)
     return _Inside(np.concatenate(balls), counts)
@@ -146,8 +151,48 @@ def _radii(features: np.ndarray, k: int) -> np.ndarray:
             f"{k}-th nearest neighbour"
         )
     # The nearest vector is the vector itself, at distance zero.
-    blocks = _squared_distances(features, features)
-    return np.concatenate([np.partition(squares, k, axis=1)[:, k] for squares in blocks])
+    radii: list[np.ndarray] = []
+    start = 0
+    for squares in _squared_distances(features, features):
+        rows = features[start : start + len(squares)]
+        start += len(squares)
+        near = np.partition(squares, k, axis=1)[:, k, None]
+        settled = _settled(squares, near, rows, features)
+        radii.append(np.partition(settled, k, axis=1)[:, k])
+    return np.concatenate(radii)
+
+
+def _settled(
+    squares: np.ndarray, thresholds: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """Squared distances, those near a threshold computed from the differences of the vectors.
+
+    A distance equal to a radius is inside the ball, which the rounding of products would decide.
+
+    Args:
+      squares: of x and y, [n, m]; changed.
+      thresholds: that they are compared with, broadcast to [n, m].
+      x, y: the vectors, [n, d] and [m, d].
+    """
+    if _are_exact(x, y):
+        return squares
+    # Rounding is relative to the squares of the centred vectors, at most the largest distances.
+    near = np.abs(squares - thresholds) <= _ROUNDING * squares.max(initial=0)
+    rows, columns = np.nonzero(near)
+    for start in range(0, len(rows), _BLOCK):
+        i, j = rows[start : start + _BLOCK], columns[start : start + _BLOCK]
+        squares[i, j] = np.square(x[i].astype(np.float64) - y[j]).sum(1)
+    return squares
+
+
+def _are_exact(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether products of the vectors are exact: whole numbers, of which float64 holds all."""
+    for vectors in (x, y):
+        if np.abs(vectors).max() ** 2 * vectors.shape[1] >= _MAX_WHOLE:
+            return False
+        if (vectors != np.rint(vectors)).any():
+            return False
+    return True
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
@@ -156,7 +201,8 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
     if x.shape[1] != y.shape[1]:
         raise FeatureError(f"found features of {x.shape[1]} and of {y.shape[1]} dimensions")
     # Centring keeps the differences of large squares accurate.
-    origin = y.mean(0, dtype=np.float64)
+    whole = _are_exact(x, y)
+    origin = np.zeros(y.shape[1]) if whole else y.mean(0, dtype=np.float64)
     centred = y - origin
     squares = np.square(centred).sum(1)
     for start in range(0, len(x), _BLOCK):

@@ -17,6 +17,8 @@ from etils import epath
 from data_pipelines.utils import npz
 from evals.features.base import FeatureError
 
+_ASYMMETRY = 1e-5  # of covariances that were computed in float32, relative to the largest value
+_OWN = {"extractor", "main", "settings"}  # members of our metadata
 _BLOCK = 8192  # rows in memory as float64 at once
 
 
@@ -159,14 +161,22 @@ class Statistics:
                 f"{path} holds {sorted(npz.headers(path))}, expected the arrays mu and sigma of "
                 "statistics"
             )
-        n = int(arrays["n"]) if "n" in arrays else None
-        metadata = json.loads(str(arrays["metadata"])) if "metadata" in arrays else {}
+        for name in arrays.keys() & {"mu", "sigma", "root", "n"}:
+            if arrays[name].dtype.kind not in "fiu":
+                raise FeatureError(
+                    f"{path}: {name} is of type {arrays[name].dtype}, expected real numbers"
+                )
+        n = _count(arrays["n"], path) if "n" in arrays else None
+        metadata = _metadata(arrays.get("metadata"))
         try:
             if "root" in arrays:
                 return cls(arrays["mu"], root=arrays["root"], n=n), metadata
-            return cls(arrays["mu"], arrays["sigma"], n=n), metadata
+            found = cls(arrays["mu"], arrays["sigma"], n=n)
+            if not metadata:
+                _require_covariance(arrays["sigma"])
         except FeatureError as error:
             raise FeatureError(f"{path}: {error}") from None
+        return found, metadata
 
     @classmethod
     def load_spatial(cls, path: epath.PathLike) -> Statistics | None:
@@ -178,9 +188,43 @@ class Statistics:
         if len(arrays) < 2:
             return None
         try:
-            return cls(arrays["mu_s"], arrays["sigma_s"])
+            found = cls(arrays["mu_s"], arrays["sigma_s"])
+            _require_covariance(arrays["sigma_s"])
+            return found
         except FeatureError as error:
             raise FeatureError(f"{path}, mu_s and sigma_s: {error}") from None
+
+
+def _count(value: np.ndarray, path: epath.PathLike) -> int:
+    if value.shape != () or value < 2 or value != np.rint(value):
+        raise FeatureError(f"{path}: n is {value.tolist()}, expected one whole number of 2 or more")
+    return int(value)
+
+
+def _metadata(value: np.ndarray | None) -> dict[str, Any]:
+    """What `save` stored; {} for another tool's array of this name."""
+    try:
+        found = json.loads(str(value))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and found.keys() >= _OWN else {}
+
+
+def _require_covariance(sigma: np.ndarray) -> None:
+    """Raises FeatureError for a matrix that is no covariance, by more than its rounding."""
+    given = np.asarray(sigma, np.float64)
+    largest = np.abs(given).max(initial=0.0)
+    if np.abs(given - given.T).max(initial=0.0) > _ASYMMETRY * largest:
+        raise FeatureError("sigma is not symmetric, expected a covariance")
+    try:
+        np.linalg.cholesky(given)
+    except np.linalg.LinAlgError:  # singular, or no covariance
+        values = np.linalg.eigvalsh(given)
+        if values[0] < -_ASYMMETRY * values[-1]:
+            raise FeatureError(
+                f"sigma has the eigenvalue {values[0]:.3g}, the largest is {values[-1]:.3g}; "
+                "expected a covariance, whose eigenvalues are 0 or more"
+            ) from None
 
 
 def check_features(features: np.ndarray, min_count: int = 2) -> np.ndarray:

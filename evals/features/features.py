@@ -249,15 +249,15 @@ class _PartWriter:
             name: np.asarray(value, np.float32)[: len(images)]
             for name, value in self.extractor.apply(batch).items()
         }
-        for name, value in found.items():
-            finite = np.isfinite(value).reshape(len(images), -1).all(1)
-            if not finite.all():
-                first = images[int(np.argmin(finite))].key
-                raise FeatureError(
-                    f"feature {name} of {np.sum(~finite)} of {len(images)} images is NaN or "
-                    f"infinite, the first is {first!r}: the weights of {self.extractor.name} are "
-                    "unusable, or its numbers overflow"
-                )
+        # Other features are of single metrics, which count the images that have none.
+        finite = np.isfinite(found[self.extractor.main]).reshape(len(images), -1).all(1)
+        if not finite.all():
+            first = images[int(np.argmin(finite))].key
+            raise FeatureError(
+                f"feature {self.extractor.main} of {np.sum(~finite)} of {len(images)} images is "
+                f"NaN or infinite, the first is {first!r}: the weights of {self.extractor.name} "
+                "are unusable, or its numbers overflow"
+            )
         return found
 
 

@@ -10,7 +10,6 @@ from data_pipelines.utils.npz import NpzError
 from evals.distances import kernels
 from evals.distances.frechet import (
     frechet,
-    frechet_at_infinity,
     frechet_of_features,
     inception_score,
     trace_of_root,
@@ -143,18 +142,6 @@ def test_too_few_images_have_a_distance_but_no_standard_error():
     assert np.isfinite(estimate.value) and np.isnan(estimate.standard_error)
 
 
-def test_the_distance_at_infinity_has_less_bias():
-    """Both sets are sampled from the same Gaussian: the true distance is zero."""
-    references = Statistics(np.zeros(20), np.eye(20))
-    features = gaussian(600, 20)
-    biased = frechet(Statistics.of(features), references)
-    extrapolated = frechet_at_infinity(features, references)
-    assert biased > 0.15
-    assert abs(extrapolated.value) < 0.3 * biased
-    with pytest.raises(FeatureError, match="found 30 images, expected at least 40"):
-        frechet_at_infinity(features[:30], references)
-
-
 def brute_force_mmd(x, y, kernel):
     x, y = x.astype(np.float64), y.astype(np.float64)
     own = [kernel(z, z) for z in (x, y)]
@@ -244,12 +231,15 @@ def test_too_few_images_are_rejected():
         frechet(Statistics.of(gaussian(9, 4)), Statistics.of(gaussian(9, 5)))
 
 
+METADATA = {"extractor": "digits", "main": "hidden", "settings": {"resize": "clean"}}
+
+
 @pytest.mark.parametrize(("n", "d"), [(50, 10), (10, 50)])
 def test_saved_statistics_give_the_same_distance(tmp_path, n, d):
     ours, theirs = Statistics.of(correlated(n, d, 1)), Statistics.of(correlated(n, d, 2))
-    ours.save(tmp_path / "stats.npz", {"preset": "clean"})
+    ours.save(tmp_path / "stats.npz", METADATA)
     loaded, about = Statistics.load(tmp_path / "stats.npz")
-    assert about == {"preset": "clean"} and loaded.n == n
+    assert about == METADATA and loaded.n == n
     assert frechet(loaded, theirs) == frechet(ours, theirs)
 
 
@@ -286,6 +276,36 @@ def test_unusable_files_of_statistics_are_rejected(tmp_path):
     np.savez(path, mu=np.full(3, np.nan), sigma=np.eye(3))
     with pytest.raises(FeatureError, match="not finite"):
         Statistics.load(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"sigma": np.diag([1.0, 1.0, -5.0])}, r"stats\.npz: sigma has the eigenvalue -5"),
+        ({"sigma": np.triu(np.ones((3, 3)))}, r"stats\.npz: sigma is not symmetric"),
+        ({"sigma": np.full((3, 3), np.inf)}, r"stats\.npz: .*not finite"),
+        ({"mu": np.array(["a", "b", "c"])}, r"stats\.npz: mu is of type <U1"),
+        ({"sigma": np.eye(3) * 1j}, r"stats\.npz: sigma is of type complex128"),
+        ({"n": np.array([3, 4])}, r"stats\.npz: n is \[3, 4\]"),
+        ({"n": np.array(2.5)}, r"stats\.npz: n is 2\.5"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_by_the_name_of_their_file(tmp_path, arrays, message):
+    path = tmp_path / "stats.npz"
+    np.savez(path, **{"mu": np.zeros(3), "sigma": np.eye(3), **arrays})
+    with pytest.raises(FeatureError, match=message):
+        Statistics.load(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_and_other_tools_metadata_are_accepted(tmp_path, dtype):
+    features = gaussian(20, 40).astype(dtype)  # fewer than dimensions: singular
+    sigma = np.cov(features.T).astype(dtype)
+    assert np.linalg.eigvalsh(sigma)[0] < 1e-6
+    path = tmp_path / "stats.npz"
+    np.savez(path, mu=features.mean(0), sigma=sigma, metadata=np.array("FFHQ"))
+    found, metadata = Statistics.load(path)
+    assert (found.n, metadata) == (None, {})
 
 
 def test_a_pickle_in_a_file_of_statistics_is_not_loaded(tmp_path):
