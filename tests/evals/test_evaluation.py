@@ -138,7 +138,7 @@ def test_statistics_of_other_tools_are_used_with_a_warning(generated, references
     found = run(generated, tmp_path / "theirs.npz", tmp_path / "two")
     assert found["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-6)
     assert found["n_references"] is None
-    assert any("weights and the resize" in text for text in found["warnings"])
+    assert any("does not state its network" in text for text in found["warnings"])
 
 
 def test_statistics_of_other_settings_are_rejected(generated, references, tmp_path):
