@@ -92,7 +92,7 @@ def metric_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def share_error(count: int, total: int) -> float:
+def share_error(count: float, total: int) -> float:
     """A standard error of a share: half the width of Wilson's interval at one deviation.
 
     Unlike that of the normal approximation it is not 0 for 0 and for all.

@@ -21,6 +21,7 @@ from evals.reporting.numbers import number
 from evals.reporting.page import Block, Cell, Charts, Column, Figure, Picture, Source, Table
 from evals.reporting.results import Evaluation, ReportError, Run, command_line
 
+_VALID = "samples/valid"
 _FOLLOWED = "evaluations"  # folder of `evals.follow` in a workdir
 
 # The plots of a training run: title -> names of its curves; of a pair the second is dashed.
@@ -30,7 +31,7 @@ _CURVES = {
     "Bits per clip": ("train/bits_per_clip", "eval/bits_per_clip"),
     "Bits per dimension": ("train/bits_per_dimension", "eval/bits_per_dimension"),
     "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
-    "Strictly valid samples": ("samples/valid",),
+    "Strictly valid samples": (_VALID,),
     "Gradient norm": ("train/grad_norm",),
     "Learning rate": ("train/learning_rate",),
     "Tokens per second": ("perf/tokens_per_second",),
@@ -107,20 +108,20 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
         series = {}
         for colour, (run, lines), result in zip(colours, found, last, strict=True):
             label = run.name if len(found) > 1 else headlines.title(name)
-            series[label] = _line(lines, name, colour)
+            series[label] = _line(lines, name, colour, result)
             floor = (result.get("floor") or {}).get(name)
             if floor is not None:
                 text = f"{run.name} codec floor" if len(found) > 1 else "codec floor"
                 series[text] = Line([0], [floor], colour=colour, dashed=True, level=True)
         charts.append(curves.lines(series, headlines.title(name), "step"))
     for name, title in (
-        ("samples/valid", "Strictly valid, share"),
+        (_VALID, "Strictly valid, share"),
         ("bits_per_image", "Bits per image"),
         ("bits_per_clip", "Bits per clip"),
     ):
         series = {
-            run.name: _line(lines, name, colour)
-            for colour, (run, lines) in zip(colours, found, strict=True)
+            run.name: _line(lines, name, colour, result)
+            for colour, (run, lines), result in zip(colours, found, last, strict=True)
             if lines.curve(name)[0]
         }
         if series:
@@ -146,9 +147,14 @@ def followed(runs: Sequence[Run]) -> list[Figure]:
     return [Figure("Checkpoints by step", [Charts(charts)], sources, text, warnings)]
 
 
-def _line(lines: Run, name: str, colour: int) -> Line:
+def _line(lines: Run, name: str, colour: int, result: Mapping[str, Any]) -> Line:
+    """The curve of a metric with its standard errors, if they are known."""
     steps, values = lines.curve(name)
     with_errors, errors = lines.curve(f"{name}_standard_error")
+    if name == _VALID and result.get("codec"):
+        requested = result["codec"]["requested"]
+        errors = [headlines.share_error(value * requested, requested) for value in values]
+        with_errors = steps
     return Line(steps, values, errors if with_errors == steps else None, colour)
 
 
