@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines import representations
 from data_pipelines.representations.base import Representation
 from data_pipelines.representations.vq import network, quantizers
 from data_pipelines.representations.vq.config import TokenizerConfig
@@ -359,6 +360,12 @@ def make_step(config: ConfigDict, shape: TokenizerConfig, platform: str) -> Toke
     if loss.perceptual.weight:
         features = perceptual.load(loss.perceptual.features, loss.perceptual.weights)
     return TokenizerStep(Tokenizer(shape, dtype), config, features, dtype)
+
+
+def step_of(config: ConfigDict) -> TokenizerStep:
+    """The step that a configuration describes, without its data; see `make_step`."""
+    pixels = representations.make(**config.representation)
+    return make_step(config, tokenizer_config(config, pixels), jax.default_backend())
 
 
 def compile_init(step: TokenizerStep, mesh: Mesh) -> Callable[..., TrainState]:

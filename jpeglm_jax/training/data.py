@@ -129,13 +129,16 @@ def check_representation(configured: ConfigDict, found: Representation) -> None:
     """Refuses shards that are not what the configuration describes.
 
     Labels and what was trained are the shards' own: preparation found the one and trained the
-    other.
+    other. But a file that the configuration names, as of a learned tokenizer, must be theirs.
 
     Args:
       configured: `config.representation`.
       found: the shards' own.
     """
-    prepared = found.prepared_options
+    shards_own = ("num_labels", "tokenizer")  # a tokenizer has their labels too
+    prepared = [
+        name for name in found.prepared_options if name in shards_own or not configured.get(name)
+    ]
     options = {name: value for name, value in configured.items() if name not in prepared}
     ours, theirs = representations.make(**options).to_config(), found.to_config()
     for name in prepared:

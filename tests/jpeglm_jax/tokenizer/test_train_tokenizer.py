@@ -22,6 +22,8 @@ from jpeglm_jax.train import train
 from jpeglm_jax.train_tokenizer import train_tokenizer, trained_tokenizer, with_tokenizer
 from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import CheckpointError
+from jpeglm_jax.training.data import check_representation
+from tests.data_pipelines.representations.vq.tokenizers import file, shape
 from tests.jpeglm_jax.tokenizer.runs import tiny
 
 TIMINGS = ("perf/images_per_second", "perf/goodput")
@@ -104,6 +106,12 @@ def test_a_model_trains_on_the_codes_of_its_own_tokenizer(straight, tmp_path):
     shards = Shards(tmp_path / "data", "train")
     assert set(shards.lengths.tolist()) == {16}
     assert len(shards) == 2 * shards.manifest["splits"]["train"]["images"]
+    config.data.shards = str(tmp_path / "data")
+    check_representation(config.representation, representation)  # no weights: the shards' own
+    (tmp_path / TOKENIZER_FILE).write_bytes(file(shape(code_dim=2)))
+    config.representation.weights = str(tmp_path / TOKENIZER_FILE)
+    with pytest.raises(CheckpointError, match="weights"):
+        check_representation(config.representation, representation)
     counts = generate(
         model,
         tmp_path / "samples",
