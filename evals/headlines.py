@@ -104,9 +104,12 @@ def share_error(count: float, total: int) -> float:
 def sides(result: Mapping[str, Any]) -> list[str]:
     """How many images are compared with how many, and by which features: a line or two."""
     settings = comparison.settings_of(result)
-    counts = [f"{result['n_generated']:,} {settings.get('documents') or 'generated'}"]
-    if result.get("n_references") is not None:
-        counts.append(f"{result['n_references']:,} references")
+    names = {"n_generated": settings.get("documents") or "generated", "n_references": "references"}
+    counts = [
+        f"{result[name]:,} {what}" if result[name] is not None else f"{what}: number not known"
+        for name, what in names.items()
+        if name in result
+    ]
     lines = [", ".join(counts)]
     if settings.get("network"):
         dimensions = settings.get("dimensions")

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from evals import gallery
+from evals.evaluation import evaluate
 from evals.report import report
 from evals.reporting import comparison, page
 from evals.reporting.results import Evaluation, ReportError, Run, make_result
@@ -142,6 +144,20 @@ def test_tables_hold_all_figures(run, evaluation, tmp_path):
     metrics = found.by_id("metrics")
     assert metrics.one(cls="warnings").text == "the weights are <not> known"
     assert "too <few> images" in metrics.one(cls="missing").text
+
+
+def test_statistics_of_other_tools_are_shown(tmp_path):
+    """Only two moments: no number of images, no error, no network, no documents."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        mean, root = generator.normal(size=3), generator.normal(size=(3, 3))
+        np.savez(tmp_path / f"{name}.npz", mu=mean, sigma=root @ root.T)
+    evaluate(str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), tmp_path / "evaluation")
+    evaluation = Evaluation.read(tmp_path / "evaluation", tuple(KINDS))
+    found = written([], [evaluation], tmp_path)
+    card = found.by_id("summary").one("li", "card")
+    assert card.one(cls="value").text and not card.all(cls="error")
+    assert not [each for each in found.all("section") if each.attributes["id"] == "samples"]
 
 
 def test_names_are_text_and_never_markup(run, tmp_path):
