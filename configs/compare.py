@@ -1,9 +1,11 @@
 """Comparisons of representations at equal budgets. `--config=configs/compare.py:PRESET`
 
-  digits      (default) handwritten digits at 16x16: JPEG as bytes and as code words
-  digits_tokens    the same digits: six tokenizers of the same JPEG files, two sizes of model
-  photos32_tokens  photos at 32x32, quality 25: the same six; --config.data.source names the photos
-  photos64_tokens  photos at 64x64, quality 25: the same six, one budget
+  digits           (default) handwritten digits at 16x16: JPEG bytes, JPEG code words, pixels, VQ
+  photos32         photos at 32x32, quality 25: the same; --config.data.source names the photos
+  cifar10          the same with 40 million parameters, on one GPU
+  digits_tokens    digits: six tokenizers of the same JPEG files, two sizes of model
+  photos32_tokens  photos at 32x32: the same six
+  photos64_tokens  photos at 64x64: the same six, one budget
 
 `python -m evals.compare` runs them. Any value can be changed on the command line:
 `--config.images=10000`.
@@ -13,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import jpeg
+from configs import jpeg, vq
 
 SMALL = dict(layers=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
 MIDDLE = dict(layers=6, width=192, heads=6, kv_heads=6, head_dim=32, ffn=512)
@@ -65,6 +67,9 @@ def base() -> ConfigDict:
                 guidance=1.0,
             ),
             completion=dict(ratios=(0.25, 0.5, 0.75), num=0, candidates=()),
+            # The paper's analyses: two candidates by class frequency; some on small elements.
+            long_tail=(),
+            small_elements=(),
             features=dict(name="digits", weights="", dims=768),
             recognise=False,  # whether samples are digits, to be recognised
         )
@@ -72,7 +77,11 @@ def base() -> ConfigDict:
 
 
 def candidate(
-    representation: dict[str, Any], vocab_size: int = 0, kind: str = "bpe", bits: str = ""
+    representation: dict[str, Any],
+    vocab_size: int = 0,
+    kind: str = "bpe",
+    bits: str = "",
+    tokenizer: str = "",
 ) -> ConfigDict:
     """One representation of a comparison.
 
@@ -81,12 +90,15 @@ def candidate(
       vocab_size, kind: of the tokenizer that preparation trains; 0 for none.
       bits: bits per image are compared among the candidates of the same non-empty name: those that
         describe the same files.
+      tokenizer: the preset of configs/vq.py of the learned tokenizer that is trained first, on the
+        comparison's images; "" for none.
     """
     return ConfigDict(
         dict(
             representation=representation,
             train_tokenizer=dict(vocab_size=vocab_size, kind=kind, documents=10_000),
             bits=bits,
+            tokenizer=vq.get_config(tokenizer) if tokenizer else ConfigDict(),
         )
     )
 
@@ -113,10 +125,45 @@ def digits(c: ConfigDict) -> None:
         dict(
             jpeg=candidate(_digits_jpeg(), bits="files"),
             jpeg_codewords=candidate(_digits_jpeg(), 1024, "codewords", bits="files"),
+            pixel=candidate(dict(name="pixel", size=16, mode="L", clusters=16)),
+            vq=candidate(dict(name="vq", size=16, mode="L"), tokenizer="tokenizer_digits"),
         )
     )
+    c.seq_len, c.batch_size = 320, 8
     c.flops_of = "jpeg"
-    c.repeated.update(candidates=("jpeg", "jpeg_codewords"))
+    c.repeated.update(candidates=("jpeg", "vq"))
+    c.completion.update(num=200, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
+    c.small_elements = ("jpeg", "vq")
+
+
+def photos32(c: ConfigDict) -> None:
+    """Photos at 32x32: JPEG, pixels and VQ on a laptop, in hours.
+
+    python -m evals.compare --config=configs/compare.py:photos32 --out=comparison --minutes=25 \
+        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+    """
+    _photos_data(c)
+    _photos32_candidates(c, "tokenizer_photos32")
+    c.images = 16_000
+
+
+def cifar10(c: ConfigDict) -> None:
+    """Photos at 32x32 and 40 million parameters: one GPU, in pieces of less than ten minutes.
+
+    python -m evals.compare --config=configs/compare.py:cifar10 --out=comparison --minutes=9 \
+        --config.data.source=folder:CIFAR10 --config.features.weights=FILE
+
+    Time and result: not yet measured.
+    """
+    _photos_data(c)
+    _photos32_candidates(c, "tokenizer_cifar10")
+    c.models = ConfigDict(
+        dict(small=dict(layers=12, width=512, heads=8, kv_heads=8, head_dim=64, ffn=1408))
+    )
+    c.seq_len, c.batch_size, c.images = 1152, 96, 1_000_000
+    c.learning_rates = (3e-4, 1e-3, 2e-3)
+    c.optimizer.update(warmup_steps=500, ema=0.999)
+    c.sample.update(num=10_000, batch_size=256)
 
 
 def digits_tokens(c: ConfigDict) -> None:
@@ -176,12 +223,29 @@ def _photos_data(c: ConfigDict) -> None:
     c.features.name = "inception"
 
 
+def _photos32_candidates(c: ConfigDict, tokenizer: str) -> None:
+    c.candidates = ConfigDict(
+        dict(
+            jpeg=candidate(_photos_jpeg(32), bits="files"),
+            jpeg_codewords=candidate(_photos_jpeg(32), 2048, "codewords", bits="files"),
+            pixel=candidate(dict(name="pixel", size=32, clusters=512)),
+            vq=candidate(dict(name="vq", size=32), tokenizer=tokenizer),
+        )
+    )
+    c.flops_of = "jpeg"
+    c.repeated.update(candidates=("jpeg", "vq"))
+    c.completion.update(num=500, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
+    c.long_tail = c.small_elements = ("jpeg", "vq")
+
+
 def _photos_jpeg(size: int) -> dict[str, Any]:
     return dict(name="jpeg", size=size, quality=25, strip="header")
 
 
 PRESETS = {
     "digits": digits,
+    "photos32": photos32,
+    "cifar10": cifar10,
     "digits_tokens": digits_tokens,
     "photos32_tokens": photos32_tokens,
     "photos64_tokens": photos64_tokens,

@@ -103,6 +103,7 @@ def digits(c: ConfigDict) -> None:
     The model, the images and their copies are those of configs/jpeg.py.
     """
     jpeg.digits(c)
+    c.data.train_tokenizer.update(vocab_size=0, kind="bpe")
     c.representation = ConfigDict(dict(name="vq", size=16, mode="L", weights=""))
     c.tokenizer = get_config("tokenizer_digits")
     c.steps, c.seq_len = 2000, 119  # seven images per sequence

@@ -58,6 +58,7 @@ def compare(
     claim_folder(out, settings)
     stages = Stages(config, out, extractor, Deadline(minutes))
     for candidate in config.candidates:
+        stages.tokenizer(candidate)
         stages.prepare(candidate)
         stages.floor(candidate)
     for candidate in config.candidates:
@@ -67,8 +68,12 @@ def compare(
         stages.train(run, rates[run.candidate])
         stages.sample(run)
         stages.score(run)
-        if config.completion.num and run.candidate in config.completion.candidates:
+        if stages.completes(run):
             stages.complete(run)
+    if config.long_tail:
+        stages.long_tail()
+    for candidate in config.small_elements:
+        stages.small_elements(candidate)
     result = summary.summarise(config, stages, settings, _command(config, out))
     write_json(out / RESULT, result)
     page.write(result, out)

@@ -9,6 +9,7 @@ import pytest
 from configs import avc, jpeg, pixel, vq
 from data_pipelines import representations
 from data_pipelines.media.augment import Augment
+from data_pipelines.representations.base import TokenizedRepresentation
 from jpeglm_jax.model import flops
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
@@ -36,7 +37,9 @@ def test_a_preset_is_a_valid_configuration(module, preset):
     if module is vq:
         assert options.pop("weights") == "", "trained by the run"
         assert config.tokenizer.representation.size == options["size"]
-    representations.make(**options)
+    made = representations.make(**options)
+    tokenized = isinstance(made, TokenizedRepresentation)
+    assert tokenized or not config.data.train_tokenizer.vocab_size
     Augment(**config.data.augment)
     assert optimizer.schedule(config.optimizer, config.steps)(config.steps) > 0
     train_step = train_step_of(config)

@@ -34,6 +34,7 @@ _MEASURES = {
     "images_seen": ("Images seen", 1.0),
     "train_flops": ("Training, TFLOP", 1e-12),
     "bits_per_image": ("Bits per image ↓", 1.0),
+    "bits_per_dimension": ("Bits per dimension ↓", 1.0),
     "valid": ("Valid, % ↑", 100.0),
     "recognised": ("Recognised, % ↑", 100.0),
     "images_per_second": ("Sampled images per second ↑", 1.0),

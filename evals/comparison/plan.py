@@ -74,11 +74,12 @@ def check(config: ConfigDict) -> None:
         raise PlanError(
             f"flops_of is {config.flops_of!r}; expected one of the candidates {', '.join(names)}"
         )
-    for option in ("repeated", "completion"):
-        if unknown := sorted(set(config[option].candidates) - set(names)):
+    named = {option: config[option].candidates for option in ("repeated", "completion")}
+    named |= {option: config[option] for option in ("long_tail", "small_elements")}
+    for option, chosen in named.items():
+        if unknown := sorted(set(chosen) - set(names)):
             raise PlanError(
-                f"{option}.candidates names {', '.join(unknown)}; expected some of "
-                f"{', '.join(names)}"
+                f"{option} names {', '.join(unknown)}; expected some of {', '.join(names)}"
             )
     if unknown := sorted(set(config.budgets) - set(BUDGETS)):
         raise PlanError(
@@ -89,6 +90,8 @@ def check(config: ConfigDict) -> None:
             f"repeated.model is {config.repeated.model!r}; expected one of the models "
             f"{', '.join(config.models)}"
         )
+    if len(config.long_tail) not in (0, 2):
+        raise PlanError(f"long_tail is {config.long_tail}; expected two candidates, or none")
     if not config.learning_rates or not 0 < config.sweep <= 1:
         raise PlanError("expected learning_rates, and a sweep of more than 0 and at most 1")
 

@@ -1,10 +1,12 @@
 """The stages of a comparison, each done once: what is finished is read from its file.
 
-prepare -> overfit -> learning rates -> runs (train, sample, score) -> completions
+tokenizer -> prepare -> overfit -> learning rates -> runs (train, sample, score, complete) -> the
+paper's analyses
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import math
@@ -20,13 +22,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import representations
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards
-from evals import completion, digits
+from evals import completion, digits, longtail
 from evals.comparison import plan
 from evals.comparison.overfit import overfit
 from evals.comparison.plan import Layout, Run
 from evals.evaluation import evaluate
+from evals.features import half_size
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
@@ -41,7 +45,10 @@ from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
+from jpeglm_jax.tokenizer.flops import train_flops_per_image
+from jpeglm_jax.tokenizer.step import make_step, tokenizer_config
 from jpeglm_jax.train import train
+from jpeglm_jax.train_tokenizer import trained_tokenizer
 from jpeglm_jax.training import checkpoint
 
 _FLOOR_IMAGES = 1000  # of which the PSNR is taken
@@ -126,15 +133,43 @@ class Stages:
 
     # Data
 
+    def tokenizer(self, candidate: str) -> dict[str, Any]:
+        """Trains the learned tokenizer of a candidate; its `flops` are 0 if it has none."""
+        options = self._config.candidates[candidate].tokenizer
+        if not options:
+            return {"flops": 0.0}
+
+        def work() -> dict[str, Any]:
+            config = options.copy_and_resolve_references()
+            config.data.source = self._config.data.source
+            config.data.eval_fraction = self._config.data.eval_fraction
+            workdir = self._tokenizer(candidate)
+            with self._deadline.interrupting():
+                trained_tokenizer(config, workdir)
+            pixels = representations.make(**config.representation)
+            step = make_step(config, tokenizer_config(config, pixels), jax.default_backend())
+            images = config.steps * config.batch_size
+            last = results.Run.read(workdir).lines[-1]
+            return {
+                **{key: value for key, value in last.items() if key.startswith("eval/")},
+                "flops": images * train_flops_per_image(step),
+            }
+
+        return self._once(f"tokenizer-{candidate}", work)
+
+    def _tokenizer(self, candidate: str) -> epath.Path:
+        return self._out / "tokenizers" / candidate
+
     def prepare(self, candidate: str) -> dict[str, Any]:
         """Encodes the source as documents of a candidate."""
         config, folder = self._config, self.shards(candidate)
 
         def work() -> dict[str, Any]:
             options = config.candidates[candidate]
+            weights = {"weights": str(self._tokenizer(candidate))} if options.tokenizer else {}
             prepare(
                 source=config.data.source,
-                representation=options.representation.to_dict(),
+                representation=options.representation.to_dict() | weights,
                 out=folder,
                 conditional=config.data.conditional,
                 copies=config.data.copies,
@@ -220,12 +255,13 @@ class Stages:
 
     def steps(self, run: Run) -> int:
         """Steps of a run under its budget."""
-        return plan.steps(self._config, run, self._layouts)
+        tokenizer_flops = self.tokenizer(run.candidate)["flops"]
+        return plan.steps(self._config, run, self._layouts, tokenizer_flops)
 
     def flops(self, run: Run) -> float:
-        """Training FLOPs of a run."""
-        rows = self._layouts[run.candidate]
-        return self.steps(run) * plan.flops_per_step(self._config, run.model, rows)
+        """Training FLOPs of a run, with those of its candidate's learned tokenizer."""
+        per_step = plan.flops_per_step(self._config, run.model, self._layouts[run.candidate])
+        return self.steps(run) * per_step + self.tokenizer(run.candidate)["flops"]
 
     def train(self, run: Run, learning_rate: float) -> dict[str, Any]:
         """Trains a model under its budget. Two budgets of equally many steps are one run."""
@@ -348,6 +384,12 @@ class Stages:
         options.pop("tokenizer", None)
         return json.dumps(options, sort_keys=True)
 
+    def completes(self, run: Run) -> bool:
+        """Whether a run completes images: the analysed runs of the candidates that are named."""
+        options = self._config.completion
+        named = options.num and run.candidate in options.candidates
+        return bool(named) and run == self._last(run.candidate)
+
     def complete(self, run: Run) -> dict[str, Any]:
         """The paper's completion protocol on images of the eval split."""
         options = self._config.completion
@@ -372,6 +414,57 @@ class Stages:
             )
 
         return self._once(f"complete-{(self._same_run(run) or run).name}", work)
+
+    # The paper's analyses
+
+    def long_tail(self) -> dict[str, Any]:
+        """Distance by class of two candidates, and its correlation with the class frequency."""
+        a, b = (self._last(candidate) for candidate in self._config.long_tail)
+        real = open_images(self._config.data.source)
+        counts = collections.Counter(real.label(number) for number in range(len(real)))
+        frequencies = {name: float(counts[n]) for n, name in enumerate(real.label_names)}
+
+        def work() -> dict[str, Any]:
+            return longtail.longtail(
+                str(self.workdir(a) / "sampled"),
+                str(self.workdir(b) / "sampled"),
+                self._config.data.source,
+                frequencies,
+                self._out / "long_tail",
+                extractor=self._extractor,
+            )
+
+        return self._once("long_tail", work)
+
+    def small_elements(self, candidate: str) -> dict[str, Any]:
+        """Completion of images at half size on black, compared in that region only."""
+        run, options = self._last(candidate), self._config.completion
+        folder = self._out / "small_elements" / candidate
+
+        def work() -> dict[str, Any]:
+            model = checkpoint.load(self.workdir(run))
+            images = folder / "images"
+            real = open_images(self._config.data.source)
+            half_size.write(real, model.representation, images, options.num, run.seed)
+            return completion.completion(
+                model,
+                Documents(f"folder:{images}", model.representation),
+                f"folder:{images}",
+                folder / "completed",
+                extractor=half_size.on_active_region(self._extractor),
+                ratios=options.ratios,
+                seeds=1,
+                seed=run.seed,
+                sampling_params=SamplingParams.from_config(self._config.sample),
+                batch_size=self._config.sample.batch_size,
+            )
+
+        return self._once(f"small_elements-{candidate}", work)
+
+    def _last(self, candidate: str) -> Run:
+        """The run of a candidate that is analysed: the last model, under the last budget."""
+        config = self._config
+        return Run(candidate, list(config.models)[-1], config.budgets[-1], config.seed)
 
 
 def _rate(model: TrainedModel, options: ConfigDict, seed: int) -> float:

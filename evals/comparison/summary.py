@@ -57,7 +57,13 @@ def summarise(
         }
         for (candidate, model, budget), found in groups.items()
     ]
+    last = [run for run in runs if stages.completes(run)]
     figures = {
+        "completion": {run.candidate: stages.complete(run)["table"] for run in last},
+        "small_elements": {
+            name: stages.small_elements(name)["table"] for name in config.small_elements
+        },
+        "long_tail": stages.long_tail() if config.long_tail else None,
         "candidates": {name: _of_candidate(config, stages, name) for name in config.candidates},
         "lines": lines,
         "distances": [name for name in _DISTANCES if any(name in line for line in lines)],
@@ -70,6 +76,7 @@ def _of_candidate(config: ConfigDict, stages: Stages, name: str) -> dict[str, An
     layout, floor = stages.prepare(name), stages.floor(name)
     score = stages.score(next(run for run in plan.runs(config) if run.candidate == name))
     return {
+        "tokenizer": stages.tokenizer(name),
         "tokens_per_image": layout["tokens_per_image"],
         "vocab_size": layout["vocab_size"],
         "seq_len": layout["seq_len"],
@@ -90,7 +97,11 @@ def _of_run(stages: Stages, run: plan.Run) -> dict[str, Any]:
     sampled, score = stages.sample(run), stages.score(run)
     return {
         **{name: trained[name] for name in _OF_TRAINING},
-        "bits_per_image": trained["eval/bits_per_image"],
+        **{
+            name.removeprefix("eval/"): trained[name]
+            for name in ("eval/bits_per_image", "eval/bits_per_dimension")
+            if name in trained
+        },
         **{name: sampled[name] for name in _OF_SAMPLES if name in sampled},
         **_distances(score),
         **{

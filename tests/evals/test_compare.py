@@ -17,6 +17,11 @@ from evals.reporting.results import SettingsError
 def tiny():
     config = presets.get_config("digits")
     config.data.update(copies=0, eval_fraction=0.1)
+    for name in ("pixel", "vq"):
+        del config.candidates[name]
+    config.completion.num, config.small_elements = 0, ()
+    config.repeated.candidates = ("jpeg",)
+    config.completion.candidates = ("jpeg",)
     config.candidates.jpeg_codewords.train_tokenizer.update(vocab_size=700, documents=300)
     config.models = {"tiny": dict(layers=1, width=32, heads=2, kv_heads=2, head_dim=16, ffn=64)}
     config.repeated.update(model="tiny", seeds=2, candidates=("jpeg",))
@@ -94,7 +99,8 @@ def test_a_comparison_stops_when_its_time_is_over(tmp_path):
         ({"flops_of": "jpg"}, "flops_of.*'jpg'.*jpeg, jpeg_codewords"),
         ({"budgets": ("images", "hours")}, "hours.*images, flops"),
         ({"candidates": {}}, "no candidates"),
-        ({"repeated.candidates": ("vq",)}, "repeated.candidates.*vq"),
+        ({"repeated.candidates": ("vqgan",)}, "repeated.*vqgan"),
+        ({"long_tail": ("jpeg",)}, "long_tail.*two candidates"),
         ({"repeated.model": "huge"}, "huge.*tiny"),
         ({"data.source": ""}, "--config.data.source"),
     ],
