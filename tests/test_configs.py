@@ -94,6 +94,7 @@ def test_an_image_of_pixels_fits_a_sequence(preset):
     made = representations.make(**config.representation)
     assert made.length < config.seq_len < 1.2 * made.length
     assert (made.num_dimensions > 0) == preset.endswith("bytes")
+    assert not config.data.train_tokenizer.vocab_size, "pixels have no tokenizer to train"
 
 
 @pytest.mark.parametrize("module", [jpeg, pixel])
