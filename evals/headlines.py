@@ -41,7 +41,7 @@ TITLES = {
 _HIGHER_IS_BETTER = frozenset(
     {
         *("inception_score", "classifier_score", "clip_score", "psnr_db"),
-        *("precision", "recall", "density", "coverage"),
+        *("precision", "recall", "density", "coverage", "valid"),
     }
 )
 
@@ -106,9 +106,9 @@ def sides(result: Mapping[str, Any]) -> list[str]:
     settings = comparison.settings_of(result)
     names = {"n_generated": settings.get("documents") or "generated", "n_references": "references"}
     counts = [
-        f"{result[name]:,} {what}" if result[name] is not None else f"{what}: number not known"
+        f"{settings[name]:,} {what}" if settings[name] is not None else f"{what}: number not known"
         for name, what in names.items()
-        if name in result
+        if name in settings
     ]
     lines = [", ".join(counts)]
     if settings.get("network"):

@@ -46,11 +46,13 @@ _COMPARISONS: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | Non
 _ARROWS = {headlines.LOWER: "↓", HIGHER: "↑"}
 _READING = "↓ lower is better; ↑ higher is better"
 _SIGN = " ± "
+_SHOWN_CLASSES = 30  # tables of more are folded
 _DOCUMENTS = {  # counts of `codec`, with their names in a table
     "requested": "requested",
     "strictly_valid": "strictly valid",
     "salvaged": "invalid, shown in part",
     "failed": "invalid, nothing can be shown (counted as grey)",
+    "other_than_manifest": "validity other than the manifest states",
     "units": "units before the first damage",
     "expected_units": "units expected",
     "frames_missing": "frames missing",
@@ -219,6 +221,8 @@ def _counts(evaluations: Sequence[Evaluation], kind: str, notes: Sequence[str]) 
     codecs = [one.results[kind].get("codec") or {} for one in evaluations]
     rows = []
     for name, text in _DOCUMENTS.items():
+        if name == "other_than_manifest" and not any(codec.get(name) for codec in codecs):
+            continue
         if any(codec.get(name) is not None for codec in codecs):
             rows.append((text, [_count(codec, name) for codec in codecs]))
     columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
@@ -440,6 +444,47 @@ def _by_frame(found: Mapping[str, Any]) -> list[Chart]:
     return charts
 
 
+def by_class(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """classes.json of `evals.fid --per_class`: the figures of every class, the worst first."""
+    return [_by_class(one, evaluations) for one in evaluations]
+
+
+def _by_class(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
+    result = one.results["classes"]
+    metric, rows = result["metric"], result["classes"]
+    names = [
+        name
+        for name in headlines.metric_names(rows)
+        if any(row.get(name) is not None for row in rows)
+    ]
+    largest = max((row[metric] for row in rows), default=1.0)
+    lines = [
+        (
+            row["class"],
+            [
+                Cell(f"{row['n']:,}", f"{row['n_references']:,} references"),
+                *(
+                    dataclasses.replace(
+                        _value(row, name),
+                        share=max(row[name], 0) / largest if name == metric and largest else None,
+                    )
+                    for name in names
+                ),
+            ],
+        )
+        for row in sorted(rows, key=lambda row: row[metric], reverse=True)
+    ]
+    columns = [Column("generated")]
+    columns += [
+        Column(f"{headlines.title(name)} {_ARROWS[headlines.better(name)]}") for name in names
+    ]
+    caption = f"Every class, largest {headlines.title(metric)} first"
+    table = Table(caption, columns, lines, folded=len(lines) > _SHOWN_CLASSES)
+    title = f"Classes{_of(one, evaluations)}"
+    text = f"{len(rows):,} classes, {', '.join(headlines.sides(result))}"
+    return _figure([one], "classes", title, [table], text)
+
+
 def long_tail(evaluations: Sequence[Evaluation]) -> list[Figure]:
     """longtail.json: the difference of two models by class against the class frequency."""
     found = []
@@ -539,6 +584,7 @@ def _of(one: Evaluation, evaluations: Sequence[Evaluation]) -> str:
 
 KINDS = {
     "metrics": Kind("Distances", distances, headlines.of_metrics),
+    "classes": Kind("Classes", by_class),
     "digits": Kind("Digits", digits, headlines.of_digits),
     "clip_score": Kind("CLIP score", clip_scores, headlines.of_clip_score),
     "likelihood": Kind("Likelihood", likelihood, headlines.of_likelihood),

@@ -160,6 +160,25 @@ def test_statistics_of_other_tools_are_shown(tmp_path):
     assert not [each for each in found.all("section") if each.attributes["id"] == "samples"]
 
 
+@pytest.mark.parametrize(("count", "folded"), [(3, False), (40, True)])
+def test_every_class_has_a_row_the_worst_first(tmp_path, count, folded):
+    rows = [
+        {"label": n, "class": f"<class {n}>", "n": 20, "n_references": 30, "fid": 1.0 + n}
+        | {"fid_standard_error": 0.1, "valid": None, "precision": 0.5}
+        for n in range(count)
+    ]
+    figures = {"metric": "fid", "n_classes": count, "classes": rows}
+    (tmp_path / "a").mkdir()
+    found = result("classes", {"n_generated": 60, "n_references": 90}, figures)
+    (tmp_path / "a" / "classes.json").write_text(json.dumps(found))
+    evaluation = Evaluation.read(tmp_path / "a", tuple(KINDS))
+    section = written([], [evaluation], tmp_path).by_id("classes")
+    names = [head.text for head in section.all("th") if head.attributes["scope"] == "row"]
+    assert names == [f"<class {n}>" for n in reversed(range(count))]
+    assert f"{count}.00 ± 0.10" in section.all("td", "bar")[0].text
+    assert bool(section.all("details", "folded")) == folded
+
+
 def test_names_are_text_and_never_markup(run, tmp_path):
     evaluation = write_evaluation(tmp_path / HOSTILE.replace("/", "|"), network=HOSTILE)
     out = tmp_path / "report.html"
