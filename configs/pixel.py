@@ -43,12 +43,12 @@ def digits(c: ConfigDict) -> None:
 
     python -m jpeglm_jax.train --config=configs/pixel.py
 
-    Model, images, copies and steps are those of configs/jpeg.py, and about the tokens per step, so
+    Model, images and copies are those of configs/jpeg.py, and so are the tokens of all steps, so
     the training FLOPs are about equal. An image takes 257 tokens here and about 39 there: a seventh
     of the images.
     """
     jpeg.digits(c)
-    c.batch_size, c.seq_len = 10, 257  # one image per sequence
+    c.steps, c.batch_size, c.seq_len = 3750, 8, 257  # one image per sequence
     c.representation = ConfigDict(dict(name="pixel", size=16, mode="L", clusters=16, centres=""))
     c.data.train_tokenizer.update(vocab_size=0, kind="bpe")  # there is none; clusters are trained
     c.sample.temperature = 0.8
