@@ -17,6 +17,7 @@ from etils import epath
 from data_pipelines.representations.base import CONFIG_FILE, Representation
 from data_pipelines.utils import npz
 from evals import gallery, metrics
+from evals import per_class as classwise
 from evals.distances import adm
 from evals.distances.statistics import Statistics
 from evals.features import features
@@ -41,6 +42,7 @@ DEFAULTS = {
     "num": 1000,
     "seed": 0,
     "open_as": "viewer",
+    "per_class": False,
 }
 _OF_PRESET = ("dims", "resize", "max_neighbours")  # flags that a preset sets
 
@@ -60,6 +62,7 @@ def evaluate(
     preset: str | None = None,
     open_as: OpenAs = "viewer",
     npz_features: str | None = None,
+    per_class: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a generated set against a reference set.
@@ -84,6 +87,7 @@ def evaluate(
       preset: definitions of the metrics, see `metrics.compare`; None: this project's.
       open_as: how image files become pixels, see `images.OpenAs`.
       npz_features: the network of the statistics in .npz files that do not state theirs.
+      per_class: also write classes.json, see `evals.per_class`.
       command: that gives the result again; default that of `evals.fid` with these arguments.
 
     Returns:
@@ -95,6 +99,9 @@ def evaluate(
     """
     if until not in STEPS:
         raise ValueError(f"found until={until!r}, expected one of {', '.join(STEPS)}")
+    for flag, count in {"batch_size": batch_size, "max_neighbours": max_neighbours}.items():
+        if count < 1:
+            raise ValueError(f"{flag} is {count}; expected 1 or more")
     out = epath.Path(out)
     require_result(out / "metrics.json")
     opener = _Sides(out, extractor, batch_size, until, open_as, npz_features)
@@ -111,6 +118,8 @@ def evaluate(
             inputs["references"] = theirs
     if references_coded is not None:
         inputs["references_coded"] = opener.open(references_coded, None)
+    if per_class:
+        classwise.require_classes(inputs["generated"], inputs.get("references", ours))
     sides: dict[str, Side | None] = {}
     for name, value in inputs.items():
         alone = (first := sides.get("generated")) is not None and first.features is None
@@ -120,16 +129,27 @@ def evaluate(
     if command is None:
         given: dict[str, Any] = {"references_coded": references_coded, "floor": floor}
         given |= {"max_neighbours": max_neighbours, "preset": preset, "open_as": open_as}
-        given["npz_features"] = npz_features
+        given |= {"npz_features": npz_features, "per_class": per_class}
         command = _command(generated, references, out, extractor, representation, given)
     codec = ours.outcome.to_json() if isinstance(ours, GeneratedImages) else None
     sampled: dict[str, Any] = {"preset": preset, "open_as": open_as, "validity": None}
     if isinstance(ours, GeneratedImages):
         sampled |= settings.of_generation(generated) | {"validity": ours.validity_of}
+        opener.warnings += _changed_documents(ours)
     known = {name: side for name, side in sides.items() if side}
     found = _result(known, max_neighbours, preset, command, sampled, codec, opener.warnings)
     out.mkdir(parents=True, exist_ok=True)
     _write_gallery(out, inputs, sides, representation, max_neighbours)
+    if per_class:
+        a, b = known["generated"], known["references"]
+        assert a.features is not None and b.features is not None
+        generated_images, real_images = inputs["generated"], inputs["references"]
+        assert isinstance(generated_images, Images) and isinstance(real_images, Images)
+        names = metrics.metric_names(a, b)
+        rows = classwise.classes(
+            generated_images, real_images, a.features, b.features, names, found
+        )
+        write_json(out / "classes.json", rows)
     write_json(out / "metrics.json", found)
     return found
 
@@ -417,6 +437,22 @@ def _warnings(ours: Side, theirs: Side) -> list[str]:
                 f"{len(side.features.rejected)} files of {side.name} were rejected as unreadable "
                 f"and do not count; the first is {name}: {reason}"
             )
+    return found
+
+
+def _changed_documents(generated: GeneratedImages) -> list[str]:
+    """Warnings on documents that changed after they were sampled."""
+    found = []
+    if changed := generated.outcome.other_than_manifest:
+        found.append(
+            f"the validity of {changed} documents is not what the manifest of {generated.name} "
+            "states: they were changed since, or another version validated them"
+        )
+    if damaged := generated.damaged_files():
+        found.append(
+            f"{len(damaged)} files of {generated.name} are missing or damaged, the first is "
+            f"{damaged[0]}; the figures are of the recorded tokens"
+        )
     return found
 
 

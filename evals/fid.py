@@ -20,33 +20,43 @@ from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
 from data_pipelines.utils.seeds import MAX_SEED
-from evals import metrics
+from evals import metrics, per_class
 from evals.evaluation import STEPS, evaluate, fid_command
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.inputs.images import OPEN_AS, require_images
 from evals.reporting.numbers import with_error
+from evals.reporting.results import read_result
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
-from jpeglm_jax.generation.options import resolve_labels
+from jpeglm_jax.generation.options import BALANCED, resolve_labels
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 
 def sample(
-    workdir: str, out: epath.PathLike, num: int, seed: int, step: int | None
+    workdir: str,
+    out: epath.PathLike,
+    num: int,
+    seed: int,
+    step: int | None,
+    labels: str | None = None,
 ) -> tuple[str, Representation]:
     """Generates images with a run's model, unless that is done: (their folder, representation).
+
+    `labels` is that of `options.resolve_labels`.
 
     Raises JobError if the folder of the images holds those of other weights or other settings, and
     ValueError for a model of clips.
     """
     require_images(checkpoint.describe(workdir, step).representation)
     model = checkpoint.load(workdir, step)
+    wanted = resolve_labels(model, num, labels=labels)
+    num = len(wanted)
     folder = epath.Path(out) / f"samples-step{model.step}-seed{seed}-num{num}"
     sampling_params = SamplingParams.from_config(model.config.sample)
-    requests = prompts.label_requests(model.representation, resolve_labels(model, num, None))
+    requests = prompts.label_requests(model.representation, wanted)
     generate(model, folder, requests, sampling_params, seed=seed, batch_size=min(64, num))
     return str(folder), model.representation
 
@@ -134,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
     if (values.generated is None) == (values.workdir is None):
         raise ValueError("give either --generated or --workdir")
     if values.workdir is None:
-        found = command.given(values, "step", "num", "seed")
+        found = command.given(values, "step", "num", "seed", "labels")
         command.refuse_without_effect(found, "with --generated; they are for --workdir")
     else:
         found = command.given(values, "representation")
@@ -142,12 +152,15 @@ def main(arguments: Sequence[str]) -> None:
     _apply_preset(values)
     representation = _representation(values)
     extractor = extractors.from_flags(values, values.references)
-    given = {"floor": values.floor, "max_neighbours": values.max_neighbours}
+    given: dict[str, Any] = {"floor": values.floor, "per_class": values.per_class}
+    given["max_neighbours"] = values.max_neighbours
     if values.workdir:
         generated, representation = sample(
-            values.workdir, values.out, values.num, values.seed, values.step
+            values.workdir, values.out, values.num, values.seed, values.step, values.labels
         )
-        sampled = {"num": values.num, "seed": values.seed, "step": values.step}
+        listed = values.labels not in (None, BALANCED)
+        sampled: dict[str, Any] = {"num": 1000 if listed else values.num}
+        sampled |= {"seed": values.seed, "step": values.step, "labels": values.labels}
         given |= {"references_coded": values.references_coded, "preset": values.preset}
         given |= {"open_as": values.open_as, "npz_features": values.npz_features}
         command_text = sampled_command(
@@ -169,10 +182,13 @@ def main(arguments: Sequence[str]) -> None:
         preset=values.preset,
         open_as=values.open_as,
         npz_features=values.npz_features,
+        per_class=values.per_class,
         command=command_text,
     )
     if result:
         print(table(result))
+        if values.per_class:
+            print(per_class.table(read_result(epath.Path(values.out) / "classes.json"), _cell))
 
 
 def _define_flags() -> None:
@@ -186,6 +202,12 @@ def _define_flags() -> None:
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default the newest.")
     flags.DEFINE_integer("num", 1000, "Number of images to generate.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Random seed of generation.", 0, MAX_SEED)
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "balanced: equally many images of each label; or a file of lines LABEL or LABEL,COUNT.",
+    )
+    flags.DEFINE_boolean("per_class", False, "Also evaluate each class, into OUT/classes.json.")
     flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
     flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)

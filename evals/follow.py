@@ -2,7 +2,8 @@
 
 Evaluates every checkpoint of a run as it is written: distances of generated images from real ones,
 and bits of the eval split. Into the run's workdir it writes evaluations/step_N/ (the results of
-evals.fid and evals.likelihood) and evaluations/metrics.jsonl, a line per checkpoint.
+evals.fid and evals.likelihood), evaluations/metrics.jsonl, a line per checkpoint, and the same
+numbers for TensorBoard in evaluations/tensorboard.
 
 It ends when the checkpoint of the run's last step has been evaluated, or after --patience seconds
 without a new one (0: as soon as there is none). A restarted job resumes: finished evaluations are
@@ -18,6 +19,7 @@ from typing import Any
 
 from absl import flags
 from etils import epath
+from tensorboardX import SummaryWriter
 
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
@@ -35,6 +37,7 @@ from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import Checkpoints
 
 FOLDER = "evaluations"
+_TENSORBOARD = "tensorboard"
 _POLL_SECONDS = 10.0
 
 
@@ -85,6 +88,8 @@ def follow(
     claim_folder(out, settings)
     lines = _finished(out)
     _require_same_weights(workdir, out, lines)
+    if not (out / _TENSORBOARD).exists() or not lines:
+        _write_scalars(out, lines)
     skipped: set[int] = set()
     waited = 0.0
     while True:
@@ -100,6 +105,7 @@ def follow(
                 continue
             lines[step] = line
             _write(out, lines)
+            _write_scalars(out, {step: line})
             print(json.dumps(line, allow_nan=False), flush=True)
         if lines and max(lines) >= _last_step(workdir):
             return lines
@@ -142,6 +148,17 @@ def _require_same_weights(
 def _write(out: epath.Path, lines: dict[int, dict[str, Any]]) -> None:
     text = "".join(json.dumps(lines[step], allow_nan=False) + "\n" for step in sorted(lines))
     write_atomically(out / "metrics.jsonl", text.encode())
+
+
+def _write_scalars(out: epath.Path, lines: Mapping[int, Mapping[str, Any]]) -> None:
+    """Writes the numbers of lines for TensorBoard: eval/NAME, or NAME where it has a group."""
+    if not lines:
+        return
+    with SummaryWriter(str(out / _TENSORBOARD)) as events:
+        for step in sorted(lines):
+            for name, value in lines[step].items():
+                if name != "step" and isinstance(value, (int, float)):
+                    events.add_scalar(name if "/" in name else f"eval/{name}", value, step)
 
 
 def _steps(workdir: epath.PathLike) -> list[int]:

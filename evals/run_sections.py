@@ -32,6 +32,7 @@ _CURVES = {
     "Bits per dimension": ("train/bits_per_dimension", "eval/bits_per_dimension"),
     "Bits per codec byte": ("train/bits_per_byte", "eval/bits_per_byte"),
     "Strictly valid samples": (_VALID,),
+    "Strictly valid continuations": ("continuations/valid",),
     "Gradient norm": ("train/grad_norm",),
     "Learning rate": ("train/learning_rate",),
     "Tokens per second": ("perf/tokens_per_second",),

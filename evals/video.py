@@ -153,10 +153,14 @@ def evaluate(
             "clip_dimensions": ours.clips.shape[1],
             **{f"clip_{name}": settings.flat(value) for name, value in clip_settings.items()},
             **settings.of_generation(generated.name),
+            "validity": "tokens, now",
         },
         figures,
         versions=checkpoint.versions(),
-        warnings=_warnings(references, clip_extractor, len(generated_clips), ours),
+        warnings=[
+            *_warnings(references, clip_extractor, len(generated_clips), ours),
+            *_changed(generated),
+        ],
         not_computed=missing,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -259,6 +263,16 @@ def _warnings(
             f"the first is {key}: {reason}"
         )
     return found
+
+
+def _changed(generated: GeneratedClips) -> list[str]:
+    count = generated.outcome.other_than_manifest
+    if not count:
+        return []
+    return [
+        f"the validity of {count} documents is not what the manifest of {generated.name} states: "
+        "they were changed since, or another version validated them"
+    ]
 
 
 def _copy_videos(generated: epath.Path, out: epath.Path) -> list[str]:

@@ -93,6 +93,12 @@ def check_flags(values: flags.FlagValues) -> dict[str, float | None]:
     SamplingParams(**{name: value for name, value in found.items() if value is not None})
 
     given, refuse = command.given, command.refuse_without_effect
+    if values.labels is not None:
+        refuse(given(values, "label"), "together with --labels; give one of them")
+        if values.labels != options.BALANCED:
+            refuse(given(values, "num"), "with a file of --labels, which has the counts")
+        if values.prompts:
+            refuse(["--labels"], "with --prompts; give --label")
     if not values.constrain:
         refuse(given(values, "size"), "without --constrain")
     if not values.prompts:
@@ -114,7 +120,7 @@ def _prompts(model: TrainedModel, values: Any, constraint: Constraint | None) ->
     """The requests that the flags ask for."""
     representation, seq_len = model.representation, model.config.seq_len
     if not values.prompts:
-        labels = options.resolve_labels(model, values.num, values.label)
+        labels = options.resolve_labels(model, values.num, values.label, values.labels)
         return PromptSet(prompts.label_requests(representation, labels), {}, [])
     label = -1 if values.label is None else options.check_label(representation, values.label)
     found = prompts.completion_requests(
@@ -139,6 +145,11 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     flags.DEFINE_integer("num", 64, "How many documents; with --prompts, of each medium.")
     flags.DEFINE_integer("label", None, "Label of all documents; default all labels in turn.")
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "balanced: equally many documents of each label; or a file of lines LABEL or LABEL,COUNT.",
+    )
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_float("temperature", None, "Divides the logits; 0: the most likely token.")
     flags.DEFINE_integer("top_k", None, "Sample among the k most likely tokens; 0: all.")

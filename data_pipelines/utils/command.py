@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -102,11 +103,20 @@ def _path_error(error: Exception) -> ValueError | None:
     return ValueError(text) if text else None
 
 
+def _unquoted(text: str) -> str:
+    """The text without quotes around the whole of it, as the `repr` of a string has them."""
+    try:
+        found = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return _unquoted(found) if isinstance(found, str) else text
+
+
 def _stop(error: Exception, status: int = 1) -> NoReturn:
     lines = str(error).strip().splitlines()
     # An error in a config file carries its traceback as text; the last line is the message.
     text = lines[-1] if "Traceback" in str(error) else " ".join(line.strip() for line in lines)
     if status == 2:  # ml_collections wraps one error in another, with its quotes and escapes
-        text = text.strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+        text = _unquoted(text).replace("\n", ". ").replace("\\n", ". ").replace("\\'", "'")
     print(f"{type(error).__name__}: {text}", file=sys.stderr)
     sys.exit(status)

@@ -116,17 +116,21 @@ class GeneratedClips(Clips):
         self.frames_missing = self.frames_damaged = 0
 
     def __iter__(self) -> Iterator[Clip]:
-        valid = salvaged = 0
+        valid = salvaged = changed = 0
         self.frames_missing = self.frames_damaged = 0
         for line, tokens in zip(self.lines, self._tokens, strict=True):
             frames = self._decoded(tokens)
-            valid += line["valid"]
-            salvaged += not line["valid"] and frames is not None
+            is_valid = self._representation.validate(tokens).valid
+            valid += is_valid
+            salvaged += not is_valid and frames is not None
+            changed += is_valid != line["valid"]
             if frames is None:
                 frames = self._grey()
             yield Clip(line["file"] or f"{line['number']:06d} (no file)", frames, line)
         failed = len(self.lines) - valid - salvaged
-        self.outcome = Outcome(len(self.lines), valid, salvaged, failed)
+        self.outcome = Outcome(
+            len(self.lines), valid, salvaged, failed, other_than_manifest=changed
+        )
 
     def _decoded(self, tokens: np.ndarray) -> np.ndarray | None:
         """The frames, missing ones concealed and counted; None if no frame decodes."""

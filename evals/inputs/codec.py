@@ -44,6 +44,7 @@ class Outcome:
       units: complete units (JPEG: MCUs) before the first damage, over all documents; None if the
         representation is unknown.
       expected_units: units of as many complete documents.
+      other_than_manifest: documents whose validity is not what the manifest states.
     """
 
     requested: int
@@ -52,6 +53,7 @@ class Outcome:
     failed: int
     units: int | None = None
     expected_units: int | None = None
+    other_than_manifest: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -194,7 +196,26 @@ class GeneratedImages(Images):
             if not is_valid
         )
         failed = len(self) - sum(valid) - salvaged
-        return Outcome(len(self), sum(valid), salvaged, failed, *(units or (None, None)))
+        stated = [bool(line["valid"]) for line in self._lines]
+        changed = sum(a != b for a, b in zip(valid, stated, strict=True))
+        complete, expected = units or (None, None)
+        return Outcome(len(self), sum(valid), salvaged, failed, complete, expected, changed)
+
+    def damaged_files(self) -> list[str]:
+        """Names of files that are missing, or are no longer what the recorded tokens stand for.
+
+        Figures are of the tokens; the files may have changed since they were written.
+        """
+        if self._tokens is None or self._representation is None:
+            return []
+        damaged = []
+        for line, tokens in zip(self._lines, self._tokens, strict=True):
+            path = self._folder / line["file"]
+            if line["file"]:
+                same = path.is_file() and path.read_bytes() == self._representation.to_bytes(tokens)
+                if not same:
+                    damaged.append(line["file"])
+        return damaged
 
     def _validate(self, representation: Representation) -> Iterator[Validity]:
         for start in range(0, len(self), _BATCH):

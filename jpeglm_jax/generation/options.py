@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
 from data_pipelines.loading.joined_shards import JoinedShards, shard_folders
 from data_pipelines.representations.base import Representation
 from data_pipelines.sources import open_source
@@ -21,15 +23,61 @@ from jpeglm_jax.generation.prompts import Medium
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.trained import TrainedModel
 
+BALANCED = "balanced"  # equally many documents of each label
 
-def resolve_labels(model: TrainedModel, num: int, label: int | None) -> list[int]:
-    """The label of each of `num` documents: `label`, or all labels in turn if it is None.
 
-    Raises ValueError for a label that the model does not know.
+def resolve_labels(
+    model: TrainedModel, num: int, label: int | None = None, labels: str | None = None
+) -> list[int]:
+    """The label of each document.
+
+    Args:
+      model: the model that is sampled from.
+      num: number of documents; without effect for a file of labels.
+      label: of all documents; None: all labels in turn.
+      labels: "balanced", for equally many of each label, or a file with a line LABEL or
+        LABEL,COUNT for each group of documents, in their order.
+
+    Raises ValueError for a label that the model does not know, a number of documents that cannot
+    be balanced, and an unreadable file.
     """
-    if label is None:
-        return prompts.cycle_labels(model.representation, num)
-    return [check_label(model.representation, label)] * num
+    representation = model.representation
+    if labels is not None and labels != BALANCED:
+        return read_labels(representation, labels)
+    if label is not None:
+        return [check_label(representation, label)] * num
+    if labels == BALANCED:
+        count = representation.num_labels
+        if not count or num % count:
+            raise ValueError(
+                f"labels is balanced and num is {num}; expected a multiple of the model's "
+                f"{count} labels"
+            )
+    return prompts.cycle_labels(representation, num)
+
+
+def read_labels(representation: Representation, path: str) -> list[int]:
+    """The labels of a file, see `resolve_labels`. Raises ValueError, which names the line."""
+    file = epath.Path(path)
+    if not file.is_file():
+        raise ValueError(f"labels is {path!r}; expected {BALANCED}, or a file of labels")
+    found: list[int] = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) > 2 or not all(cell.isdecimal() for cell in cells):
+            raise ValueError(
+                f"{path}, line {number} is {line!r}; expected LABEL or LABEL,COUNT in whole numbers"
+            )
+        try:
+            label = check_label(representation, int(cells[0]))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        found += [label] * (int(cells[1]) if len(cells) == 2 else 1)
+    if not found:
+        raise ValueError(f"{path} holds no label; expected lines LABEL or LABEL,COUNT")
+    return found
 
 
 def check_label(representation: Representation, label: int) -> int:

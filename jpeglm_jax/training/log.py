@@ -214,6 +214,7 @@ _FORMATS = {
     "eval/codes_used": "{:.1%} of the codes used",
     "eval/perplexity": "perplexity {:.1f}",
     "samples/valid": "samples: {:.1%} valid",
+    "continuations/valid": "continuations: {:.1%} valid",
 }
 
 

@@ -46,6 +46,7 @@ class Sampler:
         self._representation, self._check = documents.representation, check
         requests = prompts.sample_requests(config, documents, seq_len)
         self._prompts = [request.prompt for request in requests]
+        self._continues = any(len(prompt) > 1 for prompt in self._prompts)
         self._engine = Engine(
             spec,
             mesh,
@@ -89,9 +90,13 @@ class Sampler:
         return [sample.tokens for sample in samples]
 
     def metrics(self, documents: list[np.ndarray]) -> dict[str, float]:
-        """`samples/valid`: the share of documents that are strictly valid."""
+        """The share of documents that are strictly valid.
+
+        `samples/valid`; `continuations/valid` where the documents continue real media.
+        """
         judged = self._representation.validate_batch(documents)
-        return {"samples/valid": sum(one.valid for one in judged) / len(judged)}
+        share = sum(one.valid for one in judged) / len(judged)
+        return {f"{'continuations' if self._continues else 'samples'}/valid": share}
 
     def grid(self, documents: list[np.ndarray]) -> Image.Image:
         """All documents in one picture."""

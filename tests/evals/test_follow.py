@@ -49,6 +49,9 @@ def test_new_checkpoints_are_evaluated_until_the_last_step(workdir, digit_files)
         assert (likelihood["settings"]["step"], likelihood["n_images"]) == (step, 8)
         assert metrics["floor"]["frechet_distance"] > 0
     assert Run.read(out).curve("bits_per_image")[0] == [2, 4]
+    written = b"".join(path.read_bytes() for path in (out / "tensorboard").glob("events.*"))
+    for name in (b"eval/frechet_distance", b"eval/bits_per_image", b"samples/valid"):
+        assert written.count(name) >= 2
 
     # Again: finished checkpoints are kept, a missing one is evaluated.
     assert run(workdir, digit_files, wait=pytest.fail) == found

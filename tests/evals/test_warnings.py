@@ -10,7 +10,7 @@ from evals.evaluation import evaluate
 from evals.features.base import FeatureError
 from tests.evals.plugin import patches
 from tests.evals.schema import follows_schema
-from tests.evals.test_evaluation import write_photos
+from tests.evals.test_evaluation import JPEG, write_generated, write_photos
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,27 @@ def test_a_matrix_that_is_no_covariance_is_refused_by_the_name_of_its_file(tmp_p
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.diag([1.0, 1.0, -5.0]))
     with pytest.raises(FeatureError, match=r"bad\.npz: sigma has the eigenvalue -5"):
         evaluate(str(tmp_path / "good.npz"), str(tmp_path / "bad.npz"), tmp_path / "out")
+
+
+def test_validity_is_judged_now_and_the_difference_to_the_manifest_is_counted(photos, tmp_path):
+    folder = write_generated(tmp_path / "job", count=12)
+    for number in (2, 5):  # two bytes of the scan, after the job had written its manifest
+        path = folder / f"{number:06d}.jpg"
+        data = bytearray(path.read_bytes())
+        data[-40:-38] = b"\xff\xd9"
+        path.write_bytes(data)
+    found = evaluate(
+        str(folder), photos["b"], tmp_path / "out", extractor=patches(), representation=JPEG
+    )
+    codec = found["codec"]
+    assert (codec["requested"], codec["strictly_valid"]) == (12, 10)
+    assert codec["other_than_manifest"] == 2 and codec["salvaged"] + codec["failed"] == 2
+    assert found["settings"]["validity"] == "files, now"
+    assert any("validity of 2 documents" in text for text in found["warnings"])
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_neighbours"])
+def test_numbers_are_checked_before_any_features(photos, tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        evaluate(photos["a"], photos["b"], tmp_path / "o", extractor=patches(), **{name: 0})
+    assert not (tmp_path / "o").exists()

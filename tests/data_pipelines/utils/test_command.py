@@ -52,3 +52,21 @@ def test_known_paths_have_known_schemes():
 
 def test_an_outage_is_no_error_that_rejects_files():
     assert not issubclass(StorageUnavailable, ValueError | OSError)
+
+
+def test_a_message_keeps_its_quotation_marks():
+    code = """
+from absl import flags
+from data_pipelines.utils import command
+class Parser(flags.ArgumentParser):
+    def parse(self, text):
+        raise ValueError("found 'x', expected 'a' or 'b'")
+flags.DEFINE(Parser(), "name", None, "")
+command.run(print)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--name=x"],
+        **dict(cwd=ROOT, capture_output=True, text=True, timeout=100),
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("found 'x', expected 'a' or 'b'")
