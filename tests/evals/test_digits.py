@@ -1,0 +1,57 @@
+"""Digits in clips are recognised in their first and last frames."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines import representations, sources
+from data_pipelines.sources.generated import moving_digits
+from evals import digits
+from jpeglm_jax.generation import job, prompts
+from jpeglm_jax.generation.sampling import Sample, SamplingParams
+from tests.evals.models import untrained
+
+OPTIONS = dict(size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers", num_labels=10)
+
+
+def test_the_brightest_square_is_the_digit():
+    clip = moving_digits.render(3)
+    digit = digits.brightest_digit(clip[0])
+    assert digit.shape == (64,) and digit.max() <= 16
+    np.testing.assert_allclose(
+        digits.brightest_digit(np.repeat(clip[0][..., None], 3, axis=-1)), digit
+    )
+    moved = np.roll(np.pad(clip[0], 8), (3, -2), (0, 1))
+    np.testing.assert_allclose(digits.brightest_digit(moved), digit)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "codewords"])
+def test_clips_count_as_recognised_in_both_frames(tmp_path, monkeypatch, tokenizer):
+    representation = representations.make("avc", tokenizer=tokenizer, **OPTIONS)
+    source = sources.open_source("moving_digits:12", "video")
+    items = list(source.items())
+    media = [next(iter(representation.open(source.read(item.locator)))) for item in items]
+    clips = [representation.fit(each) for each in media]
+    documents = [representation.encode(clip) for clip in clips]
+    documents[0] = documents[0][:0]  # nothing decodes
+    other = next(number for number, item in enumerate(items) if item.label != items[1].label)
+    documents[1] = representation.encode(np.concatenate([clips[1][:7], clips[other][7:]]))
+
+    class Engine:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def __call__(self, params, prompts, numbers):
+            return (Sample(number, documents[number], True, -1.0) for number in numbers)
+
+    monkeypatch.setattr(job, "Engine", Engine)
+    model = dataclasses.replace(untrained(), representation=representation)
+    requests = prompts.label_requests(representation, [item.label for item in items])
+    job.generate(model, tmp_path / "out", requests, SamplingParams())
+    found = digits.recognition(tmp_path / "out")
+    assert found["requested"] == 12
+    assert found["strictly_valid"] == pytest.approx(11 / 12)
+    assert found["classifier_accuracy"] > 0.9
+    assert 8 / 12 <= found["recognised_first"] <= 11 / 12
+    assert found["recognised"] <= found["recognised_last"] <= 10 / 12
