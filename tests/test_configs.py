@@ -36,6 +36,7 @@ def test_a_preset_is_a_valid_configuration(module, preset):
     options = config.representation.to_dict()
     if module is vq:
         assert options.pop("weights") == "", "trained by the run"
+        assert not config.data.train_tokenizer.vocab_size
         assert config.tokenizer.representation.size == options["size"]
     made = representations.make(**options)
     tokenized = isinstance(made, TokenizedRepresentation)

@@ -53,7 +53,9 @@ def test_a_run_logs_its_losses_and_shows_reconstructions(straight):
     assert Image.open(straight / "samples" / "step_00000006.png").size == (4 * 49 - 1, 2 * 49 - 1)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, "crash"])
+@pytest.mark.parametrize(
+    "stop", ["crash", pytest.param(signal.SIGTERM, marks=pytest.mark.slow, id="signal")]
+)
 def test_a_run_that_was_stopped_resumes_to_the_same_bytes(straight, tmp_path, monkeypatch, stop):
     add, seen = Meter.add, []
 
