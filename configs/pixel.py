@@ -48,7 +48,7 @@ def digits(c: ConfigDict) -> None:
     of the images.
     """
     jpeg.digits(c)
-    c.steps, c.batch_size, c.seq_len = 3750, 8, 257  # one image per sequence
+    c.steps, c.batch_size, c.seq_len = 3750, 8, 258  # one image with its start and end
     c.representation = ConfigDict(dict(name="pixel", size=16, mode="L", clusters=16, centres=""))
     c.data.train_tokenizer.update(vocab_size=0, kind="bpe")  # there is none; clusters are trained
     c.sample.temperature = 0.8
