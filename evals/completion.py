@@ -37,7 +37,7 @@ from evals.inputs.images import open_images, require_images
 from evals.likelihood import define_flags, eval_split
 from evals.prompting import UNCONDITIONAL, Column
 from evals.reporting import settings
-from evals.reporting.numbers import with_error
+from evals.reporting.numbers import counted, with_error
 from evals.reporting.results import claim_folder, command_line, make_result, write_json
 from jpeglm_jax.generation.job import generate
 from jpeglm_jax.generation.options import resolve_sampling_params
@@ -312,7 +312,8 @@ def table(result: Mapping[str, Any]) -> str:
         valid = sum(codec["strictly_valid"] for codec in codecs)
         what = "samples" if column == UNCONDITIONAL else f"continuations of {column}"
         lines.append(f"{valid} of {requested} {what} strictly valid")
-    lines.append(f"{result['n_generated']} completed per seed, {result['n_references']} references")
+    references = counted(result["n_references"], "references")
+    lines.append(f"{result['n_generated']} completed per seed, {references}")
     lines += [f"not computed: {name}: {reason}" for name, reason in result["not_computed"].items()]
     return "\n".join(lines + [f"note: {warning}" for warning in result["warnings"]])
 

@@ -1,15 +1,15 @@
-"""Example: python -m evals.digits --generated=samples
+"""Example: python -m evals.digits --generated=samples --out=evaluation
 
 Measures whether generated digits show the requested digit. A classifier is trained on
 scikit-learn's digits; its predictions for the files are compared with the labels in their
 manifest.jsonl. Its accuracy on real test digits is reported as well. Of clips of moving digits, the
-first and the last frame are classified, by the brightest square of the size of a digit.
+first and the last frame are classified, by the brightest square of the size of a digit. Prints a
+table, and with --out writes digits.json to that folder, which the page of evals.report shows.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,21 @@ from data_pipelines.utils import command
 from evals.features.digit_features import digit_pixels
 from evals.inputs.codec import GeneratedImages
 from evals.reporting import settings
-from evals.reporting.results import command_line, make_result
+from evals.reporting.numbers import share_error, with_error
+from evals.reporting.results import command_line, make_result, require_result, write_json
 from jpeglm_jax.generation.manifest import read_manifest
 from jpeglm_jax.generation.tokens import Tokens
 from jpeglm_jax.training import checkpoint
+
+RESULT = "digits.json"
+# Shares of a result -> how they are printed.
+TITLES = {
+    "recognised": "recognised as the requested label",
+    "recognised_first": "the same, first frame",
+    "recognised_last": "the same, last frame",
+    "strictly_valid": "strictly valid",
+    "classifier_accuracy": "the same classifier on real digits",
+}
 
 _NUM_TRAIN = 1500  # of the 1,797 digits; the rest is the test set
 _TRAIN_CLIPS, _TEST_CLIPS = 2000, 100  # of moving digits
@@ -42,22 +53,56 @@ def fit(seed: int = 0) -> tuple[svm.SVC, float]:
     return classifier, float(classifier.score(digits.data[test], digits.target[test]))
 
 
-def recognition(folder: epath.PathLike) -> dict[str, Any]:
+def recognition(folder: epath.PathLike, out: epath.PathLike | None = None) -> dict[str, Any]:
     """Recognition of the digits in a folder that `jpeglm_jax.generate` wrote.
 
     Every requested document counts, also those of which nothing decodes.
 
+    Args:
+      folder: of the generation job.
+      out: folder to write digits.json to; None writes nothing.
+
     Returns:
       A result, see `results.make_result`: `requested`, the number of documents; `strictly_valid`
-      and `recognised` as the requested label, as shares of it; `classifier_accuracy` on real test
-      digits.
+      and `recognised` as the requested label, as shares of it with standard errors;
+      `classifier_accuracy` on real test digits. Of clips `recognised` is in the first and in the
+      last frame, `recognised_first` and `recognised_last` in each alone.
 
     Raises:
+      SettingsError: digits.json of `out` is another program's.
       ValueError: no job, or documents without labels.
     """
+    if out is not None:
+        require_result(epath.Path(out) / RESULT)
     representation = representations.load(folder)
-    if representation.frames > 1:
-        return clip_recognition(folder, representation)
+    measure = _of_clips if representation.frames > 1 else _of_images
+    validity, n, shares, accuracy = measure(folder, representation)
+    figures: dict[str, Any] = {"requested": n}
+    for name, share in shares.items():
+        figures |= {name: share, f"{name}_standard_error": share_error(share * n, n)}
+    found = make_result(
+        "digits",
+        command_line("evals.digits", {"generated": folder, "out": out}),
+        {
+            "generated": str(folder),
+            "n_generated": n,
+            **settings.of_generation(folder),
+            "validity": validity,
+        },
+        {**figures, "classifier_accuracy": accuracy},
+        versions=checkpoint.versions(),
+    )
+    if out is not None:
+        path = epath.Path(out)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / RESULT, found)
+    return found
+
+
+def _of_images(
+    folder: epath.PathLike, representation: Representation
+) -> tuple[str, int, dict[str, float], float]:
+    """(what validity is judged from, number of documents, shares, accuracy on real digits)."""
     generated = GeneratedImages(folder, representation)
     if any(generated.label(number) < 0 for number in range(len(generated))):
         raise ValueError(f"{folder} has documents without a label; expected a job with labels")
@@ -70,23 +115,8 @@ def recognition(folder: epath.PathLike) -> dict[str, Any]:
         found = classifier.predict([digit_pixels(image)])[0]
         recognised += int(found == generated.label(number))
     requested, valid = len(generated), generated.outcome.strictly_valid
-    return make_result(
-        "digits",
-        command_line("evals.digits", {"generated": folder}),
-        {
-            "generated": str(folder),
-            "n_generated": requested,
-            **settings.of_generation(folder),
-            "validity": generated.validity_of,
-        },
-        {
-            "requested": requested,
-            "strictly_valid": valid / requested,
-            "recognised": recognised / requested,
-            "classifier_accuracy": accuracy,
-        },
-        versions=checkpoint.versions(),
-    )
+    shares = {"strictly_valid": valid / requested, "recognised": recognised / requested}
+    return generated.validity_of, requested, shares, accuracy
 
 
 def brightest_digit(frame: np.ndarray) -> np.ndarray:
@@ -132,8 +162,10 @@ def fit_clips(representation: Representation) -> tuple[svm.SVC, float]:
     return classifier, float(np.mean(right))
 
 
-def clip_recognition(folder: epath.PathLike, representation: Representation) -> dict[str, Any]:
-    """`recognition` of clips: `recognised` in the first and the last frame, and in each alone."""
+def _of_clips(
+    folder: epath.PathLike, representation: Representation
+) -> tuple[str, int, dict[str, float], float]:
+    """The same of clips."""
     lines = read_manifest(epath.Path(folder))
     if any(line["label"] < 0 for line in lines):
         raise ValueError(f"{folder} has documents without a label; expected a job with labels")
@@ -145,31 +177,32 @@ def clip_recognition(folder: epath.PathLike, representation: Representation) -> 
             found = classifier.predict([brightest_digit(clip[0]), brightest_digit(clip[-1])])
             right[number] = found == lines[number]["label"]
     valid = [validity.valid for validity in representation.validate_batch(documents)]
-    return make_result(
-        "digits",
-        command_line("evals.digits", {"generated": folder}),
-        {
-            "generated": str(folder),
-            "n_generated": len(lines),
-            **settings.of_generation(folder),
-        },
-        {
-            "requested": len(lines),
-            "strictly_valid": float(np.mean(valid)),
-            "recognised": float(right.all(axis=1).mean()),
-            "recognised_first": float(right[:, 0].mean()),
-            "recognised_last": float(right[:, 1].mean()),
-            "classifier_accuracy": accuracy,
-        },
-        versions=checkpoint.versions(),
-    )
+    shares = {
+        "strictly_valid": float(np.mean(valid)),
+        "recognised": float(right.all(axis=1).mean()),
+        "recognised_first": float(right[:, 0].mean()),
+        "recognised_last": float(right[:, 1].mean()),
+    }
+    return "tokens, now", len(lines), shares, accuracy
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Formats digits.json for a terminal."""
+    lines = [f"{result['requested']:,} documents"]
+    for name, text in TITLES.items():
+        if name in result:
+            error = result.get(f"{name}_standard_error")
+            share = with_error(100 * result[name], error and 100 * error, "+-")
+            lines.append(f"{text:40}{share:>16} %")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
-    print(json.dumps(recognition(flags.FLAGS.generated), allow_nan=False))
+    print(table(recognition(flags.FLAGS.generated, flags.FLAGS.out)))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("generated", None, "Folder of generated files.", required=True)
+    flags.DEFINE_string("out", None, "Folder to write digits.json to; default none.")
     command.run(main)

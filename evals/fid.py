@@ -25,7 +25,7 @@ from evals.evaluation import STEPS, evaluate, fid_command
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.inputs.images import OPEN_AS, require_images
-from evals.reporting.numbers import with_error
+from evals.reporting.numbers import counted, with_error
 from evals.reporting.results import read_result
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.job import generate
@@ -100,7 +100,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name in rows:
         cells = [_cell(values, name) for values in columns.values()]
         lines.append(f"{name:26}" + "".join(f"  {cell:>35}" for cell in cells))
-    lines.append(f"{result['n_generated']} generated, {result['n_references']} references")
+    counts = [counted(result[f"n_{what}"], what) for what in ("generated", "references")]
+    lines.append(", ".join(counts))
     if result.get("codec"):
         lines.append(", ".join(f"{n} {k.replace('_', ' ')}" for k, n in result["codec"].items()))
     lines += [f"not computed: {name}: {reason}" for name, reason in result["not_computed"].items()]

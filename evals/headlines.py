@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evals.reporting import comparison
-from evals.reporting.numbers import number, rounded, with_error
+from evals.reporting.numbers import counted, number, rounded, share_error, with_error
 from evals.reporting.page import Card, Entry
 from evals.reporting.results import Evaluation
 
@@ -92,24 +92,11 @@ def metric_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def share_error(count: float, total: int) -> float:
-    """A standard error of a share: half the width of Wilson's interval at one deviation.
-
-    Unlike that of the normal approximation it is not 0 for 0 and for all.
-    """
-    share = count / total
-    return math.sqrt(share * (1 - share) * total + 0.25) / (total + 1)
-
-
 def sides(result: Mapping[str, Any]) -> list[str]:
     """How many images are compared with how many, and by which features: a line or two."""
     settings = comparison.settings_of(result)
     names = {"n_generated": settings.get("documents") or "generated", "n_references": "references"}
-    counts = [
-        f"{settings[name]:,} {what}" if settings[name] is not None else f"{what}: number not known"
-        for name, what in names.items()
-        if name in settings
-    ]
+    counts = [counted(settings[name], what) for name, what in names.items() if name in settings]
     lines = [", ".join(counts)]
     if settings.get("network"):
         dimensions = settings.get("dimensions")

@@ -16,6 +16,7 @@ from evals.distances.statistics import Statistics
 from evals.features.base import FeatureError, FeatureSet
 from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import Images
+from evals.reporting.numbers import share_error
 from evals.reporting.results import make_result
 
 MIN_IMAGES = 10  # of a class on each side
@@ -90,23 +91,18 @@ def _row(x: np.ndarray, y: np.ndarray, names: Mapping[str, str]) -> dict[str, An
         row[name] = found.value
         row[f"{name}_standard_error"] = None if math.isnan(error) else error
     precision = neighbours.precision_recall(x, y).precision
-    return row | _with_binomial("precision", precision, len(x))
+    return row | _with_error("precision", precision, len(x))
 
 
 def _share(name: str, values: Sequence[bool] | None) -> dict[str, Any]:
     if values is None:
         return {name: None, f"{name}_standard_error": None}
-    return _with_binomial(name, sum(values) / len(values), len(values))
+    return _with_error(name, sum(values) / len(values), len(values))
 
 
-def _with_binomial(name: str, share: float, n: int) -> dict[str, Any]:
-    """A share of n images with its standard error, of one image more on each side (Agresti, Coull).
-
-    A share of 0 or 1 then has an error too.
-    """
-    smoothed = (share * n + 2) / (n + 4)
-    error = math.sqrt(smoothed * (1 - smoothed) / (n + 4))
-    return {name: share, f"{name}_standard_error": error}
+def _with_error(name: str, share: float, n: int) -> dict[str, Any]:
+    """A share of n images with its standard error."""
+    return {name: share, f"{name}_standard_error": share_error(share * n, n)}
 
 
 def _indices(images: Images, keys: Sequence[str], names: Sequence[str]) -> dict[str, list[int]]:

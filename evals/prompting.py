@@ -237,6 +237,8 @@ def grid(
 ) -> None:
     """Writes a picture with a row for each of the first originals: itself, prompt, completions.
 
+    Without prompts there are two parts: the original, and samples.
+
     Args:
       model: the model of the completions.
       originals: all originals, in the order of the requests.
@@ -246,11 +248,12 @@ def grid(
     """
     recorded = [Tokens(folder, read_manifest(folder)) for folder in folders]
     tiles = []
-    for number, each in enumerate(originals[:_GRID_ROWS]):
+    rows = min(len(originals), _GRID_ROWS)
+    for number, each in enumerate(originals[:rows]):
         tiles.append(contact_sheet.pictures(model.representation, each.document.tokens))
-        tiles.append(
-            contact_sheet.pictures_of_prefix(model.representation, each.prompts[column.ratio])
-        )
+        if column.ratio:
+            prompt = each.prompts[column.ratio]
+            tiles.append(contact_sheet.pictures_of_prefix(model.representation, prompt))
         completions = [tokens[number] for tokens in recorded]
         tiles += [contact_sheet.pictures(model.representation, each) for each in completions]
-    contact_sheet.save(contact_sheet.sheet_of(tiles, 2 + len(folders)), path)
+    contact_sheet.save(contact_sheet.sheet_of(tiles, len(tiles) // rows), path)

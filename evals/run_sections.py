@@ -17,7 +17,7 @@ from data_pipelines.media.images import ImageError
 from evals import headlines
 from evals.reporting import comparison, curves, page
 from evals.reporting.curves import Line
-from evals.reporting.numbers import number
+from evals.reporting.numbers import number, share_error
 from evals.reporting.page import Block, Cell, Charts, Column, Figure, Picture, Source, Table
 from evals.reporting.results import Evaluation, ReportError, Run, command_line
 
@@ -154,7 +154,7 @@ def _line(lines: Run, name: str, colour: int, result: Mapping[str, Any]) -> Line
     with_errors, errors = lines.curve(f"{name}_standard_error")
     if name == _VALID and result.get("codec"):
         requested = result["codec"]["requested"]
-        errors = [headlines.share_error(value * requested, requested) for value in values]
+        errors = [share_error(value * requested, requested) for value in values]
         with_errors = steps
     return Line(steps, values, errors if with_errors == steps else None, colour)
 

@@ -339,7 +339,7 @@ def _completion(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
     strips, missing = [], []
     for name, head in zip(names, heads, strict=True):
         prompted = _is_prompted(name)
-        words = ["original", "prompt" if prompted else "", *(f"seed {seed}" for seed in seeds)]
+        words = ["original", *["prompt"] * prompted, *(f"seed {seed}" for seed in seeds)]
         caption = f"{head}: continuations" if prompted else "no prompt: samples"
         text = f"{caption} of several seeds next to an original, one original in a row"
         try:
@@ -543,15 +543,29 @@ def digits(evaluations: Sequence[Evaluation]) -> list[Figure]:
     results = [one.results["digits"] for one in evaluations]
     names = {
         "recognised": "Recognised as the requested label ↑",
+        "recognised_first": "The same, first frame ↑",
+        "recognised_last": "The same, last frame ↑",
         "strictly_valid": "Strictly valid ↑",
         "classifier_accuracy": "The same classifier on real digits",
     }
     rows = [
-        (text, [Cell(_percent(result[name])) for result in results]) for name, text in names.items()
+        (text, [_share(result, name) for result in results])
+        for name, text in names.items()
+        if any(name in result for result in results)
     ]
     columns = [Column(one.name, note) for one, note in zip(evaluations, notes, strict=True)]
-    table = Table("Classification of generated digits", columns, rows)
-    return [_figure(evaluations, "digits", "Generated digits", [table])]
+    table = Table(_READING, columns, rows)
+    counts = dict.fromkeys(f"{result['requested']:,} documents" for result in results)
+    text = f"{'; '.join(counts)}, of which those that show nothing count as not recognised"
+    return [_figure(evaluations, "digits", "Generated digits", [table], text)]
+
+
+def _share(result: Mapping[str, Any], name: str) -> Cell:
+    """A share with its error, in percent."""
+    if name not in result:
+        return Cell("-")
+    error = result.get(f"{name}_standard_error")
+    return Cell(f"{with_error(100 * result[name], error and 100 * error, _SIGN)}\u00a0%")
 
 
 def _figure(

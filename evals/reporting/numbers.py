@@ -63,6 +63,20 @@ def with_error(value: float | None, error: float | None, sign: str = " +- ") -> 
     return f"({text})e{exponent}" if exponent else text
 
 
+def counted(n: int | None, what: str) -> str:
+    """How many there are: "1,000 references", or "references: number not known" for None."""
+    return f"{what}: number not known" if n is None else f"{n:,} {what}"
+
+
+def share_error(count: float, total: int) -> float:
+    """A standard error of a share: half the width of Wilson's interval at one deviation.
+
+    Unlike that of the normal approximation it is not 0 for 0 and for all.
+    """
+    share = count / total
+    return math.sqrt(share * (1 - share) * total + 0.25) / (total + 1)
+
+
 def _decimals(error: float) -> int:
     """Decimals that show two significant digits; negative where those are tens and above."""
     return 1 - int(f"{error:.1e}".partition("e")[2])
