@@ -122,9 +122,9 @@ def layout(config: ConfigDict, folder: epath.PathLike, num_devices: int) -> Layo
     """
     shards = Shards(folder)
     lengths = np.asarray(shards.lengths, np.int64)
-    longest = int(lengths.max()) + 1
+    longest = int(lengths.max()) + 2  # the start token, and room for a token after the end
     if "eval" in shards.manifest["splits"]:
-        longest = max(longest, int(Shards(folder, "eval").lengths.max()) + 1)
+        longest = max(longest, int(Shards(folder, "eval").lengths.max()) + 2)
     seq_len, batch_size = config.seq_len, config.batch_size
     if longest > seq_len:
         positions = seq_len * batch_size
