@@ -144,6 +144,7 @@ def facts(
             "images": documents.name,
             "images_are": settings.images_are(model, documents.name),
             "n_images": len(scored),
+            "subset_seed": documents.seed if documents.num else None,
             "label": _LABELS[conditioning],
             "context": scorer.seq_len,
             "stride": scorer.stride,

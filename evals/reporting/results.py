@@ -55,6 +55,7 @@ TITLES: Mapping[str, str] = {
     "n_generated": "number generated",
     "n_references": "number of references",
     "n_images": "number of images",
+    "subset_seed": "random subset, seed",
     "size_generated": "size, generated",
     "size_references": "size, references",
     "network": "network",
