@@ -51,10 +51,11 @@ _FEATURES = ("dimensions", "resize")  # settings of features besides network*
 _SAMPLING = [field.name for field in dataclasses.fields(SamplingParams)]
 
 # Rows of the table, and where their metrics are in metrics.json.
+_FLOOR = "floor: references through the codec"
 _ROWS = {
     "model": lambda result: result,
     "model, coded references": lambda result: result.get("against_coded_references"),
-    "floor: references through the codec": lambda result: result.get("floor"),
+    _FLOOR: lambda result: result.get("floor"),
 }
 
 
@@ -255,11 +256,14 @@ def _figures(
         for column in columns:
             values = [get(each["metrics"]) for each in found if each["column"] == column.name]
             if all(values):
-                cells[column.name] = _cell([value[main] for value in values])
+                cells[column.name] = _cell(values, main, seeds=row != _FLOOR)
         if cells:
             table[row] = cells
-    warnings = list(dict.fromkeys(text for each in found for text in each["metrics"]["warnings"]))
-    if "floor: references through the codec" not in table:
+    of = first["settings"]["references"]
+    warnings = list(
+        dict.fromkeys(text for each in found for text in _warnings(each["metrics"], of))
+    )
+    if _FLOOR not in table:
         warnings.append(
             "there is no codec floor, because the references were decoded from shards; give images "
             "as --images or --references"
@@ -289,10 +293,28 @@ def _figures(
     return figures, warnings, first["not_computed"]
 
 
-def _cell(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over the seeds, its standard error, and the value of each seed."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"value": statistics.fmean(values), "standard_error": error, "seeds": list(values)}
+def _warnings(result: Mapping[str, Any], references: str) -> list[str]:
+    """Warnings of one evaluation, in words that are the same for all columns and seeds."""
+    of = result["settings"]
+    names = {of["generated"]: "the completed images", of["references"]: references}
+    found = []
+    for text in result["warnings"]:
+        for name, own in names.items():
+            text = text.replace(name, own)
+        found.append(text)
+    return found
+
+
+def _cell(results: Sequence[Mapping[str, Any]], name: str, *, seeds: bool) -> dict[str, Any]:
+    """Mean over the seeds, its standard error, and the value of each seed.
+
+    Values that are independent of the seeds, those of the floor, have the error of the metric.
+    """
+    values = [result[name] for result in results]
+    error = results[0].get(f"{name}_standard_error")
+    if seeds:
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"value": statistics.fmean(values), "standard_error": error, "seeds": values}
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -193,9 +193,7 @@ def of_completion(result: Mapping[str, Any]) -> list[Headline]:
     below = []
     floor = result["table"].get("floor: references through the codec", {}).get(column)
     if floor:
-        below.append(
-            f"codec floor {with_error(floor['value'], floor['standard_error'] or None, _SIGN)}"
-        )
+        below.append(f"codec floor {with_error(floor['value'], floor['standard_error'], _SIGN)}")
     below += [
         f"prompt {column}; {len(cell['seeds'])} seeds of {result['n_generated']:,} continuations",
         *sampling(result),

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.media.images import ImageError
+from data_pipelines.representations.base import CONFIG_FILE
 from evals import headlines
 from evals.reporting import comparison, curves, page
 from evals.reporting.curves import Line
@@ -191,7 +192,11 @@ def facts(run: Run) -> str:
     """A line about a run: steps, representation and data."""
     config = _config(run)
     parts = [f"step {run.steps:,}" + (f" of {config['steps']:,}" if config.get("steps") else "")]
-    representation = config.get("representation", {})
+    # What preparation made of the configuration, such as a trained tokenizer.
+    representation = {**config.get("representation", {}), **_json(run, CONFIG_FILE)}
+    tokenizer = representation.get("tokenizer")
+    if isinstance(tokenizer, Mapping):
+        representation["tokenizer"] = tokenizer.get("kind")
     names = ("name", "size", "mode", "quality", "tokenizer")
     parts += [
         f"{'' if name in ('name', 'mode') else name + ' '}{page.setting(representation[name])}"
@@ -232,7 +237,12 @@ def _same(value: Any) -> Any:
 
 
 def _config(run: Run) -> dict[str, Any]:
-    path: epath.Path = run.folder / "config.json"
+    return _json(run, "config.json")
+
+
+def _json(run: Run, name: str) -> dict[str, Any]:
+    """The contents of a JSON file of a run; {} if there is none."""
+    path: epath.Path = run.folder / name
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

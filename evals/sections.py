@@ -385,7 +385,7 @@ def _asked_for(column: Mapping[str, Any]) -> str:
 def _mean(cell: Mapping[str, Any] | None) -> Cell:
     if cell is None:
         return Cell("-")
-    return Cell(with_error(cell["value"], cell["standard_error"] or None, _SIGN))
+    return Cell(with_error(cell["value"], cell["standard_error"], _SIGN))
 
 
 def videos(evaluations: Sequence[Evaluation]) -> list[Figure]:
@@ -462,7 +462,6 @@ def _by_class(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
         (
             row["class"],
             [
-                Cell(f"{row['n']:,}", f"{row['n_references']:,} references"),
                 *(
                     dataclasses.replace(
                         _value(row, name),
@@ -470,14 +469,15 @@ def _by_class(one: Evaluation, evaluations: Sequence[Evaluation]) -> Figure:
                     )
                     for name in names
                 ),
+                Cell(f"{row['n']:,} / {row['n_references']:,}"),
             ],
         )
         for row in sorted(rows, key=lambda row: row[metric], reverse=True)
     ]
-    columns = [Column("generated")]
-    columns += [
+    columns = [
         Column(f"{headlines.title(name)} {_ARROWS[headlines.better(name)]}") for name in names
     ]
+    columns.append(Column("images", "generated / real"))
     caption = f"Every class, largest {headlines.title(metric)} first"
     table = Table(caption, columns, lines, folded=len(lines) > _SHOWN_CLASSES)
     title = f"Classes{_of(one, evaluations)}"

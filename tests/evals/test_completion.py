@@ -92,6 +92,10 @@ def test_the_table_has_all_columns_and_the_floor(completed):
     ours = found["table"]["model"]
     assert list(floor) == list(ours) == ["0.5", "unconditional"]
     assert floor["0.5"]["value"] == floor["unconditional"]["value"]
+    metric = found["completions"][0]["metrics"]["floor"]
+    error = metric.get("frechet_distance_standard_error")  # not that of equal seeds, 0
+    assert floor["0.5"]["standard_error"] == error
+    assert not any("seed-" in text for text in found["warnings"])
     assert 0 < floor["0.5"]["value"] < ours["0.5"]["value"] < ours["unconditional"]["value"]
     values = [
         json.loads((out / "evaluations" / "ratio-0.5" / f"seed-{seed}/metrics.json").read_text())

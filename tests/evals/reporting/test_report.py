@@ -16,6 +16,7 @@ from evals.evaluation import evaluate
 from evals.report import report
 from evals.reporting import comparison, page
 from evals.reporting.results import Evaluation, ReportError, Run, make_result
+from evals.run_sections import facts
 from evals.sections import KINDS
 from tests.evals.reporting.reader import read
 
@@ -88,9 +89,9 @@ def write_gallery(folder, continuation):
         near = {"key": "real", "distance": 0.5, "file": "sample-5.png"}
         sample["nearest"] = [near, {**near, "key": "moved", "file": None}]
         sample["nearest_to_each_other"] = 0.25
-    facts = {"seed": 0, "n": 1200, "samples": samples, "authenticity": 0.5}
-    facts |= {"references": HOSTILE, "n_references": 90, "features": "digits"}
-    (folder / gallery.INDEX).write_text(json.dumps(facts))
+    pictured = {"seed": 0, "n": 1200, "samples": samples, "authenticity": 0.5}
+    pictured |= {"references": HOSTILE, "n_references": 90, "features": "digits"}
+    (folder / gallery.INDEX).write_text(json.dumps(pictured))
 
 
 @pytest.fixture
@@ -463,3 +464,14 @@ def test_a_large_picture_is_reduced_and_a_video_is_embedded(tmp_path):
     assert page.clip(tmp_path / "a.mp4", "a clip").src == "data:video/mp4;base64,YWJj"
     with pytest.raises(ValueError, match="browsers play"):
         page.clip(tmp_path / "a.avi", "a clip")
+
+
+def test_a_run_is_named_by_the_tokenizer_that_it_has(tmp_path):
+    """The configuration states what preparation began with: bytes, from which it trained others."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    config = {"representation": {"name": "jpeg", "size": 16, "tokenizer": "bytes"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "tokenizer bytes" in facts(Run.read(tmp_path))
+    made = {"name": "jpeg", "size": 16, "tokenizer": {"kind": "codewords", "num_labels": 10}}
+    (tmp_path / "representation.json").write_text(json.dumps(made))
+    assert "tokenizer codewords" in facts(Run.read(tmp_path))
