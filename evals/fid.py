@@ -74,11 +74,15 @@ def sampled_command(
 ) -> str:
     """The command line that samples with a run's model and evaluates the images.
 
+    It names the step of the checkpoint, also where that is the newest: a later one would give other
+    figures.
+
     Args:
       workdir, references, out, num, seed, step: flags of this command.
       extractor: of the features.
       **flags: further flags.
     """
+    step = checkpoint.describe(workdir, step).step
     given = {"workdir": workdir, "step": step, "num": num, "seed": seed}
     return fid_command({**given, "references": references, **flags}, extractor, out)
 

@@ -61,7 +61,6 @@ def suite(
     """
     out = epath.Path(out)
     generated, representation = fid.sample(str(workdir), out, num, seed, step)
-    model_step = checkpoint.describe(workdir, step).step
     metrics = evaluate(
         generated,
         references,
@@ -69,7 +68,7 @@ def suite(
         extractor=extractor,
         representation=representation,
         command=fid.sampled_command(
-            workdir, references, out, extractor, num=num, seed=seed, step=model_step
+            workdir, references, out, extractor, num=num, seed=seed, step=step
         ),
     )
     print(fid.table(metrics))

@@ -32,3 +32,11 @@ def test_a_run_generates_once_and_every_document_counts(digits_run, digit_files,
     text = fid.table(found)
     assert "floor" in text and "20 requested" in text
     json.dumps(found, allow_nan=False)
+
+
+def test_the_command_names_the_checkpoint(digits_run, tmp_path):
+    given = (digits_run, "digits", tmp_path, extractors.make("digits"))
+    newest = fid.sampled_command(*given, num=20, seed=0, step=None)
+    assert "--step=4" in newest
+    assert newest == fid.sampled_command(*given, num=20, seed=0, step=4)
+    assert "--step=2" in fid.sampled_command(*given, num=20, seed=0, step=2)
