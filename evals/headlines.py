@@ -221,7 +221,7 @@ def of_digits(result: Mapping[str, Any]) -> list[Headline]:
     requested = result["requested"]
     below = [
         f"{number(100 * result['classifier_accuracy'])}\u00a0% of real digits",
-        f"{requested:,} samples",
+        f"{requested:,} {result['settings'].get('documents') or 'documents'}",
         *sampling(result),
     ]
     error = share_error(round(result["recognised"] * requested), requested)

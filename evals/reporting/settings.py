@@ -88,7 +88,7 @@ def images_are(model: TrainedModel, name: str) -> str:
       are in it), or "other images".
     """
     data = model.config.data
-    if data.source and name == data.source:
+    if data.source and _overlap(name, data.source):
         return "source of the training images"
     kind, _, rest = name.partition(":")
     folders, _, split = rest.rpartition(":")
@@ -100,8 +100,17 @@ def images_are(model: TrainedModel, name: str) -> str:
     return "eval split" if split == "eval" else "training images"
 
 
+def _overlap(a: str, b: str) -> bool:
+    """Whether two specs are of the same images, or one is of a folder inside the other's."""
+    (kind_a, _, path_a), (kind_b, _, path_b) = a.partition(":"), b.partition(":")
+    if a == b or kind_a != kind_b or kind_a not in ("folder", "tar"):
+        return a == b
+    ours, theirs = (epath.Path(_resolved(path)) for path in (path_a, path_b))
+    return ours.is_relative_to(theirs) or theirs.is_relative_to(ours)
+
+
 def _resolved(folder: epath.PathLike) -> str:
-    return str(epath.Path(folder).resolve())
+    return str(epath.Path(folder).expanduser().resolve())
 
 
 def flat(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Prompts say how much of the images they hold; ratios with the same prompts are one column."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.data import run_folders
 from tests.evals.models import untrained
 from tests.evals.test_evaluation import write_photos
+from tests.jpeglm_jax.conftest import tiny
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,14 @@ def test_the_share_of_a_prompt_counts_its_mcus(ratio):
     assert share * 16 - 1 <= complete <= share * 16  # the last byte may be shared
 
 
-def test_images_are_those_of_the_run_or_others(digits_run):
+def test_images_are_those_of_the_run_or_others(digits_run, tmp_path, monkeypatch):
     model = checkpoint.load(digits_run)
+    assert settings.images_are(model, "digits") == "source of the training images"
+    monkeypatch.chdir(tmp_path)
+    other = dataclasses.replace(model, config=tiny(4, **{"data.source": "folder:photos"}))
+    for name in ("photos", "photos/", f"{tmp_path}/photos/cats", f"{tmp_path}"):
+        assert settings.images_are(other, f"folder:{name}") == "source of the training images"
+    assert settings.images_are(other, "folder:photos2") == "other images"
     folders = ",".join(run_folders(model.config.data, digits_run))
     assert settings.images_are(model, f"shards:{folders}:eval") == "eval split"
     assert settings.images_are(model, f"shards:{folders}:train") == "training images"
