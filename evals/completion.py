@@ -341,7 +341,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _text(cell: Mapping[str, Any]) -> str:
-    return with_error(cell["value"], cell["standard_error"], "+-")
+    return with_error(cell["value"], cell["standard_error"])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -176,7 +176,7 @@ def table(result: dict[str, Any]) -> str:
     for name, title in TITLES.items():
         value = result.get(f"{name}_per_image")
         if value is not None:
-            cell = with_error(value, result[f"{name}_per_image_standard_error"], "+-")
+            cell = with_error(value, result[f"{name}_per_image_standard_error"])
             ratio = result.get(f"{name}_over_stream")
             share = "" if ratio is None else f"{ratio:.1%}"
             lines.append(f"{title:42}{cell:>24}{share:>15}".rstrip())

@@ -192,7 +192,7 @@ def table(result: Mapping[str, Any]) -> str:
     for name, text in TITLES.items():
         if name in result:
             error = result.get(f"{name}_standard_error")
-            share = with_error(100 * result[name], error and 100 * error, "+-")
+            share = with_error(100 * result[name], error and 100 * error)
             lines.append(f"{text:40}{share:>16} %")
     return "\n".join(lines)
 

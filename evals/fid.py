@@ -115,7 +115,7 @@ def table(result: Mapping[str, Any]) -> str:
 def _cell(values: Mapping[str, Any], name: str) -> str:
     if values.get(name) is None:
         return "-"
-    return with_error(values[name], values.get(f"{name}_standard_error"), "+-")
+    return with_error(values[name], values.get(f"{name}_standard_error"))
 
 
 def _representation(values: Any) -> Representation | None:

@@ -297,7 +297,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{'':28}" + "".join(f"  {name:>35}" for name in columns)]
     for name in names:
         cells = [
-            with_error(values[name], values.get(f"{name}_standard_error"), "+-")
+            with_error(values[name], values.get(f"{name}_standard_error"))
             for values in columns.values()
         ]
         lines.append(f"{name:28}" + "".join(f"  {cell:>35}" for cell in cells))

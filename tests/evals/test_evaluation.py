@@ -333,7 +333,7 @@ def test_the_command_evaluates_digits_without_any_weights(tmp_path):
         Image.fromarray(np.rint(image.T * 15).astype(np.uint8)).save(folder / f"{number}.png")
     result = fid(f"--generated={folder}", "--references=digits", f"--out={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
-    assert "frechet_distance" in result.stdout and "60 generated, 1797 references" in result.stdout
+    assert "frechet_distance" in result.stdout and "60 generated, 1,797 references" in result.stdout
     assert "fid" not in result.stdout.lower().replace("fidelity", "")
 
 

@@ -71,7 +71,7 @@ def test_likelihood_and_compression_of_a_run_over_several_folders(folders, tmp_p
     spec = eval_split(of_run(model, ",".join(folders)), tmp_path)
     documents = Documents(spec, model.representation, num=24)
     scored = likelihood(model, documents, tmp_path, batch_size=8)
-    assert scored["n_images"] == 24 and scored["settings"]["images"]["from"] == spec
+    assert scored["n_images"] == 24 and scored["settings"]["images"] == spec
     packed = compression(model, documents, tmp_path, batch_size=8)
     assert packed["n_images"] == 24
     assert packed["bits_per_image"] == pytest.approx(scored["bits_per_image"])
