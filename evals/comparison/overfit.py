@@ -36,7 +36,7 @@ def overfit(
 ) -> dict[str, Any]:
     """Trains on a few documents until the most likely token is right wherever it is determined.
 
-    A token is determined if no other of the documents has the same tokens before it and goes on
+    A token is determined if no other of the documents has the same tokens before it and continues
     differently. All documents begin with BOS.
 
     Args:

@@ -22,7 +22,6 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import representations
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards
 from evals import completion, digits, longtail
@@ -46,7 +45,7 @@ from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.model.trained import TrainedModel
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.tokenizer.flops import train_flops_per_image
-from jpeglm_jax.tokenizer.step import make_step, tokenizer_config
+from jpeglm_jax.tokenizer.step import step_of
 from jpeglm_jax.train import train
 from jpeglm_jax.train_tokenizer import trained_tokenizer
 from jpeglm_jax.training import checkpoint
@@ -146,13 +145,11 @@ class Stages:
             workdir = self._tokenizer(candidate)
             with self._deadline.interrupting():
                 trained_tokenizer(config, workdir)
-            pixels = representations.make(**config.representation)
-            step = make_step(config, tokenizer_config(config, pixels), jax.default_backend())
             images = config.steps * config.batch_size
             last = results.Run.read(workdir).lines[-1]
             return {
                 **{key: value for key, value in last.items() if key.startswith("eval/")},
-                "flops": images * train_flops_per_image(step),
+                "flops": images * train_flops_per_image(step_of(config)),
             }
 
         return self._once(f"tokenizer-{candidate}", work)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import av
@@ -29,7 +29,7 @@ from data_pipelines.representations.avc.codewords.streams import Streams
 from data_pipelines.representations.avc.decoder import Decoded
 from data_pipelines.representations.avc.encoder import STRIPS, AvcFormat, without_sei
 from data_pipelines.representations.avc.mp4 import to_mp4
-from data_pipelines.representations.codewords import tokenizer as codeword_tokenizer
+from data_pipelines.representations.codewords.representation import CodewordRepresentation
 from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.tokenizer import ByteTokenizer, Tokenizer
 
@@ -41,7 +41,7 @@ _BYTES = ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
-class AvcRepresentation(base.TokenizedRepresentation):
+class AvcRepresentation(CodewordRepresentation):
     """Clips as the bytes of H.264 streams.
 
     Attributes:
@@ -98,33 +98,6 @@ class AvcRepresentation(base.TokenizedRepresentation):
         self.format.constants  # noqa: B018  computing them checks the encoder
         if isinstance(self.tokenizer, CodewordTokenizer):
             object.__setattr__(self, "tokenizer", self.tokenizer.with_streams(self.streams))
-
-    @classmethod
-    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
-        """See `TokenizedRepresentation.load_tokenizer`; "codewords" is one id per code word."""
-        found = codeword_tokenizer.load(spec, num_labels, cls._streams_of(options))
-        return found or super().load_tokenizer(spec, num_labels, options)
-
-    @classmethod
-    def tokenizer_from_config(
-        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
-    ) -> Tokenizer:
-        """See `TokenizedRepresentation.tokenizer_from_config`."""
-        if config["kind"] == codeword_tokenizer.KIND:
-            return codeword_tokenizer.from_config(config, model, cls._streams_of(options))
-        return super().tokenizer_from_config(config, model, options)
-
-    @classmethod
-    def _streams_of(cls, options: Mapping[str, Any]) -> Streams:
-        """The streams of a representation with these options; unknown ones are ignored here."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: options[name] for name in fields & set(options)}).streams
-
-    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
-        """See `TokenizedRepresentation.train_tokenizer`; kind may also be "codewords"."""
-        if kind == codeword_tokenizer.KIND:
-            return codeword_tokenizer.train(documents, self.streams, vocab_size)
-        return super().train_tokenizer(documents, vocab_size, kind)
 
     @property
     def streams(self) -> Streams:

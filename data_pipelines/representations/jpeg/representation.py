@@ -13,7 +13,7 @@ The stripped parts are the same for every image, so `to_bytes` restores the whol
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image, features
 
 from data_pipelines.media import images
 from data_pipelines.representations import base
-from data_pipelines.representations.codewords import tokenizer as codeword_tokenizer
+from data_pipelines.representations.codewords.representation import CodewordRepresentation
 from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 from data_pipelines.representations.jpeg import codeword_machine, coefficients, validity
 from data_pipelines.representations.jpeg.byte_machine import JpegMachine, make_machine
@@ -46,7 +46,7 @@ _BYTES = ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
-class JpegRepresentation(base.TokenizedRepresentation):
+class JpegRepresentation(CodewordRepresentation):
     """Images as the bytes of baseline JPEG files.
 
     Attributes:
@@ -96,33 +96,6 @@ class JpegRepresentation(base.TokenizedRepresentation):
         self.format  # noqa: B018  making it checks its options
         if isinstance(self.tokenizer, CodewordTokenizer):
             object.__setattr__(self, "tokenizer", self.tokenizer.with_streams(self.streams))
-
-    @classmethod
-    def load_tokenizer(cls, spec: str, num_labels: int, options: Mapping[str, Any]) -> Tokenizer:
-        """See `TokenizedRepresentation.load_tokenizer`; "codewords" is one id per code word."""
-        found = codeword_tokenizer.load(spec, num_labels, cls._streams_of(options))
-        return found or super().load_tokenizer(spec, num_labels, options)
-
-    @classmethod
-    def tokenizer_from_config(
-        cls, config: dict[str, Any], model: bytes | None, options: Mapping[str, Any]
-    ) -> Tokenizer:
-        """See `TokenizedRepresentation.tokenizer_from_config`."""
-        if config["kind"] == codeword_tokenizer.KIND:
-            return codeword_tokenizer.from_config(config, model, cls._streams_of(options))
-        return super().tokenizer_from_config(config, model, options)
-
-    @classmethod
-    def _streams_of(cls, options: Mapping[str, Any]) -> Streams:
-        """The streams of a representation with these options; unknown ones are ignored here."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: options[name] for name in fields & set(options)}).streams
-
-    def train_tokenizer(self, documents: Iterable[bytes], vocab_size: int, kind: str) -> bytes:
-        """See `TokenizedRepresentation.train_tokenizer`; kind may also be "codewords"."""
-        if kind == codeword_tokenizer.KIND:
-            return codeword_tokenizer.train(documents, self.streams, vocab_size)
-        return super().train_tokenizer(documents, vocab_size, kind)
 
     @property
     def streams(self) -> Streams:
