@@ -208,7 +208,7 @@ def photos64_tokens(c: ConfigDict) -> None:
 def _digits_data(c: ConfigDict) -> None:
     c.data.update(source="digits", copies=32, eval_fraction=0.15)
     c.data.augment = dict(rotation=6.0, shift=0.01, scale=0.03, shear=0.06)
-    c.seq_len, c.batch_size, c.images = 160, 16, 40_000
+    c.seq_len, c.batch_size, c.images = 160, 16, 20_000
     c.recognise = True
 
 
