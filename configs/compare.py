@@ -70,7 +70,10 @@ def base() -> ConfigDict:
             # The paper's analyses: two candidates by class frequency; some on small elements.
             long_tail=(),
             small_elements=(),
-            features=dict(name="digits", weights="", dims=768),
+            features=dict(name="digits", weights="", dims=768),  # no name: samples are not scored
+            # Images of each class that samples are compared with: all classes are sampled equally
+            # often. 0: all images of the source.
+            references_per_class=0,
             recognise=False,  # whether samples are digits, to be recognised
         )
     )

@@ -32,14 +32,14 @@ RESULT = "compare.json"
 
 
 def compare(
-    config: ConfigDict, out: epath.PathLike, extractor: Extractor, minutes: float = 0.0
+    config: ConfigDict, out: epath.PathLike, extractor: Extractor | None, minutes: float = 0.0
 ) -> dict[str, Any]:
     """Runs a comparison, or resumes it, and writes compare.json to its folder.
 
     Args:
       config: see configs/compare.py.
       out: folder of the comparison; it holds one.
-      extractor: of the features that samples are scored with.
+      extractor: of the features that samples are scored with; None: they are not scored.
       minutes: after which it stops, to be resumed; 0: when it is complete.
 
     Returns:
@@ -52,7 +52,7 @@ def compare(
       SettingsError: the folder holds another comparison.
       Interrupted: by SIGTERM or Ctrl-C while a model was trained.
     """
-    plan.check(config)
+    plan.check(config, scored=extractor is not None)
     out = epath.Path(out)
     settings = _settings(config, extractor)
     claim_folder(out, settings)
@@ -80,10 +80,12 @@ def compare(
     return result
 
 
-def _settings(config: ConfigDict, extractor: Extractor) -> dict[str, Any]:
+def _settings(config: ConfigDict, extractor: Extractor | None) -> dict[str, Any]:
     """All that decides the result, by the names that change it on the command line."""
-    found = dict(_flat("config", config.to_dict())) | {"network": extractor.name}
-    found |= {f"network_{name}": value for name, value in extractor.settings.items()}
+    found = dict(_flat("config", config.to_dict()))
+    if extractor is not None:
+        found |= {"network": extractor.name}
+        found |= {f"network_{name}": value for name, value in extractor.settings.items()}
     return json.loads(json.dumps({name: value for name, value in found.items() if value != {}}))
 
 
@@ -109,7 +111,9 @@ def main(arguments: Sequence[str]) -> None:
     sharding.split_cpu(num_cpus())
     config, values = flags.FLAGS.config, flags.FLAGS
     features = config.features
-    extractor = extractors.make(features.name, weights=features.weights, dims=features.dims)
+    extractor = None
+    if features.name:
+        extractor = extractors.make(features.name, weights=features.weights, dims=features.dims)
     try:
         result = compare(config, values.out, extractor, values.minutes)
     except OutOfTime:

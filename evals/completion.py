@@ -74,6 +74,7 @@ def completion(
     conditioning: str = "auto",
     batch_size: int = 64,
     rejected: Sequence[tuple[str, str]] = (),
+    references_coded: str | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Completes images, evaluates them, and writes completion.json and grid.png to a folder.
@@ -94,6 +95,7 @@ def completion(
       conditioning: "auto", "label" or "none", see `resolve_conditioning`.
       batch_size: documents generated together.
       rejected: (name, reason) of originals rejected before `documents`, for the report.
+      references_coded: see `evaluation.evaluate`.
       command: that gives the result again; default that of this module with these arguments.
 
     Returns:
@@ -148,7 +150,7 @@ def completion(
                 evaluation,
                 extractor=extractor,
                 representation=model.representation,
-                references_coded=_coded(first),
+                references_coded=_coded(first) if first else references_coded,
                 command=command,
             )
             first = first or evaluation
@@ -234,9 +236,9 @@ def _ratios(ratios: Sequence[float], unconditional: bool, seeds: int) -> list[fl
     return found
 
 
-def _coded(evaluation: epath.Path | None) -> str | None:
+def _coded(evaluation: epath.Path) -> str | None:
     """The features of the references after the codec in an earlier evaluation, if any."""
-    if evaluation is None or not (evaluation / "references_coded").is_dir():
+    if not (evaluation / "references_coded").is_dir():
         return None
     return str(evaluation / "references_coded")
 

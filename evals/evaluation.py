@@ -78,8 +78,8 @@ def evaluate(
       extractor: of the features; not needed for sets with features or statistics already.
       representation: of the model. References are then cropped and resized as in training, and
         compared both before and after its codec.
-      references_coded: statistics or features of the references after the codec, for
-        `references` that are not images.
+      references_coded: the references after the codec, for `references` that are statistics or
+        features: their statistics or features, or images that are put through it here.
       floor: whether to evaluate the references after the codec.
       until: the last of `STEPS` to run.
       batch_size: images per call of the extractor.
@@ -117,7 +117,10 @@ def evaluate(
         else:
             inputs["references"] = theirs
     if references_coded is not None:
-        inputs["references_coded"] = opener.open(references_coded, None)
+        coded = opener.open(references_coded, None)
+        if representation is not None and _is_real(coded):
+            coded = FittedImages(coded, representation, coded=True)
+        inputs["references_coded"] = coded
     if per_class:
         classwise.require_classes(inputs["generated"], inputs.get("references", ours))
     sides: dict[str, Side | None] = {}

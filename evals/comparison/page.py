@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from data_pipelines.utils.files import write_atomically
-from evals import headlines
+from evals import headlines, sections
+from evals.comparison.stages import LONG_TAIL
 from evals.reporting import curves
 from evals.reporting.numbers import number, with_error
 from evals.reporting.page import (
@@ -26,6 +28,7 @@ from evals.reporting.page import (
     picture,
     render,
 )
+from evals.reporting.results import Evaluation
 
 _BUDGETS = {"images": "equal images seen", "flops": "equal training FLOPs"}
 _SIGN = " ± "
@@ -43,21 +46,24 @@ _MEASURES = {
 
 def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
     """Writes compare.html to the folder of a comparison, from the contents of its compare.json."""
-    sections = [
+    found = [
         Section("results", "Results", _results(result)),
         Section("plots", "Plots", [_plots(result)]),
         Section("samples", "Samples", [_samples(result, out)]),
+        Section("completions", "Completions", _completions(result["completion"], out)),
+        Section("small", "Small elements", _completions(result["small_elements"], out)),
+        Section("long_tail", "The long tail", _long_tail(result, out)),
         Section("candidates", "Candidates", [_candidates(result)]),
     ]
     settings = result["settings"]
     page = Page(
         title=f"Comparison {settings['config.preset']}",
         facts=[
-            f"{len(result['candidates'])} candidates on {settings['config.data.source']}; scored "
-            f"with {_features(settings)}"
+            f"{len(result['candidates'])} candidates on {settings['config.data.source']}; "
+            f"{_features(settings)}"
         ],
         cards=[],
-        sections=[section for section in sections if section.figures],
+        sections=[section for section in found if section.figures],
         command=result["command"],
         versions=[", ".join(f"{name} {value}" for name, value in result["versions"].items())],
     )
@@ -67,8 +73,10 @@ def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
 
 
 def _features(settings: Mapping[str, Any]) -> str:
+    if "network" not in settings:
+        return "samples are not scored"
     dims = settings.get("network_dims")
-    return settings["network"] + (f", {dims} dimensions" if dims else "")
+    return f"scored with {settings['network']}" + (f", {dims} dimensions" if dims else "")
 
 
 def _source(result: Mapping[str, Any]) -> Source:
@@ -172,6 +180,24 @@ def _samples(result: Mapping[str, Any], out: epath.Path) -> Figure:
         strips.append(Strip(title, [], grid))
     text = "The first samples of each run, one label after the other, invalid ones included."
     return Figure("Samples", [Strips(strips)], [_source(result)], text)
+
+
+def _completions(found: Mapping[str, Mapping[str, Any]], out: epath.Path) -> list[Figure]:
+    """A figure of each candidate that completes images: the paper's table, and grids."""
+    evaluations = []
+    for candidate, one in found.items():
+        evaluation = Evaluation.read(out / one["folder"], ("completion",))
+        evaluations.append(dataclasses.replace(evaluation, name=candidate))
+    return sections.completions(evaluations)
+
+
+def _long_tail(result: Mapping[str, Any], out: epath.Path) -> list[Figure]:
+    """The difference of two candidates by class frequency; a is the first that is named."""
+    if not result["long_tail"]:
+        return []
+    a, b = result["settings"]["config.long_tail"]
+    (figure,) = sections.long_tail([Evaluation.read(out / LONG_TAIL, ("longtail",))])
+    return [dataclasses.replace(figure, text=f"a is {a}, b is {b}. {figure.text}")]
 
 
 def _candidates(result: Mapping[str, Any]) -> Figure:

@@ -63,8 +63,11 @@ class Layout(NamedTuple):
     vocab_size: int
 
 
-def check(config: ConfigDict) -> None:
-    """Raises PlanError for a configuration that contradicts itself."""
+def check(config: ConfigDict, scored: bool = True) -> None:
+    """Raises PlanError for a configuration that contradicts itself.
+
+    scored: whether there are features to score images with.
+    """
     names = tuple(config.candidates)
     if not names:
         raise PlanError("the comparison has no candidates")
@@ -92,6 +95,12 @@ def check(config: ConfigDict) -> None:
         )
     if len(config.long_tail) not in (0, 2):
         raise PlanError(f"long_tail is {config.long_tail}; expected two candidates, or none")
+    scores = [option for option in ("long_tail", "small_elements") if config[option]]
+    scores += ["completion.num"] * bool(config.completion.num)
+    if scores and not scored:
+        raise PlanError(f"{scores[0]} needs features; give --config.features.name")
+    if config.small_elements and not config.completion.num:
+        raise PlanError("small_elements completes completion.num images, which is 0")
     if not config.learning_rates or not 0 < config.sweep <= 1:
         raise PlanError("expected learning_rates, and a sweep of more than 0 and at most 1")
 

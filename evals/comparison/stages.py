@@ -1,7 +1,7 @@
 """The stages of a comparison, each done once: what is finished is read from its file.
 
-tokenizer -> prepare -> overfit -> learning rates -> runs (train, sample, score, complete) -> the
-paper's analyses
+tokenizer -> prepare -> floor -> overfit -> learning rates -> runs (train, sample, score, complete)
+-> the paper's analyses
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from ml_collections import ConfigDict
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards
 from evals import completion, digits, longtail
-from evals.comparison import plan
+from evals.comparison import image_sets, plan
 from evals.comparison.overfit import overfit
 from evals.comparison.plan import Layout, Run
 from evals.evaluation import evaluate
 from evals.features import half_size
 from evals.features.base import Extractor
+from evals.inputs.codec import GeneratedImages
 from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
 from evals.likelihood import eval_split
@@ -50,7 +51,10 @@ from jpeglm_jax.train import train
 from jpeglm_jax.train_tokenizer import trained_tokenizer
 from jpeglm_jax.training import checkpoint
 
+LONG_TAIL = "long_tail"  # the stage, and its folder
 _FLOOR_IMAGES = 1000  # of which the PSNR is taken
+_CODED = "references_coded"  # folder of an evaluation
+_ARCHIVE = "samples.npz"  # of a run
 
 
 class OutOfTime(Exception):
@@ -94,7 +98,7 @@ class Stages:
     Args:
       config: see configs/compare.py.
       out: folder of the comparison.
-      extractor: of the features that samples are scored with.
+      extractor: of the features that samples are scored with; None: they are not scored.
       deadline: of this process.
       say: called with a line at the start of each stage.
     """
@@ -103,14 +107,15 @@ class Stages:
         self,
         config: ConfigDict,
         out: epath.Path,
-        extractor: Extractor,
+        extractor: Extractor | None,
         deadline: Deadline,
         say: Callable[[str], None] = print,
     ):
         self._config, self._out = config, out
         self._extractor, self._deadline, self._say = extractor, deadline, say
         self._layouts: dict[str, Layout] = {}
-        self._references: dict[str, epath.Path] = {}
+        self._fitted_references: dict[str, epath.Path] = {}  # their features, by size and mode
+        self._coded_references: dict[str, epath.Path] = {}  # the same by codec
 
     def done(self, name: str) -> dict[str, Any] | None:
         """The result of a stage; None if it is not finished."""
@@ -204,6 +209,24 @@ class Stages:
             }
 
         return self._once(f"floor-{candidate}", work)
+
+    def references(self) -> str:
+        """The spec of the images that samples are compared with.
+
+        With `config.references_per_class` these are at most so many images of each class, written
+        as files in one folder per class.
+        """
+        config = self._config
+        if not config.references_per_class:
+            return str(config.data.source)
+        folder = self._out / "references"
+
+        def work() -> dict[str, Any]:
+            count = config.references_per_class
+            return {"images": image_sets.write_references(config.data.source, folder, count)}
+
+        self._once("references", work)
+        return f"folder:{folder}"
 
     # The gate, and the learning rate
 
@@ -333,13 +356,17 @@ class Stages:
                 batch_size=options.batch_size,
             )
             assert counts is not None
-            found = {
+            found: dict[str, Any] = {
                 "sampled": counts.requested,
                 "valid": counts.valid / counts.requested,
                 "images_per_second": _rate(model, options, run.seed),
             }
             if self._config.recognise:
                 found["recognised"] = digits.recognition(folder)["recognised"]
+            found["archive"] = image_sets.write_samples(
+                GeneratedImages(folder, model.representation),
+                self.workdir(run) / _ARCHIVE,
+            )
             return found
 
         return self._once(f"sample-{(self._same_run(run) or run).name}", work)
@@ -348,32 +375,53 @@ class Stages:
         """The path of a run's sample grid in the folder of the comparison."""
         return str((self.workdir(run) / "sampled" / GRID).relative_to(self._out))
 
+    def archive(self, run: Run) -> str:
+        """The path of a run's samples, as one file, in the folder of the comparison."""
+        return str((self.workdir(run) / _ARCHIVE).relative_to(self._out))
+
     def score(self, run: Run) -> dict[str, Any]:
-        """Distances of a run's samples from real images, and of the codec's reconstructions."""
+        """Distances of a run's samples from real images, and of the codec's reconstructions.
+
+        {} without an extractor.
+        """
+        if self._extractor is None:
+            return {}
         run = self._same_run(run) or run
         workdir = self.workdir(run)
 
         def work() -> dict[str, Any]:
-            model = checkpoint.describe(workdir)
-            shared = self._shared_references(run.candidate)
+            references, coded = self._shared_references(run.candidate)
             result = evaluate(
                 str(workdir / "sampled"),
-                str(shared / "references") if shared else self._config.data.source,
+                references,
                 workdir / "evaluation",
                 extractor=self._extractor,
-                representation=model.representation,
-                references_coded=str(shared / "references_coded") if shared else None,
+                representation=checkpoint.describe(workdir).representation,
+                references_coded=coded,
             )
             return dict(result)
 
         found = self._once(f"score-{run.name}", work)
-        self._references.setdefault(self._codec(run.candidate), workdir / "evaluation")
+        evaluation = workdir / "evaluation"
+        if (evaluation / "references").is_dir():
+            self._fitted_references.setdefault(self._fit(run.candidate), evaluation / "references")
+        if (evaluation / _CODED).is_dir():
+            self._coded_references.setdefault(self._codec(run.candidate), evaluation / _CODED)
         return found
 
-    def _shared_references(self, candidate: str) -> epath.Path | None:
-        """The evaluation that has the features of the references for this codec, if any."""
-        found = self._references.get(self._codec(candidate))
-        return found if found is not None and (found / "references_coded").is_dir() else None
+    def _shared_references(self, candidate: str) -> tuple[str, str | None]:
+        """The references before and after a candidate's codec: their features, if there are any."""
+        images = self.references()
+        fitted = self._fitted_references.get(self._fit(candidate))
+        coded = self._coded_references.get(self._codec(candidate))
+        if fitted is None:
+            return images, None  # the evaluation puts them through the codec
+        return str(fitted), images if coded is None else str(coded)
+
+    def _fit(self, candidate: str) -> str:
+        """What decides the pixels of references before a candidate's codec."""
+        options = self._config.candidates[candidate].representation
+        return f"{options.size}, {options.get('mode', 'RGB')}"
 
     def _codec(self, candidate: str) -> str:
         """What decides the pixels of a candidate's documents: not its tokenizer."""
@@ -391,18 +439,22 @@ class Stages:
         """The paper's completion protocol on images of the eval split."""
         options = self._config.completion
         workdir = self.workdir(run)
+        extractor = self._extractor
+        assert extractor is not None  # `plan.check`
 
         def work() -> dict[str, Any]:
             model = checkpoint.load(workdir)
+            references, coded = self._shared_references(run.candidate)
             documents = Documents(
                 eval_split(model, workdir), model.representation, options.num, run.seed
             )
             return completion.completion(
                 model,
                 documents,
-                self._config.data.source,
+                references,
                 workdir / "completed",
-                extractor=self._extractor,
+                extractor=extractor,
+                references_coded=coded,
                 ratios=options.ratios,
                 seeds=1,
                 seed=run.seed,
@@ -412,6 +464,10 @@ class Stages:
 
         return self._once(f"complete-{(self._same_run(run) or run).name}", work)
 
+    def completed(self, run: Run) -> str:
+        """The path of a run's completions in the folder of the comparison."""
+        return str((self.workdir(run) / "completed").relative_to(self._out))
+
     # The paper's analyses
 
     def long_tail(self) -> dict[str, Any]:
@@ -420,23 +476,27 @@ class Stages:
         real = open_images(self._config.data.source)
         counts = collections.Counter(real.label(number) for number in range(len(real)))
         frequencies = {name: float(counts[n]) for n, name in enumerate(real.label_names)}
+        extractor = self._extractor
+        assert extractor is not None
 
         def work() -> dict[str, Any]:
             return longtail.longtail(
                 str(self.workdir(a) / "sampled"),
                 str(self.workdir(b) / "sampled"),
-                self._config.data.source,
+                self.references(),
                 frequencies,
-                self._out / "long_tail",
-                extractor=self._extractor,
+                self._out / LONG_TAIL,
+                extractor=extractor,
             )
 
-        return self._once("long_tail", work)
+        return self._once(LONG_TAIL, work)
 
     def small_elements(self, candidate: str) -> dict[str, Any]:
         """Completion of images at half size on black, compared in that region only."""
         run, options = self._last(candidate), self._config.completion
         folder = self._out / "small_elements" / candidate
+        extractor = self._extractor
+        assert extractor is not None
 
         def work() -> dict[str, Any]:
             model = checkpoint.load(self.workdir(run))
@@ -448,7 +508,7 @@ class Stages:
                 Documents(f"folder:{images}", model.representation),
                 f"folder:{images}",
                 folder / "completed",
-                extractor=half_size.on_active_region(self._extractor),
+                extractor=half_size.on_active_region(extractor),
                 ratios=options.ratios,
                 seeds=1,
                 seed=run.seed,
@@ -457,6 +517,10 @@ class Stages:
             )
 
         return self._once(f"small_elements-{candidate}", work)
+
+    def completed_small(self, candidate: str) -> str:
+        """The path of these completions in the folder of the comparison."""
+        return f"small_elements/{candidate}/completed"
 
     def _last(self, candidate: str) -> Run:
         """The run of a candidate that is analysed: the last model, under the last budget."""

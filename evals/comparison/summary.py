@@ -59,11 +59,24 @@ def summarise(
     ]
     last = [run for run in runs if stages.completes(run)]
     figures = {
-        "completion": {run.candidate: stages.complete(run)["table"] for run in last},
+        "completion": {
+            run.candidate: {
+                "folder": stages.completed(run),
+                "table": stages.complete(run)["table"],
+            }
+            for run in last
+        },
         "small_elements": {
-            name: stages.small_elements(name)["table"] for name in config.small_elements
+            name: {
+                "folder": stages.completed_small(name),
+                "table": stages.small_elements(name)["table"],
+            }
+            for name in config.small_elements
         },
         "long_tail": stages.long_tail() if config.long_tail else None,
+        "archives": {
+            run.name: {"path": stages.archive(run), **stages.sample(run)["archive"]} for run in runs
+        },
         "candidates": {name: _of_candidate(config, stages, name) for name in config.candidates},
         "lines": lines,
         "distances": [name for name in _DISTANCES if any(name in line for line in lines)],

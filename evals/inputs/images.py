@@ -27,7 +27,7 @@ from data_pipelines.utils import npz
 _KINDS = ("digits", "folder", "tar", "tfds", "parquet", "shards", "records", "npz")
 _RECORDS = ".array_record"
 ARRAY = "arr_0"  # the images of a sample batch: numpy.savez names arrays by position
-_LABELS = "arr_1"  # the classes, in batches of class-conditional models
+LABELS = "arr_1"  # the classes, in batches of class-conditional models
 
 # How image files become RGB pixels: as a viewer shows them (orientation, colour profile,
 # transparency on white), or as other evaluation tools read them, `PIL.Image.convert("RGB")`.
@@ -191,9 +191,9 @@ class ArrayImages(Images):
                 "[N, height, width, 3]"
             )
         self._labels: np.ndarray | None = None
-        found = npz.headers(path).get(_LABELS)
+        found = npz.headers(path).get(LABELS)
         if found and found.shape == shape[:1] and found.dtype.kind in "iu":
-            self._labels = npz.load(path, [_LABELS])[_LABELS]
+            self._labels = npz.load(path, [LABELS])[LABELS]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from configs import compare as presets
+from data_pipelines.utils import npz
 from evals.compare import compare
-from evals.comparison import overfit, plan, summary
+from evals.comparison import image_sets, overfit, plan, summary
 from evals.comparison.stages import OutOfTime
 from evals.features.digit_features import digit_classifier
+from evals.inputs.images import open_images
 from evals.reporting.results import SettingsError
 
 
@@ -19,9 +21,9 @@ def tiny():
     config.data.update(copies=0, eval_fraction=0.1)
     for name in ("pixel", "vq"):
         del config.candidates[name]
-    config.completion.num, config.small_elements = 0, ()
+    config.completion.update(num=4, ratios=(0.5,), candidates=("jpeg",))
+    config.small_elements, config.references_per_class = ("jpeg",), 3
     config.repeated.candidates = ("jpeg",)
-    config.completion.candidates = ("jpeg",)
     config.candidates.jpeg_codewords.train_tokenizer.update(vocab_size=700, documents=300)
     config.models = {"tiny": dict(layers=1, width=32, heads=2, kv_heads=2, head_dim=16, ffn=64)}
     config.repeated.update(model="tiny", seeds=2, candidates=("jpeg",))
@@ -70,10 +72,17 @@ def test_a_line_has_what_was_measured_and_errors_over_seeds(finished):
     assert 20 < of_files["psnr_db"] < 60
     assert of_files["bits_comparable_with"] == ["jpeg", "jpeg_codewords"]
     assert of_files["floor"]["frechet_distance"] > 0
+    archive = result["archives"]["jpeg-tiny-flops-seed1"]
+    samples = npz.load(out / archive["path"])
+    assert samples["arr_0"].shape == (8, 16, 16, 3) and samples["arr_1"].tolist() == list(range(8))
+    assert archive["bytes"] == (out / archive["path"]).stat().st_size
+    assert "0.5" in result["completion"]["jpeg"]["table"]["model"]
+    assert result["small_elements"]["jpeg"]["table"]
     text = summary.table(result)
     assert text.count("jpeg_codewords") == 2
     page = (out / "compare.html").read_text()
-    assert page.count("data:image/png") == 2 and "jpeg_codewords" in page
+    assert page.count("data:image/png") == 4 and "jpeg_codewords" in page
+    assert "Small elements" in page and "Completions of real images" in page
     assert "--config.images=400" in page, "the command gives the result again"
     assert json.loads((out / "compare.json").read_text()) == json.loads(json.dumps(result))
 
@@ -103,6 +112,7 @@ def test_a_comparison_stops_when_its_time_is_over(tmp_path):
         ({"long_tail": ("jpeg",)}, "long_tail.*two candidates"),
         ({"repeated.model": "huge"}, "huge.*tiny"),
         ({"data.source": ""}, "--config.data.source"),
+        ({"completion.num": 0}, "small_elements.*completion.num"),
     ],
 )
 def test_a_comparison_that_contradicts_itself_is_refused(changes, words, tmp_path):
@@ -165,3 +175,16 @@ def test_what_cannot_be_learned_by_heart_is_refused(finished):
     documents = shards.read([0, 1])
     with pytest.raises(overfit.OverfitError, match="jpeg .*after 2 steps"):
         overfit.overfit(trained, shards.representation, documents, mesh, 2)
+
+
+def test_samples_that_are_not_scored_cannot_be_analysed(tmp_path):
+    with pytest.raises(plan.PlanError, match="small_elements needs features"):
+        compare(tiny(), tmp_path, None)
+
+
+def test_references_have_even_classes(tmp_path):
+    assert image_sets.write_references("digits", tmp_path / "some", 3) == 30
+    some = open_images(f"folder:{tmp_path / 'some'}")
+    assert [some.label(number) for number in range(30)] == sorted([*range(10)] * 3)
+    with pytest.raises(ValueError, match="no classes"):
+        image_sets.write_references(f"folder:{tmp_path / 'some' / '0'}", tmp_path / "others", 3)
