@@ -147,7 +147,10 @@ def photos32(c: ConfigDict) -> None:
     """
     _photos_data(c)
     _photos32_candidates(c, "tokenizer_photos32")
-    c.images = 16_000
+    # Half the steps of the preset: its FLOPs are part of the budget, 11 TFLOP in all.
+    c.candidates.vq.tokenizer.steps = 500
+    c.images = 10_000
+    c.references_per_class = 20
 
 
 def cifar10(c: ConfigDict) -> None:
@@ -167,6 +170,7 @@ def cifar10(c: ConfigDict) -> None:
     c.learning_rates = (3e-4, 1e-3, 2e-3)
     c.optimizer.update(warmup_steps=500, ema=0.999)
     c.sample.update(num=10_000, batch_size=256)
+    c.completion.num = 1000
 
 
 def digits_tokens(c: ConfigDict) -> None:
@@ -237,7 +241,7 @@ def _photos32_candidates(c: ConfigDict, tokenizer: str) -> None:
     )
     c.flops_of = "jpeg"
     c.repeated.update(candidates=("jpeg", "vq"))
-    c.completion.update(num=500, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
+    c.completion.update(num=200, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
     c.long_tail = c.small_elements = ("jpeg", "vq")
 
 
