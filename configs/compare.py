@@ -6,6 +6,7 @@
   digits_tokens    digits: six tokenizers of the same JPEG files, two sizes of model
   photos32_tokens  photos at 32x32: the same six
   photos64_tokens  photos at 64x64: the same six, one budget
+  ablations        photos at 32x32: one change of the JPEG files in each line, two sizes of model
 
 `python -m evals.compare` runs them. Any value can be changed on the command line:
 `--config.images=10000`.
@@ -48,13 +49,13 @@ def base() -> ConfigDict:
             models=dict(small=SMALL),  # name -> fields of `config.model`, the first one is tuned
             optimizer=optimizer,
             seq_len=512,  # positions of a row; longer documents get longer rows, and fewer
-            batch_size=8,  # rows per step
+            batch_size=4,  # rows per step
             images=20_000,  # images seen by every candidate: the first budget
             flops_of="",  # the candidate whose training FLOPs at that budget are the second one
             budgets=("images", "flops"),
             seed=0,
             repeated=dict(model="small", seeds=3, candidates=()),  # at equal FLOPs
-            learning_rates=(1e-3, 3e-3, 6e-3),
+            learning_rates=(3e-3, 6e-3, 1.2e-2),
             sweep=0.25,  # share of the steps at equal FLOPs that each learning rate is tried for
             overfit=dict(documents=8, max_steps=1000),
             sample=dict(
@@ -85,6 +86,7 @@ def candidate(
     kind: str = "bpe",
     bits: str = "",
     tokenizer: str = "",
+    conditional: bool = True,
 ) -> ConfigDict:
     """One representation of a comparison.
 
@@ -95,6 +97,7 @@ def candidate(
         describe the same files.
       tokenizer: the preset of configs/vq.py of the learned tokenizer that is trained first, on the
         comparison's images; "" for none.
+      conditional: whether documents begin with their label, where the comparison has labels.
     """
     return ConfigDict(
         dict(
@@ -102,6 +105,7 @@ def candidate(
             train_tokenizer=dict(vocab_size=vocab_size, kind=kind, documents=10_000),
             bits=bits,
             tokenizer=vq.get_config(tokenizer) if tokenizer else ConfigDict(),
+            conditional=conditional,
         )
     )
 
@@ -132,7 +136,7 @@ def digits(c: ConfigDict) -> None:
             vq=candidate(dict(name="vq", size=16, mode="L"), tokenizer="tokenizer_digits"),
         )
     )
-    c.seq_len, c.batch_size = 320, 8
+    c.seq_len, c.batch_size, c.images = 320, 4, 40_000
     c.flops_of = "jpeg"
     c.repeated.update(candidates=("jpeg", "vq"))
     c.completion.update(num=200, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
@@ -143,7 +147,7 @@ def photos32(c: ConfigDict) -> None:
     """Photos at 32x32: JPEG, pixels and VQ on a laptop, in hours.
 
     python -m evals.compare --config=configs/compare.py:photos32 --out=comparison --minutes=25 \
-        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+        --config.data.source=folder:PHOTOS --config.features.weights=FILE
     """
     _photos_data(c)
     _photos32_candidates(c, "tokenizer_photos32")
@@ -189,7 +193,7 @@ def photos32_tokens(c: ConfigDict) -> None:
     """Six tokenizers of the JPEG files of photos at 32x32, at two sizes of model.
 
     python -m evals.compare --config=configs/compare.py:photos32_tokens --out=comparison \
-        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+        --config.data.source=folder:PHOTOS --config.features.weights=FILE
     """
     _photos_data(c)
     c.candidates = tokenizers(_photos_jpeg(32))
@@ -202,20 +206,47 @@ def photos64_tokens(c: ConfigDict) -> None:
     """Six tokenizers of the JPEG files of photos at 64x64, at equal FLOPs.
 
     python -m evals.compare --config=configs/compare.py:photos64_tokens --out=comparison \
-        --config.data.source=tar:PHOTOS.tar --config.features.weights=FILE
+        --config.data.source=folder:PHOTOS --config.features.weights=FILE
     """
     _photos_data(c)
     c.candidates = tokenizers(_photos_jpeg(64))
     c.flops_of = "bytes"
     c.budgets = ("flops",)
-    c.seq_len, c.batch_size = 1024, 4
+    c.seq_len, c.batch_size = 1024, 2
     c.repeated.update(seeds=1)
+
+
+def ablations(c: ConfigDict) -> None:
+    """What each choice of the JPEG representation is worth: one change in each line.
+
+    python -m evals.compare --config=configs/compare.py:ablations --out=comparison \
+        --config.data.source=folder:PHOTOS --config.features.weights=FILE
+    """
+    _photos_data(c)
+    files = _photos_jpeg(32)
+    c.candidates = ConfigDict(
+        dict(
+            base=candidate(files, bits="files"),
+            quality_10=candidate(files | dict(quality=10)),
+            quality_50=candidate(files | dict(quality=50)),
+            no_restart_markers=candidate(files | dict(restart_interval=0)),
+            strip_none=candidate(files | dict(strip="none"), bits="files"),
+            strip_tables=candidate(files | dict(strip="tables"), bits="files"),
+            bpe_320=candidate(files, 320, bits="files"),
+            codewords_2048=candidate(files, 2048, "codewords", bits="files"),
+            unconditional=candidate(files, conditional=False),
+        )
+    )
+    c.flops_of = "base"
+    c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
+    c.images, c.references_per_class = 10_000, 20
+    c.repeated.update(candidates=("base",))
 
 
 def _digits_data(c: ConfigDict) -> None:
     c.data.update(source="digits", copies=32, eval_fraction=0.15)
     c.data.augment = dict(rotation=6.0, shift=0.01, scale=0.03, shear=0.06)
-    c.seq_len, c.batch_size, c.images = 160, 16, 20_000
+    c.seq_len, c.batch_size, c.images = 160, 8, 20_000
     c.recognise = True
 
 
@@ -256,4 +287,5 @@ PRESETS = {
     "digits_tokens": digits_tokens,
     "photos32_tokens": photos32_tokens,
     "photos64_tokens": photos64_tokens,
+    "ablations": ablations,
 }

@@ -215,6 +215,7 @@ def train_config(
     found.representation = candidate.representation
     found.data = config.data.copy_and_resolve_references()
     found.data.shards = str(folder)
+    found.data.conditional &= candidate.conditional
     found.model = model_options(config, run.model)
     found.optimizer.update(config.optimizer)
     found.optimizer.learning_rate = learning_rate

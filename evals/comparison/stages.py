@@ -173,7 +173,7 @@ class Stages:
                 source=config.data.source,
                 representation=options.representation.to_dict() | weights,
                 out=folder,
-                conditional=config.data.conditional,
+                conditional=config.data.conditional and options.conditional,
                 copies=config.data.copies,
                 augment=config.data.augment.to_dict(),
                 eval_fraction=config.data.eval_fraction,
