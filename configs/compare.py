@@ -136,7 +136,7 @@ def digits(c: ConfigDict) -> None:
             vq=candidate(dict(name="vq", size=16, mode="L"), tokenizer="tokenizer_digits"),
         )
     )
-    c.seq_len, c.batch_size, c.images = 320, 4, 40_000
+    c.seq_len, c.batch_size, c.images = 264, 5, 40_000  # an image as pixels fills a row
     c.flops_of = "jpeg"
     c.repeated.update(candidates=("jpeg", "vq"))
     c.completion.update(num=200, candidates=("jpeg", "jpeg_codewords", "pixel", "vq"))
@@ -151,6 +151,7 @@ def photos32(c: ConfigDict) -> None:
     """
     _photos_data(c)
     _photos32_candidates(c, "tokenizer_photos32")
+    c.seq_len = 528  # two images as VQ codes fill a row
     # Half the steps of the preset: its FLOPs are part of the budget, 11 TFLOP in all.
     c.candidates.vq.tokenizer.steps = 500
     c.images = 10_000
