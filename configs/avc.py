@@ -36,6 +36,7 @@ def base() -> ConfigDict:
             slice_mbs=1,  # macroblocks per slice; 0: one slice per frame
             strip="none",  # constant parts that are not tokens: none, or headers (parameter sets)
             tokenizer="bytes",  # or "codewords", or the path of a SentencePiece model
+            places=False,  # code words also say which block of the macroblock they are of
         )
     )
     return config

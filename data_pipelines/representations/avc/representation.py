@@ -53,6 +53,8 @@ class AvcRepresentation(CodewordRepresentation):
       slice_mbs: macroblocks per slice; 0 makes each frame one slice. 1 corresponds to a restart
         marker after each MCU in JPEG.
       strip: what is removed from the stream: "none" or "headers".
+      places: whether code words say which block of a macroblock they are of, see
+        `codewords.alphabet`; no other tokens depend on it.
       tokenizer: bytes -> tokens: single bytes, BPE over bytes, or code words.
 
     Raises:
@@ -67,6 +69,7 @@ class AvcRepresentation(CodewordRepresentation):
     qp: int = 37
     slice_mbs: int = 1
     strip: str = "none"
+    places: bool = False
     tokenizer: Tokenizer = _BYTES
 
     name: ClassVar[str] = "avc"
@@ -102,7 +105,7 @@ class AvcRepresentation(CodewordRepresentation):
     @property
     def streams(self) -> Streams:
         """Reads and writes the streams as code words."""
-        return Streams(self.format, self.strip == "none")
+        return Streams(self.format, self.strip == "none", self.places)
 
     @property
     def format(self) -> AvcFormat:

@@ -18,6 +18,7 @@ FEW = [
     dict(size=(32, 32), frames=3, slice_mbs=0, strip="headers"),
     dict(size=(32, 32), frames=3, slice_mbs=0, strip="headers", trained=True),
     dict(size=(48, 32), frames=3, slice_mbs=1),
+    dict(size=(48, 32), frames=3, slice_mbs=0, strip="headers", places=True),
 ]
 MANY = [
     dict(size=(64, 48), frames=8, min_frames=2, slice_mbs=5, strip="headers", qp=30),

@@ -23,6 +23,12 @@ model need not learn CAVLC's tables. What follows from other words is no word: m
 0 with a constant QP, stop bits, emulation prevention, and the header of a slice, which follows from
 the number of slices before it.
 
+With `places`, the words of modes and of coeff_token also say which block of the macroblock they are
+of. A token then shows where it stands, and a model need not count the blocks before it. The place
+of a mode is its block of luma, 0 to 15, in the order of the stream. The place of coeff_token is
+that among all blocks a macroblock may have: the DC of I_16x16, 16 of luma, 2 of chroma DC, 8 of
+chroma AC. Words of place 0 are those above; those of other places come after all others.
+
 A *letter* is a single byte (letters 0-255) or a code word, see `representations.codewords`. The
 order of the words is the one above. Their number does not depend on the settings of the encoder.
 """
@@ -31,6 +37,8 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+import numpy as np
 
 from data_pipelines.representations.codewords import alphabet as alphabets
 from data_pipelines.representations.codewords.alphabet import NUM_BYTES, character
@@ -75,7 +83,13 @@ TOTAL_ZEROS = _FIRST["total_zeros"]
 RUN_BEFORE = _FIRST["run_before"]
 ADD_16 = _FIRST["add 16"]
 ADD_256 = _FIRST["add 256"]
-NUM_LETTERS = ADD_256 + _SIZES["add 256"]
+NUM_LETTERS = ADD_256 + _SIZES["add 256"]  # without places
+
+# Places in a macroblock: the first of each kind of block, and how many there are of all kinds.
+LUMA_PLACE, CHROMA_DC_PLACE, CHROMA_AC_PLACE, TOKEN_PLACES = 1, 17, 19, 27
+MODE_PLACES = 16
+PLACED_MODE = NUM_LETTERS  # of place 1; those of other places follow
+PLACED_COEFF_TOKEN = PLACED_MODE + (MODE_PLACES - 1) * _SIZES["mode"]
 
 INTER_TYPE = 25  # P_L0_16x16 among the values of mb_type; the others are those of I slices
 DIGIT = 16  # values of mvd and level up to it are one word
@@ -88,14 +102,20 @@ COEFF_TOKENS = [(total, ones) for total in range(17) for ones in range(min(total
 
 @dataclasses.dataclass(frozen=True)
 class Alphabet(alphabets.Alphabet):
-    """The letters of all H.264 streams."""
+    """The letters of all H.264 streams.
+
+    Attributes:
+      places: whether words of modes and of coeff_token say which block they are of.
+    """
+
+    places: bool = False
 
     @property
     def family(self) -> str:
-        return "avc_codewords"
+        return "avc_codewords:places" if self.places else "avc_codewords"
 
     def __len__(self) -> int:
-        return NUM_LETTERS
+        return NUM_LETTERS + len(PLACED) if self.places else NUM_LETTERS
 
     def describe(self) -> list[dict[str, Any]]:
         """Each letter with its character, kind and value, as plain JSON values."""
@@ -107,6 +127,10 @@ class Alphabet(alphabets.Alphabet):
             for index in range(size):
                 letter = character(_FIRST[kind] + index)
                 described.append({"character": letter, "kind": kind, "value": _value(kind, index)})
+        for number, (kind, index, place) in enumerate(PLACED if self.places else ()):
+            letter = character(NUM_LETTERS + number)
+            value = _value(kind, index)
+            described.append({"character": letter, "kind": kind, "value": value, "place": place})
         return described
 
 
@@ -128,4 +152,25 @@ def _value(kind: str, index: int) -> int | str | list[int]:
     return index
 
 
-ALPHABET = Alphabet()
+# Kind, index and place of the words of other places than 0, in their order.
+PLACED = [
+    (kind, index, place)
+    for kind, places in (("mode", MODE_PLACES), ("coeff_token", TOKEN_PLACES))
+    for place in range(1, places)
+    for index in range(_SIZES[kind])
+]
+
+
+def without_places() -> tuple[np.ndarray, np.ndarray]:
+    """Of each letter the same of place 0, and its place plus 1 (0 for words that have none).
+
+    Both are int32 [letters with places]. Places of coeff_token come after those of modes.
+    """
+    letters = np.arange(NUM_LETTERS + len(PLACED), dtype=np.int32)
+    places = np.zeros(len(letters), np.int32)
+    places[MODE : MODE + _SIZES["mode"]] = 1
+    places[COEFF_TOKEN : COEFF_TOKEN + _SIZES["coeff_token"]] = 1 + MODE_PLACES
+    for number, (kind, index, place) in enumerate(PLACED):
+        letters[NUM_LETTERS + number] = _FIRST[kind] + index
+        places[NUM_LETTERS + number] = places[_FIRST[kind]] + place
+    return letters, places

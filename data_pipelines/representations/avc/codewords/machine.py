@@ -10,8 +10,11 @@ choice of tables, and a state is small:
               and coded_block_pattern decide
     counts    macroblocks of the slice, slices of the picture, pictures
 
-What a word does at a node is an entry of a table. A token is a string of words. Tokens that begin
-alike are followed once: `levels` has all beginnings of tokens by their number of words.
+What a word does at a node is an entry of a table. A word with a place (see `alphabet`) does what
+the same word without one does, in the slot of that place only.
+
+A token is a string of words. Tokens that begin alike are followed once: `levels` has all beginnings
+of tokens by their number of words.
 
 `min_tokens_to_end` counts words, by the shortest way that is known: a later macroblock of an I
 slice takes three words, a later P slice a run of skipped ones. Merges are not counted, so a limit
@@ -32,16 +35,20 @@ from data_pipelines.representations.avc.codewords.alphabet import (
     ADD_16,
     ADD_256,
     CBP,
+    CHROMA_AC_PLACE,
+    CHROMA_DC_PLACE,
     CHROMA_MODE,
     COEFF_TOKEN,
     COEFF_TOKENS,
     DIGIT,
     INTER_TYPE,
     LEVEL,
+    LUMA_PLACE,
     MAX_LEVEL,
     MAX_SUM,
     MB_TYPE,
     MODE,
+    MODE_PLACES,
     MVD,
     NUM_LETTERS,
     REF_IDX,
@@ -68,7 +75,7 @@ from data_pipelines.representations.codewords.tokenizer import CodewordTokenizer
 
 # What a macroblock has of its neighbours, by the number of its variant.
 _VARIANTS = (0, LEFT, UP, LEFT | UP, LEFT | UP | UP_LEFT)
-_WORDS = NUM_LETTERS - NUM_BYTES
+_WORDS = NUM_LETTERS - NUM_BYTES  # without places
 _INTRA_WORDS = 3  # of an I_16x16 macroblock without coefficients: mb_type, mode, coeff_token
 
 # An entry of the table: what kind it is, and a number in the low bits.
@@ -127,12 +134,14 @@ class CodewordMachine(NamedTuple):
       slot_nodes: the node that each slot begins with, int32 [slots].
       slot_ends: the entry at its end, int32 [slots].
       slot_rest: words of the macroblock after it, int32 [slots].
+      slot_places: its place, as in `without_places`, int32 [slots].
+      plain, places: of each word the same without its place, and the place, int32 [words].
       heads: nodes before mb_type, by references, variant and whether a run may come first, int32
         [4 * 5 * 2].
-      amounts: the number that a word stands for, int32 [words].
+      amounts: the number that a word stands for, int32 [words without places].
       levels: of the vocabulary: see `Level`; the first level is all words.
-      places: of each token its place among the beginnings of all levels, one past the last for a
-        token without words, int32 [V].
+      beginnings: of each token its number among the beginnings of all levels, one past the last
+        for a token without words, int32 [V].
       pieces: words of each token, -1 after its end, int32 [V, longest].
       later: words of the slices after each in its picture, of I and P pictures, int32 [2 * slices].
       picture: words of the shortest picture.
@@ -146,10 +155,13 @@ class CodewordMachine(NamedTuple):
     slot_nodes: Array
     slot_ends: Array
     slot_rest: Array
+    slot_places: Array
+    plain: Array
+    places: Array
     heads: Array
     amounts: Array
     levels: tuple[Level, ...]
-    places: Array
+    beginnings: Array
     pieces: Array
     later: Array
     picture: int
@@ -216,7 +228,7 @@ class CodewordMachine(NamedTuple):
             state = self._follow(above, word[None], xp)
             found.append(self.min_tokens_to_end(state))
         found.append(xp.full_like(found[0][:, :1], UNREACHABLE))
-        return xp.take(xp.concatenate(found, axis=1), xp.asarray(self.places), axis=1)
+        return xp.take(xp.concatenate(found, axis=1), xp.asarray(self.beginnings), axis=1)
 
     @property
     def _wrong(self) -> int:
@@ -276,6 +288,9 @@ class CodewordMachine(NamedTuple):
 
     def _inside(self, state: State, word: Array, xp: Any) -> State:
         """The state after a word of a macroblock."""
+        place = xp.asarray(self.places)[word]
+        in_place = (place == 0) | (place == xp.asarray(self.slot_places)[state.slot])
+        word = xp.asarray(self.plain)[word]
         adds = state.added > 0
         # After an addition ones are larger numbers, and may follow where ones may not.
         is_level = (word >= LEVEL - NUM_BYTES) & (word < LEVEL - NUM_BYTES + 2 * DIGIT)
@@ -291,7 +306,7 @@ class CodewordMachine(NamedTuple):
         # What is added leaves a number of 0 more for runs, of 1 more for the others.
         least = xp.where(is_add & ~run_limit, total + 1, total)
         within = least <= xp.where(run_limit, left, limit)
-        right = (kind != _DEAD) & (within | (amount < 0))
+        right = (kind != _DEAD) & in_place & (within | (amount < 0))
         right = right & (~adds | (amount >= 0) & (is_skip | is_add | (amount > 0)))
         ordered = (amount < 256) & (state.added & 255 == 0) & (amount > 0)
         right = right & (~is_add | ordered | ~adds)
@@ -348,7 +363,7 @@ class _Syntax:
 
     def __init__(self, mvd_bits: int, variants: int):
         self._max_mvd = min((1 << mvd_bits - 2) - 1, MAX_SUM)
-        self.slots: list[tuple[Hashable, int, int]] = [(_NOTHING, _ENDS << _SHIFT, 0)]
+        self.slots: list[tuple[Hashable, int, int, int]] = [(_NOTHING, _ENDS << _SHIFT, 0, 0)]
         self._lists: dict[Hashable, int] = {}
         self._numbers: dict[Hashable, int] = {_NOTHING: 0, ("wrong",): 1}
         self._keys: list[Any] = [_NOTHING, ("wrong",)]
@@ -475,18 +490,21 @@ class _Syntax:
 
     # Slots
 
-    def _begin_list(self, name: Hashable, nodes: list[Hashable], end: int, rest: int) -> int:
+    def _begin_list(
+        self, name: Hashable, nodes: list[Hashable], places: list[int], end: int, rest: int
+    ) -> int:
         """The entry that begins a list of slots.
 
-        end: the entry at its end. rest: words after it.
+        places: of the slots, as in `without_places`. end: the entry at its end. rest: words after
+        it.
         """
         if name not in self._lists:
             first = self._lists[name] = len(self.slots)
-            for place, node in enumerate(nodes):
+            for number, (node, place) in enumerate(zip(nodes, places, strict=True)):
                 self._node(node)
-                last = place + 1 == len(nodes)
-                after = end if last else _SLOT << _SHIFT | first + place + 1
-                self.slots.append((node, after, len(nodes) - 1 - place + rest))
+                last = number + 1 == len(nodes)
+                after = end if last else _SLOT << _SHIFT | first + number + 1
+                self.slots.append((node, after, len(nodes) - 1 - number + rest, place))
         return _SLOT << _SHIFT | self._lists[name]
 
     def _modes(self, variant: int) -> int:
@@ -497,24 +515,28 @@ class _Syntax:
             samples = LEFT * (x > 0 or have & LEFT > 0) | UP * (y > 0 or have & UP > 0)
             samples |= UP_LEFT * ((x > 0 and y > 0) or have & corner > 0)
             nodes.append(("mode", samples))
-        return self._begin_list(("modes", variant), nodes, self._to(("chroma", variant, None)), 2)
+        places = [1 + place for place in range(MODE_PLACES)]
+        after = self._to(("chroma", variant, None))
+        return self._begin_list(("modes", variant), nodes, places, after, 2)
 
     def _residual(self, whole: bool, cbp: int) -> int:
-        sizes = [16] if whole else []
-        sizes += [15 if whole else 16 for place in range(16) if cbp >> place // 4 & 1]
-        sizes += [4, 4] if cbp >> 4 else []
-        sizes += [15] * 8 if cbp >> 4 == 2 else []
-        nodes: list[Hashable] = [("block", size) for size in sizes]
-        return self._begin_list(("residual", whole, cbp), nodes, _ENDS << _SHIFT, 0)
+        blocks = [(0, 16)] if whole else []
+        luma = 15 if whole else 16
+        blocks += [(LUMA_PLACE + n, luma) for n in range(16) if cbp >> n // 4 & 1]
+        blocks += [(CHROMA_DC_PLACE + n, 4) for n in range(2)] if cbp >> 4 else []
+        blocks += [(CHROMA_AC_PLACE + n, 15) for n in range(8)] if cbp >> 4 == 2 else []
+        nodes: list[Hashable] = [("block", size) for _, size in blocks]
+        places = [1 + MODE_PLACES + place for place, _ in blocks]
+        return self._begin_list(("residual", whole, cbp), nodes, places, _ENDS << _SHIFT, 0)
 
-    def numbers_of_slots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The fields `slot_nodes`, `slot_ends` and `slot_rest`."""
-        nodes = [self._numbers[node] for node, _, _ in self.slots]
-        ends, rest = ([slot[place] for slot in self.slots] for place in (1, 2))
-        return np.array(nodes, np.int32), np.array(ends, np.int32), np.array(rest, np.int32)
+    def numbers_of_slots(self) -> tuple[np.ndarray, ...]:
+        """The fields `slot_nodes`, `slot_ends`, `slot_rest` and `slot_places`."""
+        nodes, *others = zip(*self.slots, strict=True)
+        numbers = [self._numbers[node] for node in nodes]
+        return tuple(np.array(values, np.int32) for values in (numbers, *others))
 
     def _distances(self) -> np.ndarray:
-        nodes, _, rest = self.numbers_of_slots()
+        nodes, _, rest, _ = self.numbers_of_slots()
         kind, number = self.table >> _SHIFT, self.table & _MASK
         distance = np.full(len(self._keys), UNREACHABLE, np.int64)
         slot = np.where(kind == _SLOT, number, 0)
@@ -548,12 +570,13 @@ def machine(
             "has no code words: set slice_mbs, or sample without --constrain"
         )
     syntax = _Syntax(macroblocks.mvd_bits(columns, rows), 1 if slice_mbs == 1 else len(_VARIANTS))
-    slot_nodes, slot_ends, slot_rest = syntax.numbers_of_slots()
+    slot_nodes, slot_ends, slot_rest, slot_places = syntax.numbers_of_slots()
+    plain, word_places = _words_of(tokenizer.streams)
     slices = settings.slices
     mbs = np.minimum(settings.mbs - np.arange(slices) * slice_mbs, slice_mbs)
     words = np.stack([1 + _INTRA_WORDS * mbs, 1 + _runs_words(mbs)])
     later = words[:, ::-1].cumsum(axis=1)[:, ::-1] - words
-    levels, places, pieces = _levels(tokenizer)
+    levels, beginnings, pieces = _levels(tokenizer)
     return CodewordMachine(
         table=syntax.table.ravel(),
         limits=syntax.limits,
@@ -561,10 +584,13 @@ def machine(
         slot_nodes=slot_nodes,
         slot_ends=slot_ends,
         slot_rest=slot_rest,
+        slot_places=slot_places,
+        plain=plain,
+        places=word_places,
         heads=np.array(syntax.heads, np.int32),
         amounts=_amounts(),
         levels=levels,
-        places=places,
+        beginnings=beginnings,
         pieces=pieces,
         later=later.ravel().astype(np.int32),
         picture=int(words[1].sum()),
@@ -575,6 +601,15 @@ def machine(
         min_frames=min_frames,
         max_frames=max_frames,
     )
+
+
+def _words_of(streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+    """The fields `plain` and `places`."""
+    letters, places = words.without_places()
+    own = slice(NUM_BYTES, len(streams.alphabet))
+    if not streams.places:
+        places = np.zeros_like(places)
+    return letters[own] - NUM_BYTES, places[own]
 
 
 def _runs_words(counts: np.ndarray) -> np.ndarray:
@@ -598,13 +633,13 @@ def _amounts() -> np.ndarray:
 def _levels(
     tokenizer: CodewordTokenizer[Streams],
 ) -> tuple[tuple[Level, ...], np.ndarray, np.ndarray]:
-    """The fields `levels`, `places` and `pieces`. Tokens with a byte count as without words."""
+    """The fields `levels`, `beginnings` and `pieces`. Tokens with a byte count as without words."""
     pieces = [
         tuple((letters - NUM_BYTES).tolist()) if (letters >= NUM_BYTES).all() else ()
         for letters in tokenizer.token_letters
     ]
     longest = max(map(len, pieces))
-    place_of: dict[tuple[int, ...], int] = {}
+    number_of: dict[tuple[int, ...], int] = {}
     above = {(): 0}
     levels = []
     for length in range(1, longest + 1):
@@ -612,9 +647,9 @@ def _levels(
         parent = np.array([above[piece[:-1]] for piece in found], np.int32)
         levels.append(Level(parent, np.array([piece[-1] for piece in found], np.int32)))
         above = {piece: number for number, piece in enumerate(found)}
-        place_of |= {piece: len(place_of) + number for number, piece in enumerate(found)}
-    places = [place_of.get(piece, len(place_of)) for piece in pieces]
+        number_of |= {piece: len(number_of) + number for number, piece in enumerate(found)}
+    beginnings = [number_of.get(piece, len(number_of)) for piece in pieces]
     padded = np.full((len(pieces), longest), -1, np.int32)
     for token, piece in enumerate(pieces):
         padded[token, : len(piece)] = piece
-    return tuple(levels), np.array(places, np.int32), padded
+    return tuple(levels), np.array(beginnings, np.int32), padded

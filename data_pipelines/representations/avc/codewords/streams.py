@@ -39,7 +39,7 @@ from data_pipelines.representations.avc.bitstream import (
 )
 from data_pipelines.representations.avc.codewords import alphabet as words
 from data_pipelines.representations.avc.codewords import walk
-from data_pipelines.representations.avc.codewords.alphabet import ALPHABET
+from data_pipelines.representations.avc.codewords.alphabet import Alphabet
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES, REF_IDC, AvcFormat
 from data_pipelines.representations.avc.macroblocks import Slice
 from data_pipelines.representations.codewords import compiled
@@ -115,20 +115,22 @@ class Streams:
     Attributes:
       settings: of the encoder.
       headers: whether parameter sets stand before every IDR picture.
+      places: see `Alphabet`.
     """
 
     settings: AvcFormat
     headers: bool
+    places: bool = False
 
     @property
-    def alphabet(self) -> words.Alphabet:
+    def alphabet(self) -> Alphabet:
         """The letters."""
-        return ALPHABET
+        return Alphabet(self.places)
 
     @property
     def has_meaning(self) -> np.ndarray:
         """Which letters stand for bytes in these streams, bool [letters]: all."""
-        return np.ones(len(ALPHABET), bool)
+        return np.ones(len(self.alphabet), bool)
 
     # Reading
 
@@ -258,7 +260,7 @@ class Streams:
             [shape.mbs for shape in shapes],
             [shape.num_ref_idx for shape in shapes],
         ]
-        scratch: list[Any] = [[0] * (24 * largest), [0] * (16 * largest), [0] * 4]
+        scratch: list[Any] = [[0] * (24 * largest), [0] * (16 * largest), [0] * 5]
         found: list[Any] = [[0] * len(shapes), [False] * len(shapes)]
         out: Any = [0] * most
         if compiled.has_numba():
@@ -276,6 +278,7 @@ class Streams:
             self._columns,
             shapes[0].mvd_bits,
             int(bool(headers)),
+            int(self.places),
             *scratch,
             *found,
         )

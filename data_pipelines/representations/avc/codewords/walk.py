@@ -10,7 +10,7 @@ bytes without numba, which plain Python indexes faster.
 Arguments that most functions have:
 
     s       AT: the next bit, or the place of the next letter; END: the stop bit, or the number of
-            letters; COUNT: of the results; WRITE: 1 to write
+            letters; COUNT: of the results; WRITE: 1 to write; PLACES: 1 if words have places
     t       the tables, `Tables`
     given   the bytes of the NAL unit, with `PADDING` behind it; or the letters
     out     the results: letters; or codes, each value << 6 | bits
@@ -28,17 +28,22 @@ from data_pipelines.representations.avc.codewords.alphabet import (
     ADD_16,
     ADD_256,
     CBP,
+    CHROMA_AC_PLACE,
+    CHROMA_DC_PLACE,
     CHROMA_MODE,
     COEFF_TOKEN,
     COEFF_TOKENS,
     DIGIT,
     INTER_TYPE,
     LEVEL,
+    LUMA_PLACE,
     MAX_LEVEL,
     MAX_SUM,
     MB_TYPE,
     MODE,
     MVD,
+    PLACED_COEFF_TOKEN,
+    PLACED_MODE,
     REF_IDX,
     RUN_BEFORE,
     SIGNS,
@@ -49,7 +54,8 @@ from data_pipelines.representations.avc.macroblocks import DC_4X4, INTRA_IN_P, L
 from data_pipelines.representations.codewords import compiled
 from data_pipelines.representations.codewords.compiled import jit
 
-AT, END, COUNT, WRITE = range(4)
+AT, END, COUNT, WRITE, PLACES = range(5)
+_MODES, _TOKENS = 9, len(COEFF_TOKENS)  # words of a place
 PADDING = bytes(8)
 _BLOCKS = 24  # of a macroblock: 16 of luma by row and column, 4 of Cb, 4 of Cr
 
@@ -288,10 +294,11 @@ def _mvd(s: Any, t: Any, given: Any, out: Any, mvd_bits: int) -> bool:
 
 
 @jit
-def _mode(s: Any, given: Any, out: Any, expected: int) -> int:
+def _mode(s: Any, given: Any, out: Any, expected: int, place: int) -> int:
     """The prediction mode of a block of I_4x4, or -1."""
+    first = PLACED_MODE + _MODES * (place - 1) if place and s[PLACES] else MODE
     if s[WRITE]:
-        mode = _take(s, given, MODE, 9)
+        mode = _take(s, given, first, _MODES)
         if mode == expected:
             _put(s, out, 1 << 6 | 1)
         elif mode >= 0:
@@ -303,7 +310,7 @@ def _mode(s: Any, given: Any, out: Any, expected: int) -> int:
         mode = bits + (bits >= expected)
     if not _skip(s, 4 if bits < 8 else 1):
         return -1
-    _put(s, out, MODE + mode)
+    _put(s, out, first + mode)
     return mode
 
 
@@ -364,9 +371,10 @@ def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int) -> int
 
 
 @jit
-def _block(s: Any, t: Any, given: Any, out: Any, size: int, book: int) -> int:
-    """A residual block (9.2): TotalCoeff, or -1."""
-    token = _book(s, t, given, out, _COEFF_TOKEN_BOOK + book, COEFF_TOKEN)
+def _block(s: Any, t: Any, given: Any, out: Any, size: int, book: int, block: int) -> int:
+    """A residual block (9.2), and its place among those of a macroblock: TotalCoeff, or -1."""
+    first = PLACED_COEFF_TOKEN + _TOKENS * (block - 1) if block and s[PLACES] else COEFF_TOKEN
+    token = _book(s, t, given, out, _COEFF_TOKEN_BOOK + book, first)
     if token <= 0:
         return token
     total, ones = int(t.totals[token]), int(t.ones[token])
@@ -418,7 +426,7 @@ def _residual(
     neighbours, or -1."""
     if whole:
         book = _class(t, totals, left + 3 if left >= 0 else -1, up + 12 if up >= 0 else -1)
-        if _block(s, t, given, out, 16, book) < 0:
+        if _block(s, t, given, out, 16, book, 0) < 0:
             return False
     for place in range(16):
         if cbp >> (place >> 2) & 1:
@@ -427,14 +435,15 @@ def _residual(
             beside = at - 1 if x else left + 4 * y + 3 if left >= 0 else -1
             above = at - 4 if y else up + 12 + x if up >= 0 else -1
             book = _class(t, totals, beside, above)
-            total = _block(s, t, given, out, 15 if whole else 16, book)
+            size = 15 if whole else 16
+            total = _block(s, t, given, out, size, book, LUMA_PLACE + place)
             if total < 0:
                 return False
             totals[at] = total
     if cbp >> 4 == 0:
         return True
-    for _ in range(2):
-        if _block(s, t, given, out, 4, 4) < 0:
+    for plane in range(2):
+        if _block(s, t, given, out, 4, 4, CHROMA_DC_PLACE + plane) < 0:
             return False
     if cbp >> 4 == 1:
         return True
@@ -443,7 +452,8 @@ def _residual(
         at = here + base + 2 * y + x
         beside = at - 1 if x else left + base + 2 * y + 1 if left >= 0 else -1
         above = at - 2 if y else up + base + 2 + x if up >= 0 else -1
-        total = _block(s, t, given, out, 15, _class(t, totals, beside, above))
+        book = _class(t, totals, beside, above)
+        total = _block(s, t, given, out, 15, book, CHROMA_AC_PLACE + place)
         if total < 0:
             return False
         totals[at] = total
@@ -463,7 +473,7 @@ def _intra_4x4(
         expected = DC_4X4
         if beside >= 0 and above >= 0:
             expected = min(int(modes[beside]), int(modes[above]))
-        mode = _mode(s, given, out, expected)
+        mode = _mode(s, given, out, expected, place)
         if mode < 0:
             return False
         modes[at] = mode
@@ -551,8 +561,8 @@ def _walk(
 @jit
 def walk(
     t: Any, given: Any, out: Any, begins: Any, ends: Any, headers: Any, firsts: Any, mbs: Any,
-    references: Any, columns: int, mvd_bits: int, write: int, totals: Any, modes: Any, s: Any,
-    result_ends: Any, valid: Any,
+    references: Any, columns: int, mvd_bits: int, write: int, places: int, totals: Any, modes: Any,
+    s: Any, result_ends: Any, valid: Any,
 ) -> None:  # fmt: skip
     """Walks through the data of slices.
 
@@ -566,12 +576,13 @@ def walk(
       firsts, mbs, references: of each slice: see `_walk`.
       columns, mvd_bits: see `_walk`.
       write: 1 to write.
+      places: 1 if words have places.
       totals, modes, s: scratch of 24 and 16 numbers for each macroblock of the largest slice, and
-        of 4 numbers.
+        of 5 numbers.
       result_ends: where the results of each slice end in `out`.
       valid: whether each slice ends where it has to.
     """
-    s[COUNT], s[WRITE] = 0, write
+    s[COUNT], s[WRITE], s[PLACES] = 0, write, places
     for index in range(len(begins)):
         begin = s[COUNT]
         s[AT], s[END] = begins[index], ends[index]

@@ -26,6 +26,7 @@ SETTINGS = [
     dict(size=(64, 48), frames=5, slice_mbs=5, strip="headers", qp=12),
     dict(size=(64, 48), frames=3, slice_mbs=0, qp=1),
     dict(size=(64, 48), frames=5, min_frames=2, slice_mbs=7, strip="headers", qp=30),
+    dict(size=(48, 32), frames=5, slice_mbs=0, strip="headers", qp=12, places=True),
 ]
 
 
@@ -182,11 +183,13 @@ def test_without_numba_the_letters_and_the_bytes_are_the_same(representation, mo
     assert [representation.streams.write(np.array(each)) for each in letters] == every
 
 
-def test_the_alphabet_is_as_described():
-    described = codewords.ALPHABET.describe()
-    assert len(described) == len(codewords.ALPHABET) == 256 + 307
+@pytest.mark.parametrize(("places", "count"), [(False, 307), (True, 307 + 15 * 9 + 26 * 62)])
+def test_the_alphabet_is_as_described(places, count):
+    alphabet = codewords.Alphabet(places)
+    described = alphabet.describe()
+    assert len(described) == len(alphabet) == 256 + count
     assert len({entry["character"] for entry in described}) == len(described)
-    values = {(entry["kind"], str(entry["value"])) for entry in described}
+    values = {(entry["kind"], str(entry["value"]), entry.get("place")) for entry in described}
     assert len(values) == len(described)
     for letter, kind, value in [
         (codewords.IDR, "slice", "IDR"),
@@ -199,6 +202,34 @@ def test_the_alphabet_is_as_described():
         (codewords.ADD_256 + 7, "add 256", 2048),
     ]:
         assert (described[letter]["kind"], described[letter]["value"]) == (kind, value)
+    if places:
+        last = {"kind": "coeff_token", "value": [16, 3], "place": 26}
+        assert {name: described[-1][name] for name in last} == last
+        assert described[codewords.PLACED_MODE + 9]["place"] == 2
+
+
+def test_words_say_which_block_they_are_of():
+    plain = make("avc", tokenizer="codewords", **SETTINGS[-1] | dict(places=False))
+    placed = make("avc", tokenizer="codewords", **SETTINGS[-1])
+    letters, places = codewords.without_places()
+    of_modes, of_blocks = set(), set()
+    for stream in streams(placed):
+        found = placed.streams.read(stream)
+        np.testing.assert_array_equal(letters[found], plain.streams.read(stream))
+        is_mode = (letters[found] >= codewords.MODE) & (letters[found] < codewords.CHROMA_MODE)
+        modes = places[found][is_mode]
+        assert modes.tolist() == [*range(1, 17)] * (len(modes) // 16)
+        of_modes |= set(modes.tolist())
+        of_blocks |= set(places[found][places[found] > 16].tolist())
+    assert of_modes == set(range(1, 17))
+    assert of_blocks >= set(range(18, 34)), "all blocks of luma"
+    # A word of another place has no code.
+    stream = streams(placed)[0]
+    found = placed.streams.read(stream)
+    at = int(np.argmax(places[found] == 5))
+    wrong = found.copy()
+    wrong[at] += codewords.CHROMA_MODE - codewords.MODE  # the same mode of the next block
+    assert not placed.validate(wrong).valid and placed.validate(found).valid
 
 
 def test_a_trained_tokenizer_gives_fewer_tokens_and_is_saved(tmp_path):
@@ -219,7 +250,7 @@ def test_a_trained_tokenizer_gives_fewer_tokens_and_is_saved(tmp_path):
         loaded = load(folder)
         assert loaded == representation and loaded.fingerprint == representation.fingerprint
         saved = json.loads((folder / "alphabet.json").read_text())
-        assert saved["letters"] == codewords.ALPHABET.describe()
+        assert saved["letters"] == codewords.Alphabet().describe()
     with pytest.raises(ValueError, match="567"):
         plain.train_tokenizer(documents, 566, "codewords")
     with pytest.raises(ValueError, match="avc_codewords:"):
