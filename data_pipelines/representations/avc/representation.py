@@ -375,6 +375,7 @@ class AvcRepresentation(CodewordRepresentation):
             "qp": self.qp,
             "slice_mbs": self.slice_mbs,
             "strip": self.strip,
+            "places": self.places,
             "tokenizer": self.tokenizer.to_config(),
         }
 

@@ -13,8 +13,10 @@ choice of tables, and a state is small:
 What a word does at a node is an entry of a table. A word with a place (see `alphabet`) does what
 the same word without one does, in the slot of that place only.
 
-A token is a string of words. Tokens that begin alike are followed once: `levels` has all beginnings
-of tokens by their number of words.
+A token is a string of words. The next word of a document is of one kind, such as a mode of a
+certain block, so only the tokens that begin with that kind are followed: a *group*. Those of a
+group that begin alike are followed once: `levels` has the beginnings of tokens by their number of
+words.
 
 `min_tokens_to_end` counts words, by the shortest way that is known: a later macroblock of an I
 slice takes three words, a later P slice a run of skipped ones. Merges are not counted, so a limit
@@ -24,7 +26,7 @@ close to the shortest document may be refused although tokens of several words m
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,11 +115,13 @@ class State(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Beginnings of tokens that have the same number of words.
+    """Beginnings of the tokens of each group that have the same number of words.
+
+    Groups with fewer are filled up with zeros.
 
     Attributes:
-      parent: of each the one without its last word, in the level above, int32 [n].
-      word: its last one, int32 [n].
+      parent: of each the one without its last word, in the level above, int32 [groups, n].
+      word: its last one, int32 [groups, n].
     """
 
     parent: Array
@@ -139,9 +143,12 @@ class CodewordMachine(NamedTuple):
       heads: nodes before mb_type, by references, variant and whether a run may come first, int32
         [4 * 5 * 2].
       amounts: the number that a word stands for, int32 [words without places].
-      levels: of the vocabulary: see `Level`; the first level is all words.
+      node_groups: the group of tokens that may follow each node; -1: that of the slot, int32
+        [nodes].
+      slot_groups: the same of each slot, int32 [slots].
+      levels: of the vocabulary: see `Level`.
       beginnings: of each token its number among the beginnings of all levels, one past the last
-        for a token without words, int32 [V].
+        for a token of another group, int32 [groups, V].
       pieces: words of each token, -1 after its end, int32 [V, longest].
       later: words of the slices after each in its picture, of I and P pictures, int32 [2 * slices].
       picture: words of the shortest picture.
@@ -160,6 +167,8 @@ class CodewordMachine(NamedTuple):
     places: Array
     heads: Array
     amounts: Array
+    node_groups: Array
+    slot_groups: Array
     levels: tuple[Level, ...]
     beginnings: Array
     pieces: Array
@@ -222,13 +231,16 @@ class CodewordMachine(NamedTuple):
         """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
         xp = state_Bx1.node.__array_namespace__()
         state, found = state_Bx1, []
+        group = xp.asarray(self.node_groups)[state.node[:, 0]]
+        group = xp.where(group < 0, xp.asarray(self.slot_groups)[state.slot[:, 0]], group)
         for level in self.levels:
-            parent, word = xp.asarray(level.parent), xp.asarray(level.word)
-            above = State(*(xp.take(field, parent, axis=1) for field in state))
-            state = self._follow(above, word[None], xp)
+            parent, word = xp.asarray(level.parent)[group], xp.asarray(level.word)[group]
+            above = State(*(xp.take_along_axis(field, parent, axis=1) for field in state))
+            state = self._follow(above, word, xp)
             found.append(self.min_tokens_to_end(state))
         found.append(xp.full_like(found[0][:, :1], UNREACHABLE))
-        return xp.take(xp.concatenate(found, axis=1), xp.asarray(self.beginnings), axis=1)
+        beginnings = xp.asarray(self.beginnings)[group]
+        return xp.take_along_axis(xp.concatenate(found, axis=1), beginnings, axis=1)
 
     @property
     def _wrong(self) -> int:
@@ -349,6 +361,34 @@ class CodewordMachine(NamedTuple):
 
 
 _RUN_LIMIT = -2  # in `limits`: the macroblocks that are left
+
+# Kinds of words that may follow each kind of node, and the kinds of nodes that begin slots.
+_ADDS_TO = ("add 16", "add 256")
+_FOLLOWING = {
+    "nothing": ("slice",),
+    "wrong": (),
+    "head": ("mb_type", "skip", *_ADDS_TO),
+    "ref_idx": ("ref_idx",),
+    "mvd": ("mvd", *_ADDS_TO),
+    "chroma": ("chroma_mode",),
+    "cbp": ("cbp",),
+    "mode": ("mode",),
+    "block": ("coeff_token",),
+    "signs": ("signs",),
+    "level": ("level", *_ADDS_TO),
+    "zeros": ("total_zeros",),
+    "run": ("run_before",),
+}
+_IN_SLOTS = ("mode", "block")
+
+
+class Group(NamedTuple):
+    """The tokens that may follow a kind of node; in a slot with a place, only that of the place."""
+
+    kind: str
+    place: int
+
+
 _SIZES = (16, 15, 4)
 
 
@@ -363,7 +403,7 @@ class _Syntax:
 
     def __init__(self, mvd_bits: int, variants: int):
         self._max_mvd = min((1 << mvd_bits - 2) - 1, MAX_SUM)
-        self.slots: list[tuple[Hashable, int, int, int]] = [(_NOTHING, _ENDS << _SHIFT, 0, 0)]
+        self.slots: list[tuple[Any, int, int, int]] = [(_NOTHING, _ENDS << _SHIFT, 0, 0)]
         self._lists: dict[Hashable, int] = {}
         self._numbers: dict[Hashable, int] = {_NOTHING: 0, ("wrong",): 1}
         self._keys: list[Any] = [_NOTHING, ("wrong",)]
@@ -535,6 +575,22 @@ class _Syntax:
         numbers = [self._numbers[node] for node in nodes]
         return tuple(np.array(values, np.int32) for values in (numbers, *others))
 
+    def groups(self, places: bool) -> tuple[np.ndarray, np.ndarray, list[Group]]:
+        """The fields `node_groups` and `slot_groups`, and all groups by their number.
+
+        places: whether words have places, so that each place has a group.
+        """
+        found: dict[Group, int] = {}
+        of_nodes = [
+            -1 if key[0] in _IN_SLOTS else found.setdefault(Group(key[0], 0), len(found))
+            for key in self._keys
+        ]
+        of_slots = [
+            found.setdefault(Group(node[0], place if places else 0), len(found))
+            for node, _, _, place in self.slots
+        ]
+        return np.array(of_nodes, np.int32), np.array(of_slots, np.int32), list(found)
+
     def _distances(self) -> np.ndarray:
         nodes, _, rest, _ = self.numbers_of_slots()
         kind, number = self.table >> _SHIFT, self.table & _MASK
@@ -576,7 +632,8 @@ def machine(
     mbs = np.minimum(settings.mbs - np.arange(slices) * slice_mbs, slice_mbs)
     words = np.stack([1 + _INTRA_WORDS * mbs, 1 + _runs_words(mbs)])
     later = words[:, ::-1].cumsum(axis=1)[:, ::-1] - words
-    levels, beginnings, pieces = _levels(tokenizer)
+    node_groups, slot_groups, groups = syntax.groups(tokenizer.streams.places)
+    levels, beginnings, pieces = _levels(tokenizer, groups)
     return CodewordMachine(
         table=syntax.table.ravel(),
         limits=syntax.limits,
@@ -589,6 +646,8 @@ def machine(
         places=word_places,
         heads=np.array(syntax.heads, np.int32),
         amounts=_amounts(),
+        node_groups=node_groups,
+        slot_groups=slot_groups,
         levels=levels,
         beginnings=beginnings,
         pieces=pieces,
@@ -631,7 +690,7 @@ def _amounts() -> np.ndarray:
 
 
 def _levels(
-    tokenizer: CodewordTokenizer[Streams],
+    tokenizer: CodewordTokenizer[Streams], groups: Sequence[Group]
 ) -> tuple[tuple[Level, ...], np.ndarray, np.ndarray]:
     """The fields `levels`, `beginnings` and `pieces`. Tokens with a byte count as without words."""
     pieces = [
@@ -639,17 +698,51 @@ def _levels(
         for letters in tokenizer.token_letters
     ]
     longest = max(map(len, pieces))
-    number_of: dict[tuple[int, ...], int] = {}
-    above = {(): 0}
-    levels = []
-    for length in range(1, longest + 1):
-        found = sorted({piece[:length] for piece in pieces if len(piece) >= length})
-        parent = np.array([above[piece[:-1]] for piece in found], np.int32)
-        levels.append(Level(parent, np.array([piece[-1] for piece in found], np.int32)))
-        above = {piece: number for number, piece in enumerate(found)}
-        number_of |= {piece: len(number_of) + number for number, piece in enumerate(found)}
-    beginnings = [number_of.get(piece, len(number_of)) for piece in pieces]
+    kinds = [letter["kind"] for letter in tokenizer.streams.alphabet.describe()[NUM_BYTES:]]
+    _, places = _words_of(tokenizer.streams)
+    tries = []
+    for group in groups:
+        begins = [
+            kind in _FOLLOWING[group.kind] and group.place in (0, place)
+            for kind, place in zip(kinds, places.tolist(), strict=True)
+        ]
+        tries.append(_trie([piece if piece and begins[piece[0]] else () for piece in pieces]))
+    depth = max(len(trie) for trie, _ in tries)
+    widths = [
+        max(len(trie[level]) if level < len(trie) else 0 for trie, _ in tries)
+        for level in range(depth)
+    ]
+    levels = tuple(Level(*np.zeros((2, len(groups), width), np.int32)) for width in widths)
+    starts = np.cumsum([0, *widths])
+    beginnings = np.full((len(groups), len(pieces)), starts[-1], np.int32)
+    for number, (trie, ends) in enumerate(tries):
+        for level, nodes in zip(levels, trie, strict=False):
+            level.parent[number, : len(nodes)], level.word[number, : len(nodes)] = zip(
+                *nodes, strict=True
+            )
+        for token, (length, node) in ends.items():
+            beginnings[number, token] = starts[length] + node
     padded = np.full((len(pieces), longest), -1, np.int32)
     for token, piece in enumerate(pieces):
         padded[token, : len(piece)] = piece
-    return tuple(levels), np.array(beginnings, np.int32), padded
+    return levels, beginnings, padded
+
+
+def _trie(
+    pieces: Sequence[tuple[int, ...]],
+) -> tuple[list[list[tuple[int, int]]], dict[int, tuple[int, int]]]:
+    """(parent and last word of the beginnings of each length, length - 1 and number of each piece).
+
+    Empty pieces are left out.
+    """
+    levels: list[list[tuple[int, int]]] = []
+    above: dict[tuple[int, ...], int] = {(): 0}
+    ends = {}
+    for length in range(1, max(map(len, pieces)) + 1):
+        found = sorted({piece[:length] for piece in pieces if len(piece) >= length})
+        levels.append([(above[piece[:-1]], piece[-1]) for piece in found])
+        above = {piece: number for number, piece in enumerate(found)}
+        for token, piece in enumerate(pieces):
+            if len(piece) == length:
+                ends[token] = (length - 1, above[piece])
+    return levels, ends

@@ -244,13 +244,16 @@ def test_a_trained_tokenizer_gives_fewer_tokens_and_is_saved(tmp_path):
     tokens = trained.tokenizer.encode(stream)
     assert len(tokens) < 0.9 * len(plain.tokenizer.encode(stream))
     assert trained.tokenizer.decode(tokens) == stream and trained.validate(tokens).valid
-    for representation in (plain, trained):
+    placed = make("avc", tokenizer="codewords", places=True, **options)
+    assert placed.fingerprint != plain.fingerprint
+    for representation in (plain, trained, placed):
         folder = tmp_path / representation.fingerprint
         representation.save(folder)
         loaded = load(folder)
         assert loaded == representation and loaded.fingerprint == representation.fingerprint
         saved = json.loads((folder / "alphabet.json").read_text())
-        assert saved["letters"] == codewords.Alphabet().describe()
+        described = codewords.Alphabet(representation.places).describe()
+        assert saved["letters"] == described
     with pytest.raises(ValueError, match="567"):
         plain.train_tokenizer(documents, 566, "codewords")
     with pytest.raises(ValueError, match="avc_codewords:"):
