@@ -24,9 +24,10 @@ _SPEEDS = (2.0, 5.0)  # pixels per frame
 class MovingDigitsSource(Source):
     """Clips of 2 seconds: one white digit on black that moves straight and bounces at the edges.
 
-    Clip n shows a digit of `digits`. Its digit, start position, direction and speed (2 to 5 pixels
-    per frame) are derived from a hash of n; its label is the digit's class. Frames have 32x32
-    pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
+    Clip n shows a digit of `digits`, at first in one of the quarters of the frame: the digit of the
+    first frame, which has no frame before it, is then one macroblock. Its digit, quarter, direction
+    and speed (2 to 5 pixels per frame) are derived from a hash of n; its label is the digit's
+    class. Frames have 32x32 pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
     """
 
     scheme = "moving_digits"
@@ -69,7 +70,7 @@ def render(clip: int) -> np.ndarray:
     glyph = Image.fromarray(digits()[0][digit]).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
     pace = _SPEEDS[0] + speed * (_SPEEDS[1] - _SPEEDS[0])
     velocity = pace * np.array([np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)])
-    start = np.array([left, top]) * (SIZE - DIGIT)
+    start = np.rint([left, top]) * (SIZE - DIGIT)
     frames = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
     for time in range(FRAMES):
         x, y = np.rint(_bounced(start + time * velocity)).astype(int)

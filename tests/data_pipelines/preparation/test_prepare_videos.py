@@ -142,6 +142,8 @@ def test_moving_digits_move_and_depend_on_their_key_only():
         assert (np.abs(np.diff(centres, axis=0)).sum(-1) > 0.5).all(), (
             "the digit moves in every frame"
         )
+        quarters = render(clip)[0].reshape(2, 16, 2, 16).any((1, 3))
+        assert quarters.sum() == 1, "the digit of the first frame is in one macroblock"
 
 
 def test_sources_and_settings_that_do_not_match_are_refused(tmp_path):
