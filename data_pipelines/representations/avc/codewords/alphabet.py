@@ -23,11 +23,18 @@ model need not learn CAVLC's tables. What follows from other words is no word: m
 0 with a constant QP, stop bits, emulation prevention, and the header of a slice, which follows from
 the number of slices before it.
 
-With `places`, the words of modes and of coeff_token also say which block of the macroblock they are
-of. A token then shows where it stands, and a model need not count the blocks before it. The place
-of a mode is its block of luma, 0 to 15, in the order of the stream. The place of coeff_token is
-that among all blocks a macroblock may have: the DC of I_16x16, 16 of luma, 2 of chroma DC, 8 of
-chroma AC. Words of place 0 are those above; those of other places come after all others.
+With `places`, words also say where they stand, so that what may follow is seen from the last words
+alone, and a model need not count:
+
+    slice         IDR, I and P: the number of pictures before this one, modulo 16
+    mode          the block of luma, 0 to 15, in the order of the stream
+    coeff_token   the block, of all that a macroblock may have: DC of I_16x16, 16 of luma, 2 of
+                  chroma DC, 8 of chroma AC
+    level         how many levels are left, with this one
+    total_zeros   TotalCoeff
+    run_before    how many zeros and how many coefficients are left
+
+Words of the first place of their kind are those above; those of other places come after all others.
 
 A *letter* is a single byte (letters 0-255) or a code word, see `representations.codewords`. The
 order of the words is the one above. Their number does not depend on the settings of the encoder.
@@ -42,6 +49,7 @@ import numpy as np
 
 from data_pipelines.representations.codewords import alphabet as alphabets
 from data_pipelines.representations.codewords.alphabet import NUM_BYTES, character
+from data_pipelines.representations.codewords.compiled import jit
 
 _SIZES = {
     "slice": 5,
@@ -85,11 +93,34 @@ ADD_16 = _FIRST["add 16"]
 ADD_256 = _FIRST["add 256"]
 NUM_LETTERS = ADD_256 + _SIZES["add 256"]  # without places
 
-# Places in a macroblock: the first of each kind of block, and how many there are of all kinds.
-LUMA_PLACE, CHROMA_DC_PLACE, CHROMA_AC_PLACE, TOKEN_PLACES = 1, 17, 19, 27
-MODE_PLACES = 16
-PLACED_MODE = NUM_LETTERS  # of place 1; those of other places follow
-PLACED_COEFF_TOKEN = PLACED_MODE + (MODE_PLACES - 1) * _SIZES["mode"]
+# Places of words by number, 0 for none: the first of each kind.
+_COUNTS = {  # of the values at each place
+    "mode": [9] * 16,
+    "coeff_token": [62] * 27,
+    "level": [32] * 16,
+    "total_zeros": [17 - total for total in range(1, 16)],
+    "run_before": [zeros + 1 for zeros in range(14, 0, -1) for _ in range(15 - zeros)],
+    "slice": [3] * 16,  # only those that begin a picture
+}
+_FIRST_PLACE: dict[str, int] = {}
+for _kind in _COUNTS:
+    _FIRST_PLACE[_kind] = 1 + sum(len(_COUNTS[kind]) for kind in _FIRST_PLACE)
+
+MODE_PLACE = _FIRST_PLACE["mode"]
+TOKEN_PLACE = _FIRST_PLACE["coeff_token"]  # of the DC of I_16x16
+LUMA_PLACE, CHROMA_DC_PLACE, CHROMA_AC_PLACE = TOKEN_PLACE + 1, TOKEN_PLACE + 17, TOKEN_PLACE + 19
+LEVEL_PLACE = _FIRST_PLACE["level"]  # of the last one
+ZEROS_PLACE = _FIRST_PLACE["total_zeros"]  # of a TotalCoeff of 1
+RUN_PLACE = _FIRST_PLACE["run_before"]  # of 14 zeros; see `run_place`
+PICTURE_PLACE = _FIRST_PLACE["slice"]
+PICTURES = len(_COUNTS["slice"])
+
+
+@jit
+def run_place(zeros: int, left: int) -> int:
+    """The place of run_before: the most zeros first, 14, then by the coefficients left, from 1."""
+    return RUN_PLACE + (14 - zeros) * (15 - zeros) // 2 + left - 1
+
 
 INTER_TYPE = 25  # P_L0_16x16 among the values of mb_type; the others are those of I slices
 DIGIT = 16  # values of mvd and level up to it are one word
@@ -105,7 +136,7 @@ class Alphabet(alphabets.Alphabet):
     """The letters of all H.264 streams.
 
     Attributes:
-      places: whether words of modes and of coeff_token say which block they are of.
+      places: whether words say where they stand.
     """
 
     places: bool = False
@@ -115,7 +146,7 @@ class Alphabet(alphabets.Alphabet):
         return "avc_codewords:places" if self.places else "avc_codewords"
 
     def __len__(self) -> int:
-        return NUM_LETTERS + len(PLACED) if self.places else NUM_LETTERS
+        return NUM_LETTERS + len(_PLACED) if self.places else NUM_LETTERS
 
     def describe(self) -> list[dict[str, Any]]:
         """Each letter with its character, kind and value, as plain JSON values."""
@@ -127,7 +158,7 @@ class Alphabet(alphabets.Alphabet):
             for index in range(size):
                 letter = character(_FIRST[kind] + index)
                 described.append({"character": letter, "kind": kind, "value": _value(kind, index)})
-        for number, (kind, index, place) in enumerate(PLACED if self.places else ()):
+        for number, (kind, index, place) in enumerate(_PLACED if self.places else ()):
             letter = character(NUM_LETTERS + number)
             value = _value(kind, index)
             described.append({"character": letter, "kind": kind, "value": value, "place": place})
@@ -152,25 +183,30 @@ def _value(kind: str, index: int) -> int | str | list[int]:
     return index
 
 
-# Kind, index and place of the words of other places than 0, in their order.
-PLACED = [
+# Kind, index and place of the words of other places than the first of their kind, in their order;
+# places are counted from 0 in each kind.
+_PLACED = [
     (kind, index, place)
-    for kind, places in (("mode", MODE_PLACES), ("coeff_token", TOKEN_PLACES))
-    for place in range(1, places)
-    for index in range(_SIZES[kind])
+    for kind, counts in _COUNTS.items()
+    for place, count in enumerate(counts)
+    if place > 0
+    for index in range(count)
 ]
 
 
 def without_places() -> tuple[np.ndarray, np.ndarray]:
-    """Of each letter the same of place 0, and its place plus 1 (0 for words that have none).
-
-    Both are int32 [letters with places]. Places of coeff_token come after those of modes.
-    """
-    letters = np.arange(NUM_LETTERS + len(PLACED), dtype=np.int32)
+    """Of each letter the same without its place, and the place; int32 [letters with places]."""
+    letters = np.arange(NUM_LETTERS + len(_PLACED), dtype=np.int32)
     places = np.zeros(len(letters), np.int32)
-    places[MODE : MODE + _SIZES["mode"]] = 1
-    places[COEFF_TOKEN : COEFF_TOKEN + _SIZES["coeff_token"]] = 1 + MODE_PLACES
-    for number, (kind, index, place) in enumerate(PLACED):
+    for kind, counts in _COUNTS.items():
+        places[_FIRST[kind] : _FIRST[kind] + counts[0]] = _FIRST_PLACE[kind]
+    for number, (kind, index, place) in enumerate(_PLACED):
         letters[NUM_LETTERS + number] = _FIRST[kind] + index
-        places[NUM_LETTERS + number] = places[_FIRST[kind]] + place
+        places[NUM_LETTERS + number] = _FIRST_PLACE[kind] + place
     return letters, places
+
+
+def first_letters() -> np.ndarray:
+    """Of each place the letter of the first value there, int32 [places]; 0 for no place."""
+    _, places = without_places()
+    return np.unique(places, return_index=True)[1].astype(np.int32)

@@ -11,7 +11,7 @@ choice of tables, and a state is small:
     counts    macroblocks of the slice, slices of the picture, pictures
 
 What a word does at a node is an entry of a table. A word with a place (see `alphabet`) does what
-the same word without one does, in the slot of that place only.
+the same word without one does, at that place only.
 
 A token is a string of words. The next word of a document is of one kind, such as a mode of a
 certain block, so only the tokens that begin with that kind are followed: a *group*. Those of a
@@ -45,19 +45,23 @@ from data_pipelines.representations.avc.codewords.alphabet import (
     DIGIT,
     INTER_TYPE,
     LEVEL,
+    LEVEL_PLACE,
     LUMA_PLACE,
     MAX_LEVEL,
     MAX_SUM,
     MB_TYPE,
     MODE,
-    MODE_PLACES,
+    MODE_PLACE,
     MVD,
     NUM_LETTERS,
     REF_IDX,
     RUN_BEFORE,
     SIGNS,
     SKIP,
+    TOKEN_PLACE,
     TOTAL_ZEROS,
+    ZEROS_PLACE,
+    run_place,
 )
 from data_pipelines.representations.avc.codewords.streams import Streams
 from data_pipelines.representations.avc.encoder import MAX_REFERENCES
@@ -138,7 +142,8 @@ class CodewordMachine(NamedTuple):
       slot_nodes: the node that each slot begins with, int32 [slots].
       slot_ends: the entry at its end, int32 [slots].
       slot_rest: words of the macroblock after it, int32 [slots].
-      slot_places: its place, as in `without_places`, int32 [slots].
+      slot_places: its place, int32 [slots].
+      node_places: the same of each node; -1: that of the slot, int32 [nodes].
       plain, places: of each word the same without its place, and the place, int32 [words].
       heads: nodes before mb_type, by references, variant and whether a run may come first, int32
         [4 * 5 * 2].
@@ -163,6 +168,7 @@ class CodewordMachine(NamedTuple):
     slot_ends: Array
     slot_rest: Array
     slot_places: Array
+    node_places: Array
     plain: Array
     places: Array
     heads: Array
@@ -266,13 +272,15 @@ class CodewordMachine(NamedTuple):
 
     def _follow(self, state: State, word: Array, xp: Any) -> State:
         """The state after a word."""
-        is_slice = word < words.END - NUM_BYTES
+        is_slice = xp.asarray(self.plain)[word] < words.END - NUM_BYTES
         begun = self._begin(state, word, xp)
         inside = self._inside(state, word, xp)
         return State(*(xp.where(is_slice, a, b) for a, b in zip(begun, inside, strict=True)))
 
     def _begin(self, state: State, word: Array, xp: Any) -> State:
         """The state after the word of a slice."""
+        place = xp.asarray(self.places)[word]
+        word = xp.asarray(self.plain)[word]
         same = state.slice + 1 < self.slices
         slice_ = xp.where(same, state.slice + 1, 0)
         frame = xp.where(same, state.frame, state.frame + 1)
@@ -280,6 +288,7 @@ class CodewordMachine(NamedTuple):
         following = xp.where(in_row, words.NEXT, words.ROW) - NUM_BYTES
         idr, p = word == words.IDR - NUM_BYTES, word == words.P - NUM_BYTES
         kind = idr | ((word <= words.P - NUM_BYTES) & (state.frame >= 0))
+        kind = kind & ((place == 0) | (place == words.PICTURE_PLACE + frame % words.PICTURES))
         right = xp.where(same, word == following, kind & (frame < self.max_frames))
         right = right & (state.node == 0)
         number = xp.where(idr, 0, xp.minimum(state.number + 1, MAX_REFERENCES))
@@ -301,7 +310,9 @@ class CodewordMachine(NamedTuple):
     def _inside(self, state: State, word: Array, xp: Any) -> State:
         """The state after a word of a macroblock."""
         place = xp.asarray(self.places)[word]
-        in_place = (place == 0) | (place == xp.asarray(self.slot_places)[state.slot])
+        here = xp.asarray(self.node_places)[state.node]
+        here = xp.where(here < 0, xp.asarray(self.slot_places)[state.slot], here)
+        in_place = (place == 0) | (place == here)
         word = xp.asarray(self.plain)[word]
         adds = state.added > 0
         # After an addition ones are larger numbers, and may follow where ones may not.
@@ -362,7 +373,7 @@ class CodewordMachine(NamedTuple):
 
 _RUN_LIMIT = -2  # in `limits`: the macroblocks that are left
 
-# Kinds of words that may follow each kind of node, and the kinds of nodes that begin slots.
+# Kinds of words that may follow each kind of node.
 _ADDS_TO = ("add 16", "add 256")
 _FOLLOWING = {
     "nothing": ("slice",),
@@ -379,11 +390,10 @@ _FOLLOWING = {
     "zeros": ("total_zeros",),
     "run": ("run_before",),
 }
-_IN_SLOTS = ("mode", "block")
 
 
 class Group(NamedTuple):
-    """The tokens that may follow a kind of node; in a slot with a place, only that of the place."""
+    """The tokens that may follow a kind of node; 0 for any place."""
 
     kind: str
     place: int
@@ -535,7 +545,7 @@ class _Syntax:
     ) -> int:
         """The entry that begins a list of slots.
 
-        places: of the slots, as in `without_places`. end: the entry at its end. rest: words after
+        places: of the slots. end: the entry at its end. rest: words after
         it.
         """
         if name not in self._lists:
@@ -555,18 +565,18 @@ class _Syntax:
             samples = LEFT * (x > 0 or have & LEFT > 0) | UP * (y > 0 or have & UP > 0)
             samples |= UP_LEFT * ((x > 0 and y > 0) or have & corner > 0)
             nodes.append(("mode", samples))
-        places = [1 + place for place in range(MODE_PLACES)]
+        places = [MODE_PLACE + place for place in range(16)]
         after = self._to(("chroma", variant, None))
         return self._begin_list(("modes", variant), nodes, places, after, 2)
 
     def _residual(self, whole: bool, cbp: int) -> int:
-        blocks = [(0, 16)] if whole else []
+        blocks = [(TOKEN_PLACE, 16)] if whole else []
         luma = 15 if whole else 16
         blocks += [(LUMA_PLACE + n, luma) for n in range(16) if cbp >> n // 4 & 1]
         blocks += [(CHROMA_DC_PLACE + n, 4) for n in range(2)] if cbp >> 4 else []
         blocks += [(CHROMA_AC_PLACE + n, 15) for n in range(8)] if cbp >> 4 == 2 else []
         nodes: list[Hashable] = [("block", size) for _, size in blocks]
-        places = [1 + MODE_PLACES + place for place, _ in blocks]
+        places = [place for place, _ in blocks]
         return self._begin_list(("residual", whole, cbp), nodes, places, _ENDS << _SHIFT, 0)
 
     def numbers_of_slots(self) -> tuple[np.ndarray, ...]:
@@ -575,20 +585,38 @@ class _Syntax:
         numbers = [self._numbers[node] for node in nodes]
         return tuple(np.array(values, np.int32) for values in (numbers, *others))
 
+    def places(self) -> np.ndarray:
+        """The field `node_places`."""
+
+        def place(kind: str, *values: int) -> int:
+            match kind:
+                case "mode" | "block":
+                    return -1
+                case "level":
+                    return LEVEL_PLACE + values[2] - 1
+                case "zeros":
+                    return ZEROS_PLACE + values[1] - 1
+                case "run":
+                    return int(run_place(*values))
+            return 0
+
+        return np.array([place(*key) for key in self._keys], np.int32)
+
     def groups(self, places: bool) -> tuple[np.ndarray, np.ndarray, list[Group]]:
         """The fields `node_groups` and `slot_groups`, and all groups by their number.
 
         places: whether words have places, so that each place has a group.
         """
         found: dict[Group, int] = {}
+
+        def group(kind: str, place: int) -> int:
+            return found.setdefault(Group(kind, place if places else 0), len(found))
+
         of_nodes = [
-            -1 if key[0] in _IN_SLOTS else found.setdefault(Group(key[0], 0), len(found))
-            for key in self._keys
+            -1 if place < 0 else group(key[0], place)
+            for key, place in zip(self._keys, self.places().tolist(), strict=True)
         ]
-        of_slots = [
-            found.setdefault(Group(node[0], place if places else 0), len(found))
-            for node, _, _, place in self.slots
-        ]
+        of_slots = [group(node[0], place) for node, _, _, place in self.slots]
         return np.array(of_nodes, np.int32), np.array(of_slots, np.int32), list(found)
 
     def _distances(self) -> np.ndarray:
@@ -642,6 +670,7 @@ def machine(
         slot_ends=slot_ends,
         slot_rest=slot_rest,
         slot_places=slot_places,
+        node_places=syntax.places(),
         plain=plain,
         places=word_places,
         heads=np.array(syntax.heads, np.int32),
@@ -703,7 +732,7 @@ def _levels(
     tries = []
     for group in groups:
         begins = [
-            kind in _FOLLOWING[group.kind] and group.place in (0, place)
+            kind in _FOLLOWING[group.kind] and (place == 0 or group.place in (0, place))
             for kind, place in zip(kinds, places.tolist(), strict=True)
         ]
         tries.append(_trie([piece if piece and begins[piece[0]] else () for piece in pieces]))

@@ -73,12 +73,14 @@ class _Place(NamedTuple):
       number: pictures since the last IDR picture; of the one before, if the picture begins.
       idrs: IDR pictures before this one.
       kind: the word of its picture; where it begins, of the one before.
+      pictures: before it in the stream.
     """
 
     slice: int = 0
     number: int = 0
     idrs: int = 0
     kind: int = -1
+    pictures: int = 0
 
     def of(self, kind: int) -> _Place:
         """The same where a picture of a kind begins."""
@@ -89,7 +91,8 @@ class _Place(NamedTuple):
         """The place of the next slice, for so many slices in a picture."""
         if self.slice + 1 < slices:
             return self._replace(slice=self.slice + 1)
-        return self._replace(slice=0, idrs=self.idrs + (self.kind == words.IDR))
+        idrs = self.idrs + (self.kind == words.IDR)
+        return self._replace(slice=0, idrs=idrs, pictures=self.pictures + 1)
 
 
 class _Found(NamedTuple):
@@ -199,9 +202,16 @@ class Streams:
 
     def _word(self, place: _Place) -> int:
         if place.slice == 0:
-            return place.kind
+            return self._picture(place)
         first = place.slice * self.settings.slice_mbs
         return words.NEXT if first % self._columns else words.ROW
+
+    def _picture(self, place: _Place) -> int:
+        """The word of a picture that begins at a place."""
+        if not self.places:
+            return place.kind
+        first = walk.tables().first[words.PICTURE_PLACE + place.pictures % words.PICTURES]
+        return int(first) + place.kind - words.IDR
 
     def opening(self, place: _Place) -> Opening:
         """What stands before the macroblocks of the slice at a place."""
@@ -294,6 +304,11 @@ class Streams:
     def write(self, letters: np.ndarray) -> bytes:
         """Letters, integer [n] in range(len(alphabet)) -> bytes."""
         letters = np.asarray(letters, np.int64)
+        if self.places:  # those of pictures follow from the words before them
+            plain, places = words.without_places()
+            letters = np.where(
+                places[letters] >= words.PICTURE_PLACE, plain[letters], letters
+            ).astype(np.int64)
         marks = np.flatnonzero((letters >= words.IDR) & (letters <= words.END)).tolist()
         is_byte = letters < NUM_BYTES
         cuts = [*marks, len(letters)]

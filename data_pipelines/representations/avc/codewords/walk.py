@@ -36,26 +36,29 @@ from data_pipelines.representations.avc.codewords.alphabet import (
     DIGIT,
     INTER_TYPE,
     LEVEL,
+    LEVEL_PLACE,
     LUMA_PLACE,
     MAX_LEVEL,
     MAX_SUM,
     MB_TYPE,
     MODE,
+    MODE_PLACE,
     MVD,
-    PLACED_COEFF_TOKEN,
-    PLACED_MODE,
     REF_IDX,
     RUN_BEFORE,
     SIGNS,
     SKIP,
+    TOKEN_PLACE,
     TOTAL_ZEROS,
+    ZEROS_PLACE,
+    first_letters,
+    run_place,
 )
 from data_pipelines.representations.avc.macroblocks import DC_4X4, INTRA_IN_P, LUMA_X, LUMA_Y
 from data_pipelines.representations.codewords import compiled
 from data_pipelines.representations.codewords.compiled import jit
 
 AT, END, COUNT, WRITE, PLACES = range(5)
-_MODES, _TOKENS = 9, len(COEFF_TOKENS)  # words of a place
 PADDING = bytes(8)
 _BLOCKS = 24  # of a macroblock: 16 of luma by row and column, 4 of Cb, 4 of Cr
 
@@ -82,6 +85,7 @@ class Tables(NamedTuple):
       totals, ones: of each value of coeff_token.
       classes: book of coeff_token by number nC of coefficients.
       x, y: column and row of luma's blocks in the order of their coding.
+      first: letter of the first value at each place, see `alphabet`.
     """
 
     bits: Any
@@ -94,6 +98,7 @@ class Tables(NamedTuple):
     classes: Any
     x: Any
     y: Any
+    first: Any
 
 
 def _ue(value: int) -> str:
@@ -136,6 +141,7 @@ def tables() -> Tables:
         classes=np.array([cavlc.nc_class(total) for total in range(33)]),
         x=np.array(LUMA_X),
         y=np.array(LUMA_Y),
+        first=first_letters().astype(np.int64),
     )
     return made if compiled.has_numba() else Tables(*(table.tolist() for table in made))
 
@@ -238,6 +244,12 @@ def _take_high(s: Any, given: Any) -> int:
     return high + _take(s, given, ADD_16, 15) + 1
 
 
+@jit
+def _first(s: Any, t: Any, plain: int, place: int) -> int:
+    """The first of a kind of letters at a place; `plain` if words have no places."""
+    return int(t.first[place]) if s[PLACES] else plain
+
+
 # Elements
 
 
@@ -294,11 +306,11 @@ def _mvd(s: Any, t: Any, given: Any, out: Any, mvd_bits: int) -> bool:
 
 
 @jit
-def _mode(s: Any, given: Any, out: Any, expected: int, place: int) -> int:
+def _mode(s: Any, t: Any, given: Any, out: Any, expected: int, place: int) -> int:
     """The prediction mode of a block of I_4x4, or -1."""
-    first = PLACED_MODE + _MODES * (place - 1) if place and s[PLACES] else MODE
+    first = _first(s, t, MODE, place)
     if s[WRITE]:
-        mode = _take(s, given, first, _MODES)
+        mode = _take(s, given, first, 9)
         if mode == expected:
             _put(s, out, 1 << 6 | 1)
         elif mode >= 0:
@@ -328,14 +340,15 @@ def _signs(s: Any, given: Any, out: Any, ones: int) -> bool:
 
 
 @jit
-def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int) -> int:
+def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int, place: int) -> int:
     """The absolute value of a level (9.2.2.1), or 0.
 
     length: suffixLength. first: 1 for the first level after fewer than three trailing ones.
     """
+    letter = _first(s, t, LEVEL, place)
     if s[WRITE]:
         size = DIGIT * _take_high(s, given)
-        index = _take(s, given, LEVEL, 2 * DIGIT)
+        index = _take(s, given, letter, 2 * DIGIT)
         if index < 0:
             return 0
         negative = index >= DIGIT
@@ -366,14 +379,14 @@ def _level(s: Any, t: Any, given: Any, out: Any, length: int, first: int) -> int
     if size > MAX_LEVEL or not _skip(s, bits):
         return 0
     _write_high(s, out, size - 1 >> 4)
-    _put(s, out, LEVEL + (size - 1 & 15) + (DIGIT if code & 1 else 0))
+    _put(s, out, letter + (size - 1 & 15) + (DIGIT if code & 1 else 0))
     return size
 
 
 @jit
 def _block(s: Any, t: Any, given: Any, out: Any, size: int, book: int, block: int) -> int:
-    """A residual block (9.2), and its place among those of a macroblock: TotalCoeff, or -1."""
-    first = PLACED_COEFF_TOKEN + _TOKENS * (block - 1) if block and s[PLACES] else COEFF_TOKEN
+    """A residual block (9.2), and its place: TotalCoeff, or -1."""
+    first = _first(s, t, COEFF_TOKEN, block)
     token = _book(s, t, given, out, _COEFF_TOKEN_BOOK + book, first)
     if token <= 0:
         return token
@@ -382,7 +395,9 @@ def _block(s: Any, t: Any, given: Any, out: Any, size: int, book: int, block: in
         return -1
     length = 1 if total > 10 and ones < 3 else 0
     for place in range(ones, total):
-        level = _level(s, t, given, out, length, 1 if place == ones and ones < 3 else 0)
+        after_ones = 1 if place == ones and ones < 3 else 0
+        left = LEVEL_PLACE + total - place - 1
+        level = _level(s, t, given, out, length, after_ones, left)
         if level == 0:
             return -1
         length = max(length, 1)
@@ -391,13 +406,15 @@ def _block(s: Any, t: Any, given: Any, out: Any, size: int, book: int, block: in
     zeros = 0
     if total < size:
         row = total - 1 + (15 if size == 4 else 0)
-        zeros = _book(s, t, given, out, _TOTAL_ZEROS_BOOK + row, TOTAL_ZEROS)
+        first = _first(s, t, TOTAL_ZEROS, ZEROS_PLACE + total - 1)
+        zeros = _book(s, t, given, out, _TOTAL_ZEROS_BOOK + row, first)
         if zeros < 0 or total + zeros > size:
             return -1
-    for _ in range(total - 1):
+    for left in range(total - 1, 0, -1):
         if zeros == 0:
             break
-        run = _book(s, t, given, out, _RUN_BEFORE_BOOK + min(zeros, 7) - 1, RUN_BEFORE)
+        first = _first(s, t, RUN_BEFORE, run_place(zeros, left))
+        run = _book(s, t, given, out, _RUN_BEFORE_BOOK + min(zeros, 7) - 1, first)
         if run < 0 or run > zeros:
             return -1
         zeros -= run
@@ -426,7 +443,7 @@ def _residual(
     neighbours, or -1."""
     if whole:
         book = _class(t, totals, left + 3 if left >= 0 else -1, up + 12 if up >= 0 else -1)
-        if _block(s, t, given, out, 16, book, 0) < 0:
+        if _block(s, t, given, out, 16, book, TOKEN_PLACE) < 0:
             return False
     for place in range(16):
         if cbp >> (place >> 2) & 1:
@@ -473,7 +490,7 @@ def _intra_4x4(
         expected = DC_4X4
         if beside >= 0 and above >= 0:
             expected = min(int(modes[beside]), int(modes[above]))
-        mode = _mode(s, given, out, expected, place)
+        mode = _mode(s, t, given, out, expected, MODE_PLACE + place)
         if mode < 0:
             return False
         modes[at] = mode

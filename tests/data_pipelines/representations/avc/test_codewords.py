@@ -109,7 +109,8 @@ def test_any_words_in_any_order_give_a_stream_with_its_slices_in_order(represent
     for stream in streams(representation, seeds=1):
         tokens = rng.permutation(representation.tokenizer.encode(stream))
         written = representation.tokenizer.decode(tokens)
-        slices = (tokens >= codewords.IDR) & (tokens <= codewords.NEXT)
+        plain = codewords.without_places()[0][tokens]
+        slices = (plain >= codewords.IDR) & (plain <= codewords.NEXT)
         units = [written[nal.payload : nal.end] for nal in bitstream.nals(written)]
         places = [bitstream.Bits(unit).ue() for unit in units if unit[0] & 31 in (1, 5)]
         assert len(places) == slices.sum()
@@ -183,7 +184,9 @@ def test_without_numba_the_letters_and_the_bytes_are_the_same(representation, mo
     assert [representation.streams.write(np.array(each)) for each in letters] == every
 
 
-@pytest.mark.parametrize(("places", "count"), [(False, 307), (True, 307 + 15 * 9 + 26 * 62)])
+@pytest.mark.parametrize(
+    ("places", "count"), [(False, 307), (True, 307 + 135 + 1612 + 480 + 119 + 650 + 45)]
+)
 def test_the_alphabet_is_as_described(places, count):
     alphabet = codewords.Alphabet(places)
     described = alphabet.describe()
@@ -203,32 +206,44 @@ def test_the_alphabet_is_as_described(places, count):
     ]:
         assert (described[letter]["kind"], described[letter]["value"]) == (kind, value)
     if places:
-        last = {"kind": "coeff_token", "value": [16, 3], "place": 26}
+        last = {"kind": "slice", "value": "P", "place": 15}
         assert {name: described[-1][name] for name in last} == last
-        assert described[codewords.PLACED_MODE + 9]["place"] == 2
+        first = codewords.first_letters()
+        block = described[first[codewords.CHROMA_AC_PLACE + 7] + 61]
+        assert block == {**block, "kind": "coeff_token", "value": [16, 3], "place": 26}
+        run = described[first[codewords.run_place(3, 2)] + 3]
+        assert run == {**run, "kind": "run_before", "value": 3}
 
 
-def test_words_say_which_block_they_are_of():
+def test_words_say_where_they_stand():
     plain = make("avc", tokenizer="codewords", **SETTINGS[-1] | dict(places=False))
     placed = make("avc", tokenizer="codewords", **SETTINGS[-1])
     letters, places = codewords.without_places()
-    of_modes, of_blocks = set(), set()
+    seen = set()
     for stream in streams(placed):
         found = placed.streams.read(stream)
         np.testing.assert_array_equal(letters[found], plain.streams.read(stream))
-        is_mode = (letters[found] >= codewords.MODE) & (letters[found] < codewords.CHROMA_MODE)
-        modes = places[found][is_mode]
+        of = places[found]
+        modes = of[(of >= codewords.MODE_PLACE) & (of < codewords.TOKEN_PLACE)]
         assert modes.tolist() == [*range(1, 17)] * (len(modes) // 16)
-        of_modes |= set(modes.tolist())
-        of_blocks |= set(places[found][places[found] > 16].tolist())
-    assert of_modes == set(range(1, 17))
-    assert of_blocks >= set(range(18, 34)), "all blocks of luma"
+        pictures = of[of >= codewords.PICTURE_PLACE] - codewords.PICTURE_PLACE
+        assert pictures.tolist() == [0, 1, 2, 3, 4]
+        # Levels count down to 1, and then come zeros or another block.
+        levels = np.flatnonzero((of >= codewords.LEVEL_PLACE) & (of < codewords.ZEROS_PLACE))
+        for at in levels[:-1]:
+            if of[at] > codewords.LEVEL_PLACE:
+                behind = next(value for value in of[at + 1 :] if value)
+                assert behind == of[at] - 1
+        seen |= set(of.tolist())
+    assert seen >= set(range(codewords.MODE_PLACE, codewords.TOKEN_PLACE))
+    assert seen >= set(range(codewords.LUMA_PLACE, codewords.CHROMA_DC_PLACE)), "blocks of luma"
+    assert len({place for place in seen if place >= codewords.RUN_PLACE}) > 60
     # A word of another place has no code.
-    stream = streams(placed)[0]
-    found = placed.streams.read(stream)
-    at = int(np.argmax(places[found] == 5))
+    found = placed.streams.read(streams(placed)[0])
     wrong = found.copy()
-    wrong[at] += codewords.CHROMA_MODE - codewords.MODE  # the same mode of the next block
+    at = int(np.argmax(places[found] == codewords.MODE_PLACE + 4))
+    first = codewords.first_letters()
+    wrong[at] += first[codewords.MODE_PLACE + 5] - first[codewords.MODE_PLACE + 4]
     assert not placed.validate(wrong).valid and placed.validate(found).valid
 
 
