@@ -18,7 +18,7 @@ from tests.evals.models import untrained
 from tests.evals.reporting.reader import read
 from tests.evals.schema import follows_schema
 
-OPTIONS = dict(size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers", num_labels=10)
+OPTIONS = dict(size=(48, 48), fps=4, frames=8, slice_mbs=0, strip="headers", num_labels=10)
 
 
 def test_the_brightest_square_is_the_digit():

@@ -15,7 +15,7 @@ from data_pipelines.sources.generated.digits import digits
 
 FPS = 4
 FRAMES = 8
-SIZE = 32  # side of a frame in pixels
+SIZE = 48  # side of a frame in pixels
 DIGIT = 16  # side of the digit in pixels
 _CLIPS = 20_000
 _SPEEDS = (2.0, 5.0)  # pixels per frame
@@ -24,10 +24,10 @@ _SPEEDS = (2.0, 5.0)  # pixels per frame
 class MovingDigitsSource(Source):
     """Clips of 2 seconds: one white digit on black that moves straight and bounces at the edges.
 
-    Clip n shows a digit of `digits`, at first in one of the quarters of the frame: the digit of the
-    first frame, which has no frame before it, is then one macroblock. Its digit, quarter, direction
-    and speed (2 to 5 pixels per frame) are derived from a hash of n; its label is the digit's
-    class. Frames have 32x32 pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
+    Clip n shows a digit of `digits`, at first in the middle: the digit of the first frame, which has
+    no frame before it, is then one macroblock, always the same. Its digit, direction and speed (2
+    to 5 pixels per frame) are derived from a hash of n; its label is the digit's class. Frames have
+    48x48 pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
     """
 
     scheme = "moving_digits"
@@ -65,12 +65,12 @@ class MovingDigitsSource(Source):
 
 
 def render(clip: int) -> np.ndarray:
-    """Renders the luma of a clip, uint8 [8, 32, 32]."""
-    digit, left, top, angle, speed = _sample(clip)
+    """Renders the luma of a clip, uint8 [8, 48, 48]."""
+    digit, angle, speed = _sample(clip)
     glyph = Image.fromarray(digits()[0][digit]).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
     pace = _SPEEDS[0] + speed * (_SPEEDS[1] - _SPEEDS[0])
     velocity = pace * np.array([np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)])
-    start = np.rint([left, top]) * (SIZE - DIGIT)
+    start = (SIZE - DIGIT) / 2
     frames = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
     for time in range(FRAMES):
         x, y = np.rint(_bounced(start + time * velocity)).astype(int)
@@ -84,9 +84,9 @@ def _bounced(position: np.ndarray) -> np.ndarray:
     return limit - np.abs(position % (2 * limit) - limit)
 
 
-def _sample(clip: int) -> tuple[int, float, float, float, float]:
-    """A digit's index and four numbers in [0, 1), from a hash: equal on every platform."""
+def _sample(clip: int) -> tuple[int, float, float]:
+    """A digit's index and two numbers in [0, 1), from a hash: equal on every platform."""
     name = f"moving_digits/{clip}".encode()
-    number, *words = struct.unpack("<5Q", hashlib.blake2b(name, digest_size=40).digest())
-    left, top, angle, speed = (word / 2**64 for word in words)
-    return number % len(digits()[1]), left, top, angle, speed
+    number, *words = struct.unpack("<3Q", hashlib.blake2b(name, digest_size=24).digest())
+    angle, speed = (word / 2**64 for word in words)
+    return number % len(digits()[1]), angle, speed

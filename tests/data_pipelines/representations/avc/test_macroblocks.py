@@ -79,7 +79,7 @@ def test_what_x264_writes_is_right_and_is_written_back_bit_for_bit(representatio
 
 
 def test_moving_digits_are_right():
-    representation = make("avc", size=(32, 32), fps=4, frames=8, slice_mbs=0, strip="headers")
+    representation = make("avc", size=(48, 48), fps=4, frames=8, slice_mbs=0, strip="headers")
     source = sources.open_source("moving_digits:20", "video")
     documents = [
         representation.encode(media)
