@@ -24,10 +24,10 @@ _SPEEDS = (2.0, 5.0)  # pixels per frame
 class MovingDigitsSource(Source):
     """Clips of 2 seconds: one white digit on black that moves straight and bounces at the edges.
 
-    Clip n shows a digit of `digits`, at first in the middle: the digit of the first frame, which has
-    no frame before it, is then one macroblock, always the same. Its digit, direction and speed (2
-    to 5 pixels per frame) are derived from a hash of n; its label is the digit's class. Frames have
-    48x48 pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
+    Clip n shows a digit of `digits`, at first in the middle: the digit of the first frame, which
+    has no frame before it, is then one macroblock, always the same. Its digit, direction and speed
+    (2 to 5 pixels per frame) are derived from a hash of n; its label is the digit's class. Frames
+    have 48x48 pixels; a clip has 8 frames at 4 per second, uncompressed (YUV4MPEG2).
     """
 
     scheme = "moving_digits"
