@@ -3,19 +3,23 @@
     python -m benchmarks.constraint [--models=quickstart,25m,...] [--rounds=20]
 
 `quickstart` and `25m` are the presets `digits` and `cifar10` of `configs/jpeg.py`; `clips` is the
-default of `configs/avc.py` with one slice per frame, `clips_by_macroblock` the same with one slice
-per macroblock. The engine of `jpeglm_jax.generate` with random weights, 64 rows and one token per
-byte. Each round measures the 64 steps of one call of the engine's compiled loop, from new rows on,
-with the constraint and without; the result is the min over the rounds. On a CPU there is one device
-per core. The time to make the constraint's tables and their size are measured in the same process.
+default of `configs/avc.py` with one slice per frame, `clips_of_bytes` the same with one token per
+byte, `clips_by_macroblock` that with one slice per macroblock. The engine of `jpeglm_jax.generate`
+with random weights and 64 rows; a tokenizer that the preset trains is trained here on fewer
+documents. Each round measures the 64 steps of one call of the engine's compiled loop, from new rows
+on, with the constraint and without; the result is the min over the rounds. On a CPU there is one
+device per core. The time to make the constraint's tables and their size are measured in the same
+process.
 Writes `benchmarks/results/constraint_DEVICE.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +32,7 @@ from ml_collections import ConfigDict
 from configs import avc, jpeg
 from data_pipelines import representations
 from data_pipelines.representations.base import Representation
+from data_pipelines.sources import open_source
 from data_pipelines.utils.cpus import num_cpus
 from jpeglm_jax.generation.constraint import Constraint, make_constraint
 from jpeglm_jax.generation.engine import MAX_STEPS, Engine
@@ -38,10 +43,17 @@ from jpeglm_jax.parallel import sharding
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 64
+TOKENIZER_DOCUMENTS = 1000
+
+
+def _clips_of_bytes() -> ConfigDict:
+    config = avc.get_config("tiny")
+    config.representation.places, config.data.train_tokenizer.vocab_size = False, 0
+    return config
 
 
 def _clips_by_macroblock() -> ConfigDict:
-    config = avc.get_config("tiny")
+    config = _clips_of_bytes()
     config.representation.slice_mbs = 1
     config.seq_len = 512  # a slice header for each macroblock
     return config
@@ -51,6 +63,7 @@ MODELS: dict[str, Callable[[], ConfigDict]] = {
     "quickstart": lambda: jpeg.get_config("digits"),
     "25m": lambda: jpeg.get_config("cifar10"),
     "clips": lambda: avc.get_config("tiny"),
+    "clips_of_bytes": _clips_of_bytes,
     "clips_by_macroblock": _clips_by_macroblock,
 }
 
@@ -80,9 +93,7 @@ def main() -> None:
 
 def measure(config: ConfigDict, rounds: int) -> dict[str, float]:
     """Milliseconds per step with the constraint and without, and time and size of the tables."""
-    representation = representations.make(
-        **config.representation.to_dict(), num_labels=10 if config.data.conditional else 0
-    )
+    representation = _representation(config)
     began = time.perf_counter()
     rules = make_constraint(representation)
     table_seconds = time.perf_counter() - began
@@ -113,6 +124,25 @@ def measure(config: ConfigDict, rounds: int) -> dict[str, float]:
             sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(rules)) / 1e6, 1
         ),
     }
+
+
+def _representation(config: ConfigDict) -> Representation:
+    """The representation of a preset, with its tokenizer trained on some documents."""
+    options = config.representation.to_dict()
+    options["num_labels"] = 10 if config.data.conditional else 0
+    made: Any = representations.make(**options)
+    trained = config.data.train_tokenizer
+    if not trained.vocab_size:
+        return made
+    source = open_source(config.data.source, made.kind)
+    streams = []
+    for item in itertools.islice(source.items(), TOKENIZER_DOCUMENTS):
+        medium = next(iter(made.open(source.read(item.locator))))
+        streams.append(made.tokenizer.decode(made.encode(medium)))
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(made.train_tokenizer(streams, trained.vocab_size, trained.kind))
+        file.flush()
+        return representations.make(**options | {"tokenizer": file.name})
 
 
 class _Steps:
