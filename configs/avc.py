@@ -48,9 +48,9 @@ def tiny(c: ConfigDict) -> None:
     python -m jpeglm_jax.train --config=configs/avc.py
 
     Tokens are code words that say where they stand, merged by BPE (docs/video.md). Hardware: two
-    CPU cores. Time: 9 minutes 26 seconds. Result: 124 bits per clip of the eval split, where the
-    stream takes 1,063; of 200 clips from a label 96 % are valid, in 98 % the digit of the first
-    frame is recognised and in 84.5 % that of the last (docs/experiments.md, 2026-11-26).
+    CPU cores. Time: 9 minutes 16 seconds. Result: 124 bits per clip of the eval split, where the
+    stream takes 1,063; of 200 clips from a label 91.5 % are valid, in 97 % the digit of the first
+    frame is recognised and in 84 % that of the last (docs/experiments.md, 2026-11-26).
     """
     c.steps, c.batch_size, c.seq_len = 2300, 8, 224
     c.representation.update(size=(48, 48), fps=4, frames=5, qp=43, slice_mbs=0, strip="headers")
