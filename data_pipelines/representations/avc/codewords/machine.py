@@ -199,11 +199,20 @@ class CodewordMachine(NamedTuple):
         shape = (state.node + token).shape
         state = State(*(xp.broadcast_to(field, shape) for field in state))
         after = state._replace(node=xp.where(words[..., 0] < 0, self._wrong, state.node))
-        for place in range(words.shape[-1]):
+
+        def follow(place: Array, after: State) -> State:
             word = words[..., place]
             stepped = self._follow(after, xp.maximum(word, 0), xp)
-            after = State(*(xp.where(word >= 0, a, b) for a, b in zip(stepped, after, strict=True)))
-        return after
+            return State(*(xp.where(word >= 0, a, b) for a, b in zip(stepped, after, strict=True)))
+
+        longest = (words >= 0).sum(axis=-1).max()
+        if xp is np:
+            for place in range(int(longest)):
+                after = follow(place, after)
+            return after
+        import jax
+
+        return jax.lax.fori_loop(0, longest, follow, after)
 
     def min_tokens_to_end(self, state: State) -> Array:
         """Words within which a document can end, int32; `UNREACHABLE` if it cannot."""
@@ -236,17 +245,21 @@ class CodewordMachine(NamedTuple):
     def min_tokens_after(self, state_Bx1: State) -> Array:
         """`min_tokens_to_end` after each token of the vocabulary, int32 [B, V]."""
         xp = state_Bx1.node.__array_namespace__()
-        state, found = state_Bx1, []
+        state = state_Bx1
+        states: list[State] = []
         group = xp.asarray(self.node_groups)[state.node[:, 0]]
         group = xp.where(group < 0, xp.asarray(self.slot_groups)[state.slot[:, 0]], group)
         for level in self.levels:
-            parent, word = xp.asarray(level.parent)[group], xp.asarray(level.word)[group]
-            above = State(*(xp.take_along_axis(field, parent, axis=1) for field in state))
-            state = self._follow(above, word, xp)
-            found.append(self.min_tokens_to_end(state))
-        found.append(xp.full_like(found[0][:, :1], UNREACHABLE))
-        beginnings = xp.asarray(self.beginnings)[group]
-        return xp.take_along_axis(xp.concatenate(found, axis=1), beginnings, axis=1)
+            if states:
+                parent = xp.asarray(level.parent)[group]
+                state = State(*(xp.take_along_axis(field, parent, axis=1) for field in state))
+            state = self._follow(state, xp.asarray(level.word)[group], xp)
+            states.append(state)
+        # All at once: many small operations would take longer.
+        every = State(*(xp.concatenate(fields, axis=1) for fields in zip(*states, strict=True)))
+        found = self.min_tokens_to_end(every)
+        found = xp.concatenate([found, xp.full_like(found[:, :1], UNREACHABLE)], axis=1)
+        return xp.take_along_axis(found, xp.asarray(self.beginnings)[group], axis=1)
 
     @property
     def _wrong(self) -> int:
