@@ -115,7 +115,7 @@ def clip_run(tmp_path_factory):
 def test_jobs_for_images_refuse_a_run_of_clips_before_they_sample(clip_run, digit_files, tmp_path):
     extractor = extractors.make("digits")
     out = tmp_path / "out"
-    refused = pytest.raises(ValueError, match="'avc' is of clips of 8 frames.*evals.video")
+    refused = pytest.raises(ValueError, match="'avc' is of clips of 5 frames.*evals.video")
     with refused:
         fid.sample(str(clip_run), out, num=4, seed=0, step=None)
     with refused:
