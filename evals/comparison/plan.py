@@ -126,19 +126,18 @@ def layout(config: ConfigDict, folder: epath.PathLike, num_devices: int) -> Layo
     """How the documents in a folder of shards lie in rows of a comparison.
 
     No document is longer than a row: rows are as long as the longest document needs, and a step
-    has as many of them as there is room for in the positions of the comparison's step, but at least
-    one per device.
+    has as many of them as there is room for in the positions of the comparison's step, the same
+    number for each device and at least one.
     """
     shards = Shards(folder)
     lengths = np.asarray(shards.lengths, np.int64)
     longest = int(lengths.max()) + 2  # the start token, and room for a token after the end
     if "eval" in shards.manifest["splits"]:
         longest = max(longest, int(Shards(folder, "eval").lengths.max()) + 2)
-    seq_len, batch_size = config.seq_len, config.batch_size
+    seq_len, positions = config.seq_len, config.seq_len * config.batch_size
     if longest > seq_len:
-        positions = seq_len * batch_size
         seq_len = math.ceil(longest / _ROW_BLOCK) * _ROW_BLOCK
-        batch_size = max(1, round(positions / seq_len / num_devices)) * num_devices
+    batch_size = max(1, round(positions / seq_len / num_devices)) * num_devices
     stats = make_plan(lengths + 1, seq_len=seq_len, seed=config.seed).stats
     return Layout(
         seq_len,
