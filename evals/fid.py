@@ -214,7 +214,9 @@ def _define_flags() -> None:
     )
     flags.DEFINE_boolean("per_class", False, "Also evaluate each class, into OUT/classes.json.")
     flags.DEFINE_string("references", None, "Real images or their statistics, as --generated.")
-    flags.DEFINE_string("references_coded", None, "Statistics of the references after the codec.")
+    flags.DEFINE_string(
+        "references_coded", None, "The same after the codec: statistics, or images."
+    )
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
     extractors.define_flags()
     flags.DEFINE_string("representation", None, "Folder with the model's representation.json.")

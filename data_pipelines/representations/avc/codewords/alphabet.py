@@ -43,6 +43,7 @@ order of the words is the one above. Their number does not depend on the setting
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,12 @@ def _value(kind: str, index: int) -> int | str | list[int]:
     return index
 
 
+@functools.cache
+def alphabet(places: bool) -> Alphabet:
+    """The alphabet with places or without, one object each: it keeps its hash."""
+    return Alphabet(places)
+
+
 # Kind, index and place of the words of other places than the first of their kind, in their order;
 # places are counted from 0 in each kind.
 _PLACED = [
@@ -194,6 +201,7 @@ _PLACED = [
 ]
 
 
+@functools.cache
 def without_places() -> tuple[np.ndarray, np.ndarray]:
     """Of each letter the same without its place, and the place; int32 [letters with places]."""
     letters = np.arange(NUM_LETTERS + len(_PLACED), dtype=np.int32)

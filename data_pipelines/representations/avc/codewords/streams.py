@@ -128,7 +128,7 @@ class Streams:
     @property
     def alphabet(self) -> Alphabet:
         """The letters."""
-        return Alphabet(self.places)
+        return words.alphabet(self.places)
 
     @property
     def has_meaning(self) -> np.ndarray:
