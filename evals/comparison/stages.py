@@ -421,7 +421,7 @@ class Stages:
     def _fit(self, candidate: str) -> str:
         """What decides the pixels of references before a candidate's codec."""
         options = self._config.candidates[candidate].representation
-        return f"{options.size}, {options.get('mode', 'RGB')}"
+        return f"{options.get('size')}, {options.get('mode', 'RGB')}"
 
     def _codec(self, candidate: str) -> str:
         """What decides the pixels of a candidate's documents: not its tokenizer."""
