@@ -25,6 +25,7 @@ from evals.comparison.stages import Deadline, OutOfTime, Stages
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.reporting.results import claim_folder, command_line, write_json
+from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
@@ -107,6 +108,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     command.no_arguments(arguments)
+    restart_with_large_pages()
     checkpoint.quiet_libraries()
     sharding.split_cpu(num_cpus())
     config, values = flags.FLAGS.config, flags.FLAGS

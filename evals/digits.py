@@ -108,8 +108,7 @@ def _of_images(
         raise ValueError(f"{folder} has documents without a label; expected a job with labels")
     classifier, accuracy = fit()
     recognised = 0
-    for number in range(len(generated)):
-        image = generated.shown(number)
+    for number, image in enumerate(generated.shown(range(len(generated)))):
         if image is None:  # not recognised; the document still counts
             continue
         found = classifier.predict([digit_pixels(image)])[0]

@@ -65,7 +65,7 @@ def write_samples(samples: GeneratedImages, path: epath.Path) -> dict[str, Any]:
       bytes and sha256 of the file.
     """
     numbers = range(len(samples))
-    shown = [samples.shown(number) for number in numbers]
+    shown = list(samples.shown(numbers))
     size = next((image.size for image in shown if image is not None), (1, 1))
     grey = np.full((size[1], size[0], 3), 128, np.uint8)
     pixels = np.stack([grey if image is None else np.asarray(image) for image in shown])

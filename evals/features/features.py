@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -36,7 +36,7 @@ from evals.features.base import (
     Features,
     FeatureSet,
 )
-from evals.inputs.images import Images
+from evals.inputs.images import Decoded, Images
 
 PART = 512  # images of a part: the most that an interruption costs
 # Threads that read, decode and resize ahead of the network.
@@ -44,6 +44,7 @@ _THREADS = min(32, max(4, os.cpu_count() or 1))
 # Raised for a file that is missing, damaged or not an image.
 _UNREADABLE = (ValueError, OSError)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -175,7 +176,10 @@ class _PartWriter:
         rejected: list[_Loaded] = []
         features: list[Features] = []
         inputs = _InputHash(self.images)
-        loaded = self._in_threads(self._load, numbers)
+        together = self.images.together
+        groups = [numbers[n : n + together] for n in range(0, len(numbers), together)]
+        ahead = self.batch_size // together
+        loaded = itertools.chain.from_iterable(self._in_threads(self._load, groups, ahead))
         while batch := list(itertools.islice(loaded, self.batch_size)):
             readable = [image for image in batch if image.prepared is not None]
             if readable:
@@ -207,17 +211,19 @@ class _PartWriter:
         except (npz.NpzError, KeyError, ValueError):
             return False  # damaged: computed again
         inputs = _InputHash(self.images)
-        for number, digest in zip(numbers, self._in_threads(self._digest, numbers), strict=True):
+        digests = self._in_threads(self._digest, numbers, self.batch_size)
+        for number, digest in zip(numbers, digests, strict=True):
             inputs.add(self.images.key(number), digest)
         return stated == inputs.digest()
 
-    def _in_threads(self, function: Callable[[int], T], numbers: range) -> Iterator[T]:
-        """Yields results in order, computing about a batch ahead."""
+    @staticmethod
+    def _in_threads(function: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
+        """Yields results in order, while about as many threads as there are compute `ahead`."""
         window: collections.deque[concurrent.futures.Future[T]] = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for number in numbers:
-                window.append(pool.submit(function, number))
-                if len(window) > self.batch_size + _THREADS:
+            for item in items:
+                window.append(pool.submit(function, item))
+                if len(window) > ahead + _THREADS:
                     yield window.popleft().result()
             while window:
                 yield window.popleft().result()
@@ -228,14 +234,25 @@ class _PartWriter:
         except _UNREADABLE:
             return b""
 
-    def _load(self, number: int) -> _Loaded:
-        key, file_digest = self.images.key(number), b""
-        try:
-            data = self.images.read(number)
-            file_digest = _digest(data)
-            image = self.images.decode(number, data)
-        except _UNREADABLE as error:
-            return _Loaded(key, file_digest, reason=str(error) or type(error).__name__)
+    def _load(self, numbers: Sequence[int]) -> list[_Loaded]:
+        found: dict[int, Decoded] = {}
+        data: dict[int, bytes] = {}
+        for number in numbers:
+            try:
+                data[number] = self.images.read(number)
+            except _UNREADABLE as error:
+                found[number] = error
+        decoded = self.images.decode_batch(list(data), list(data.values()))
+        found |= zip(data, decoded, strict=True)
+        return [
+            self._prepared(self.images.key(number), data.get(number), found[number])
+            for number in numbers
+        ]
+
+    def _prepared(self, key: str, data: bytes | None, image: Decoded) -> _Loaded:
+        file_digest = b"" if data is None else _digest(data)
+        if isinstance(image, Exception):
+            return _Loaded(key, file_digest, reason=str(image) or type(image).__name__)
         size = f"{image.width} x {image.height}"
         pixels = np.asarray(image)
         pixel_digest = _digest(size.encode() + pixels.tobytes())

@@ -20,12 +20,12 @@ from PIL import Image
 
 from data_pipelines.media.images import ImageError, normalise
 from data_pipelines.representations.base import Representation, Validity
-from evals.inputs.images import Images, OpenAs, rgb
+from evals.inputs.images import Decoded, Images, OpenAs, decoded_together, rgb
 from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.generation.tokens import TOKENS, Tokens
 
 _GREY = Image.new("RGB", (16, 16), (128, 128, 128))
-_BATCH = 64  # documents validated together
+_BATCH = 128  # documents validated or decoded together
 
 
 class GeneratedError(ValueError):
@@ -85,6 +85,7 @@ class GeneratedImages(Images):
         super().__init__(str(folder), {"open_as": open_as})
         if representation is not None:
             self.metadata["decoded_by"] = representation.fingerprint
+            self.together = decoded_together(representation)
         self._open_as = open_as
         self._folder = epath.Path(folder)
         self._representation = representation
@@ -114,7 +115,10 @@ class GeneratedImages(Images):
         return (self._folder / name).read_bytes() if name else b""
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        return self._decoded(data) or _GREY
+        return self._decoded([data])[0] or _GREY
+
+    def decode_batch(self, numbers: Sequence[int], data: Sequence[bytes]) -> list[Decoded]:
+        return [image or _GREY for image in self._decoded(data)]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -133,20 +137,21 @@ class GeneratedImages(Images):
                 documents.append(np.zeros(0, np.int32))
         return documents
 
-    def _decoded(self, data: bytes) -> Image.Image | None:
-        """The image as far as it decodes; None if nothing does."""
+    def _decoded(self, data: Sequence[bytes]) -> list[Image.Image | None]:
+        """Documents that were read, as far as they decode; None where nothing does."""
+        if self._tokens is None:
+            return [self._decoded_file(each) for each in data]
+        assert self._representation is not None
+        images = self._representation.decode_batch([np.frombuffer(each, "<u4") for each in data])
+        return [None if image is None else normalise(image, "RGB") for image in images]
+
+    def _decoded_file(self, data: bytes) -> Image.Image | None:
         representation = self._representation
         if representation is not None:
             try:
-                tokens = (
-                    np.frombuffer(data, "<u4")
-                    if self._tokens is not None
-                    else representation.from_bytes(data)
-                )
-                return normalise(representation.decode(tokens), "RGB")
+                return normalise(representation.decode(representation.from_bytes(data)), "RGB")
             except ValueError:  # another header, or nothing to salvage
-                if self._tokens is not None:
-                    return None
+                pass
         try:
             return rgb(data, self._open_as) if data else None
         except ImageError:
@@ -171,9 +176,10 @@ class GeneratedImages(Images):
         assert self._representation is not None
         return list(self._validate(self._representation))
 
-    def shown(self, number: int) -> Image.Image | None:
-        """An image as far as it decodes; None if nothing does."""
-        return self._decoded(self.read(number))
+    def shown(self, numbers: Sequence[int]) -> Iterator[Image.Image | None]:
+        """Images as far as they decode, in mode RGB; None where nothing does."""
+        for start in range(0, len(numbers), _BATCH):
+            yield from self._decoded([self.read(n) for n in numbers[start : start + _BATCH]])
 
     @property
     def validity_of(self) -> str:
@@ -190,11 +196,8 @@ class GeneratedImages(Images):
         if self._representation is not None:
             found = self._validities
             units = (sum(v.units for v in found), sum(v.expected for v in found))
-        salvaged = sum(
-            self._decoded(self.read(number)) is not None
-            for number, is_valid in enumerate(valid)
-            if not is_valid
-        )
+        invalid = [number for number, is_valid in enumerate(valid) if not is_valid]
+        salvaged = sum(image is not None for image in self.shown(invalid))
         failed = len(self) - sum(valid) - salvaged
         stated = [bool(line["valid"]) for line in self._lines]
         changed = sum(a != b for a, b in zip(valid, stated, strict=True))

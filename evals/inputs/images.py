@@ -33,6 +33,9 @@ LABELS = "arr_1"  # the classes, in batches of class-conditional models
 # transparency on white), or as other evaluation tools read them, `PIL.Image.convert("RGB")`.
 OpenAs = Literal["viewer", "peers"]
 OPEN_AS: tuple[str, ...] = get_args(OpenAs)
+# What decoding one of many images gives: its pixels, or why there are none.
+Decoded = Image.Image | ValueError | OSError
+_ON_DEVICE = 128  # documents that are decoded together where that runs on JAX's devices
 
 
 def rgb(data: bytes, open_as: OpenAs) -> Image.Image:
@@ -48,12 +51,14 @@ class Images(abc.ABC):
       name: path or spec of the images.
       metadata: everything besides the bytes that determines the pixels, as JSON values.
       rejected: (name, reason) of files that could not be listed as images.
+      together: how many images `decode_batch` is best given at once.
     """
 
     def __init__(self, name: str, metadata: dict[str, Any] | None = None):
         self.name = name
         self.metadata = metadata or {}
         self.rejected: list[tuple[str, str]] = []
+        self.together = 1
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -78,6 +83,16 @@ class Images(abc.ABC):
     def decode(self, number: int, data: bytes) -> Image.Image:
         """The pixels of an image that was read, in mode RGB. Raises ValueError (ImageError)."""
         return rgb(data, "viewer")
+
+    def decode_batch(self, numbers: Sequence[int], data: Sequence[bytes]) -> list[Decoded]:
+        """`decode` of each image; the error in place of one that does not decode."""
+        found: list[Decoded] = []
+        for number, each in zip(numbers, data, strict=True):
+            try:
+                found.append(self.decode(number, each))
+            except (ValueError, OSError) as error:
+                found.append(error)
+        return found
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -228,6 +243,7 @@ class ShardImages(Images):
         self._shards = JoinedShards(folders, split)
         self._representation = self._shards.representation
         self.metadata = {"decoded_from": self._representation.fingerprint}
+        self.together = decoded_together(self._representation)
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -267,6 +283,9 @@ class ShardImages(Images):
     def decode(self, number: int, data: bytes) -> Image.Image:
         return normalise(self._representation.decode(np.frombuffer(data, "<u4")), "RGB")
 
+    def decode_batch(self, numbers: Sequence[int], data: Sequence[bytes]) -> list[Decoded]:
+        return _decode_documents(self._representation, [np.frombuffer(d, "<u4") for d in data])
+
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(os.path.realpath(part.folder) for part in self._shards.parts)
@@ -291,6 +310,7 @@ class FittedImages(Images):
         }
         self.rejected = images.rejected
         self._images, self._representation, self._coded = images, representation, coded
+        self.together = decoded_together(representation) if coded else 1
 
     def __len__(self) -> int:
         return len(self._images)
@@ -316,9 +336,37 @@ class FittedImages(Images):
             image = self._representation.fit(image)
         return normalise(image, "RGB")
 
+    def decode_batch(self, numbers: Sequence[int], data: Sequence[bytes]) -> list[Decoded]:
+        if self.together == 1:
+            return super().decode_batch(numbers, data)
+        found = self._images.decode_batch(numbers, data)
+        readable = [n for n, image in enumerate(found) if isinstance(image, Image.Image)]
+        documents = self._representation.encode_batch([found[n] for n in readable])
+        coded = _decode_documents(self._representation, documents)
+        for n, image in zip(readable, coded, strict=True):
+            found[n] = image
+        return found
+
     @property
     def paths(self) -> tuple[str, ...]:
         return self._images.paths
+
+
+def decoded_together(representation: Representation) -> int:
+    """`Images.together` of documents: many where a device decodes them, in batches of one size."""
+    return _ON_DEVICE if representation.on_device else 1
+
+
+def _decode_documents(
+    representation: Representation, documents: Sequence[np.ndarray]
+) -> list[Decoded]:
+    """Documents as images in mode RGB; the error in place of one that does not decode."""
+    return [
+        ValueError(representation.validate(tokens).error)
+        if image is None
+        else normalise(image, "RGB")
+        for tokens, image in zip(documents, representation.decode_batch(documents), strict=True)
+    ]
 
 
 def require_images(representation: Representation) -> None:

@@ -10,12 +10,14 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from data_pipelines.representations.vq.representation import VqRepresentation
 from data_pipelines.utils.npz import NpzError
 from evals.features import extractors, features, inception
 from evals.features.base import INDEX, Extractor, FeatureError, FeatureSet, WeightsError
 from evals.features.features import extract
 from evals.features.weights import Weights
-from evals.inputs.images import Images, open_images
+from evals.inputs.images import FittedImages, Images, open_images
+from tests.data_pipelines.representations.vq import tokenizers
 from tests.evals.plugin import patches
 from tests.evals.reference import PARTIAL, golden_module
 
@@ -136,6 +138,27 @@ def test_unreadable_files_are_rejected_and_named(folder, tmp_path):
     assert len(found) == 9
     assert [name for name, _ in found.rejected] == ["03.png", "bad.png", "empty.png"]
     assert "does not decode" in found.rejected[0][1]
+
+
+def test_documents_that_a_device_decodes_are_decoded_together(folder, tmp_path, monkeypatch):
+    (folder / "03.png").write_bytes(b"no image")
+    calls = []
+    decode_batch = VqRepresentation.decode_batch
+
+    def counted(self, documents):
+        calls.append(len(documents))
+        return decode_batch(self, documents)
+
+    monkeypatch.setattr(VqRepresentation, "decode_batch", counted)
+    images = FittedImages(open_images(str(folder)), tokenizers.representation(), coded=True)
+    together = extract(images, patches(), tmp_path / "together")
+    assert calls == [9]  # of 10, one of which is no image
+    assert [name for name, _ in together.rejected] == ["03.png"]
+    images.together = 1
+    alone = extract(images, patches(), tmp_path / "alone")
+    assert calls == [9] + [1] * 9
+    np.testing.assert_array_equal(together.main, alone.main)
+    assert together.rejected == alone.rejected
 
 
 def test_no_readable_image_at_all_is_an_error(tmp_path):

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints are converted to a run and back unchanged; errors name the cause."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ from etils import epath
 from flax import nnx
 
 from configs import jpeg
+from data_pipelines import representations
 from jpeglm_jax.convert import from_hf, to_hf
 from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.sampling import SamplingParams
@@ -21,6 +23,7 @@ from jpeglm_jax.huggingface import ConversionError, safetensors, weights
 from jpeglm_jax.huggingface import config as hf_config
 from jpeglm_jax.model.config import ModelConfig
 from jpeglm_jax.training import checkpoint
+from tests.data_pipelines.representations.vq import tokenizers
 from tests.jpeglm_jax.runs import ROOT
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -97,6 +100,29 @@ def test_a_round_trip_is_bit_identical(name, tmp_path):
     assert hf_config.read(epath.Path(tmp_path / "back")) == hf_config.read(epath.Path(hf_dir))
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == TOKENIZER.read_bytes()
     assert (tmp_path / "back" / "README.md").is_file()
+
+
+def test_a_model_of_learned_codes_takes_its_tokenizer_along(tmp_path):
+    vq = tokenizers.representation(num_labels=3)
+    hf_dir = make(tmp_path / "hf", dataclasses.replace(SMALL, vocab_size=vq.vocab_size))
+    (hf_dir / "tokenizer.model").unlink()
+    (hf_dir / "config.json").write_text(
+        hf_config.to_json(
+            dataclasses.replace(SMALL, vocab_size=vq.vocab_size),
+            seq_len=64,
+            bos=vq.bos,
+            eos=vq.eos,
+            dtype="float32",
+        )
+    )
+    vq.save(epath.Path(hf_dir))
+    from_hf(hf_dir, tmp_path / "run", config())
+    to_hf(tmp_path / "run", tmp_path / "back")
+    assert stored(tmp_path / "back") == stored(hf_dir)
+    assert representations.load(tmp_path / "back") == vq
+    stated = json.loads((tmp_path / "back" / "representation.json").read_text())
+    assert stated["weights"]["sha256"] == hashlib.sha256(tokenizers.file()).hexdigest()
+    assert not (tmp_path / "back" / "tokenizer.model").exists()
 
 
 def test_the_commands_convert_both_ways(tmp_path):
