@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,6 +22,7 @@ from jpeglm_jax.parallel.sharding import BATCH_AXES, batch_shardings
 from jpeglm_jax.training.step import compile_init, compile_train_step, make_train_step
 
 _CHECK_EVERY = 50  # steps
+_LONG = 512  # positions
 
 
 class OverfitError(ValueError):
@@ -61,6 +63,8 @@ def overfit(
     config = config.copy_and_resolve_references()
     config.steps = max_steps
     config.optimizer.update(schedule="wsd", warmup_steps=10, decay_steps=1, weight_decay=0.0)
+    if length > _LONG:  # one at a time: attention of all of them needs gigabytes
+        config.optimizer.grad_accum_steps = len(documents)
     step = make_train_step(config, representation, jax.default_backend(), 2)
     where = sharding.named(mesh, *BATCH_AXES)
     placed = {name: jax.device_put(values, where) for name, values in batch.items()}
@@ -72,12 +76,14 @@ def overfit(
         out_shardings=sharding.replicated(mesh),
     )
     state = compile_init(step, mesh)(config.seed)
-    for taken in range(1, max_steps + 1):
+    bar = tqdm.trange(1, max_steps + 1, desc="documents by heart", unit="step", leave=False)
+    for taken in bar:
         state, _ = update(state, placed)
         if taken % _CHECK_EVERY == 0 or taken == max_steps:
             right = np.asarray(predict(state.params, placed)) == batch["targets"]
             if right[known].all():
                 return {"documents": len(documents), "tokens": int(known.sum()), "steps": taken}
+            bar.set_postfix(wrong=int((~right[known]).sum()))
     raise OverfitError(
         f"{representation.name} documents were not learned by heart: of {int(known.sum())} tokens "
         f"of {len(documents)} documents {int((~right[known]).sum())} are still wrong after "
