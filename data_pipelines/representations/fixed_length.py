@@ -1,16 +1,17 @@
-"""The state machine of documents with a fixed number of tokens, for constrained sampling.
+"""Documents with a fixed number of tokens in raster order: representations without a codec.
 
-It is the whole grammar of representations without a codec, such as pixels in raster order: so many
-tokens, each of which stands for content.
+Their whole grammar is a length: so many tokens, each of which stands for content. `pixel` and `vq`
+are such representations.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import abc
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from data_pipelines.representations.base import UNREACHABLE
+from data_pipelines.representations.base import UNREACHABLE, Representation, Validity
 
 Array = Any  # numpy.ndarray or jax.Array
 
@@ -68,3 +69,83 @@ def make_machine(length: int, num_codes: int, vocab_size: int) -> FixedLengthMac
       vocab_size: all token ids.
     """
     return FixedLengthMachine(length, num_codes, np.arange(vocab_size, dtype=np.int32))
+
+
+class FixedLengthRepresentation(Representation):
+    """Images as `length` tokens of content, row by row.
+
+    Attributes:
+      content: what a token stands for, in messages: "colour".
+    """
+
+    content: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """Tokens of every document."""
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int:
+        """Rows of an image, of equally many tokens."""
+
+    @property
+    def tokens_per_unit(self) -> int:
+        """Tokens of a unit of `Validity`."""
+        return 1
+
+    def content_of(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens before the first that stands for no content, integer, at most `length`."""
+        tokens = np.asarray(tokens)
+        if not _is_document(tokens):
+            return np.zeros(0, np.int64)
+        tokens = tokens[: self.length]
+        wrong = (tokens < 0) | (tokens >= self.num_codes)
+        return tokens[: wrong.argmax()] if wrong.any() else tokens
+
+    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
+        """The leading tokens that hold int(ratio * rows) whole rows.
+
+        Raises ValueError for a ratio outside 0-1, and for a document that is damaged before the
+        cut.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
+        cut = int(ratio * self.rows) * (self.length // self.rows)
+        if len(self.content_of(tokens)) < cut:
+            raise ValueError(self.validate(tokens).error)
+        return tokens[:cut]
+
+    def validate(self, tokens: np.ndarray) -> Validity:
+        """Strict validation: exactly `length` tokens that stand for content."""
+        tokens = np.asarray(tokens)
+        good = len(self.content_of(tokens))
+        error = ""
+        if not _is_document(tokens):
+            error = f"found {tokens.dtype} {list(tokens.shape)}, expected tokens, integer [n]"
+        elif good < min(len(tokens), self.length):
+            error = (
+                f"token {int(tokens[good])} at position {good} stands for no {self.content}; "
+                f"expected 0 to {self.num_codes - 1}"
+            )
+        elif len(tokens) != self.length:
+            error = f"found {len(tokens):,} tokens, expected {self.length:,}"
+        per_unit = self.tokens_per_unit
+        return Validity(not error, good // per_unit, self.length // per_unit, error)
+
+    def token_machine(self, size: tuple[int, int] | None = None) -> FixedLengthMachine:
+        """The machine of documents of exactly `length` tokens of content.
+
+        Raises ValueError for another size than the representation's.
+        """
+        if size is not None and tuple(size) != self.fixed_size:
+            raise ValueError(
+                f"found size {size}, expected {self.fixed_size}, the only one of this "
+                "representation"
+            )
+        return make_machine(self.length, self.num_codes, self.vocab_size)
+
+
+def _is_document(tokens: np.ndarray) -> bool:
+    return tokens.ndim == 1 and np.issubdtype(tokens.dtype, np.integer)

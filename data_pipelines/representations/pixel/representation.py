@@ -23,8 +23,7 @@ from etils import epath
 from PIL import Image
 
 from data_pipelines.media import images
-from data_pipelines.representations import base
-from data_pipelines.representations.fixed_length import FixedLengthMachine, make_machine
+from data_pipelines.representations.fixed_length import FixedLengthRepresentation
 from data_pipelines.representations.pixel import clusters as colour_clusters
 from data_pipelines.representations.pixel.clusters import CLUSTERS_FILE, Centres
 
@@ -36,7 +35,7 @@ _SAMPLED_PIXELS = 1024  # of one image, to train clusters on
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelRepresentation(base.Representation):
+class PixelRepresentation(FixedLengthRepresentation):
     """Images as the colours of their pixels, row by row.
 
     Attributes:
@@ -58,6 +57,7 @@ class PixelRepresentation(base.Representation):
     num_labels: int = 0
 
     name: ClassVar[str] = "pixel"
+    content: ClassVar[str] = "colour"
     suffix: ClassVar[str] = ".png"
     prepared_options: ClassVar[tuple[str, ...]] = ("num_labels", "centres")
 
@@ -206,12 +206,16 @@ class PixelRepresentation(base.Representation):
 
     @property
     def length(self) -> int:
-        """Tokens of every document."""
         width, height = self.fixed_size
-        return width * height * self._tokens_per_pixel
+        return width * height * self.tokens_per_unit
 
     @property
-    def _tokens_per_pixel(self) -> int:
+    def rows(self) -> int:
+        return self.fixed_size[1]
+
+    @property
+    def tokens_per_unit(self) -> int:
+        """Of a pixel."""
         return 1 if self.clusters else self.channels
 
     # Media and files
@@ -251,14 +255,14 @@ class PixelRepresentation(base.Representation):
 
         Raises ValueError if nothing can be decoded.
         """
-        content = self._content(tokens)
+        content = self.content_of(tokens)
         if not len(content):
             raise ValueError(self.validate(tokens).error)
         return self._images([content])[0]
 
     def decode_batch(self, documents: Sequence[np.ndarray]) -> list[Image.Image | None]:
         """`decode` of each document; None for one of which nothing can be decoded."""
-        contents = [self._content(tokens) for tokens in documents]
+        contents = [self.content_of(tokens) for tokens in documents]
         decoded = iter(self._images([content for content in contents if len(content)]))
         return [next(decoded) if len(content) else None for content in contents]
 
@@ -281,15 +285,6 @@ class PixelRepresentation(base.Representation):
         else:
             colours = np.arange(256, dtype=np.uint8)[:, None]
         return np.concatenate([colours, np.full((1, colours.shape[1]), _FILL, np.uint8)])
-
-    def _content(self, tokens: np.ndarray) -> np.ndarray:
-        """The tokens before the first that stands for no colour, at most `length`."""
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            return np.zeros(0, np.int64)
-        tokens = tokens[: self.length]
-        wrong = (tokens < 0) | (tokens >= self.num_codes)
-        return tokens[: wrong.argmax()] if wrong.any() else tokens
 
     def to_bytes(self, tokens: np.ndarray) -> bytes:
         """Tokens of a valid document -> a PNG file with the same pixels as `decode`.
@@ -324,51 +319,6 @@ class PixelRepresentation(base.Representation):
                 "its pixels"
             )
         return tokens
-
-    # Parts and validity
-
-    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        """The leading tokens that hold int(ratio * rows) whole rows of pixels.
-
-        Raises ValueError for a ratio outside 0-1, and for a document that is damaged before the
-        cut.
-        """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
-        width, height = self.fixed_size
-        cut = int(ratio * height) * width * self._tokens_per_pixel
-        if len(self._content(tokens)) < cut:
-            raise ValueError(self.validate(tokens).error)
-        return tokens[:cut]
-
-    def validate(self, tokens: np.ndarray) -> base.Validity:
-        """Strict validation: exactly `length` tokens that stand for colours. Units are pixels."""
-        tokens = np.asarray(tokens)
-        good = len(self._content(tokens))
-        width, height = self.fixed_size
-        error = ""
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            error = f"found {tokens.dtype} {list(tokens.shape)}, expected tokens, integer [n]"
-        elif good < min(len(tokens), self.length):
-            error = (
-                f"token {int(tokens[good])} at position {good} stands for no colour; expected 0 to "
-                f"{self.num_codes - 1}"
-            )
-        elif len(tokens) != self.length:
-            error = (
-                f"the document has {len(tokens):,} tokens, expected {self.length:,} for {width} x "
-                f"{height} pixels"
-            )
-        units = good // self._tokens_per_pixel
-        return base.Validity(not error, units, width * height, error)
-
-    def token_machine(self, size: tuple[int, int] | None = None) -> FixedLengthMachine:
-        """The state machine of valid documents: exactly `length` tokens that stand for colours."""
-        if size not in (None, self.fixed_size):
-            raise ValueError(
-                f"found size {size}, expected {self.fixed_size}, that of the representation"
-            )
-        return make_machine(self.length, self.num_codes, self.vocab_size)
 
 
 def _is_count(value: Any, least: int, most: int) -> bool:

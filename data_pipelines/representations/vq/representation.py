@@ -23,8 +23,7 @@ from etils import epath
 from PIL import Image
 
 from data_pipelines.media import images
-from data_pipelines.representations import base
-from data_pipelines.representations.fixed_length import FixedLengthMachine, make_machine
+from data_pipelines.representations.fixed_length import FixedLengthRepresentation
 from data_pipelines.representations.vq import weights as tokenizer_file
 from data_pipelines.representations.vq.config import TokenizerConfig
 from data_pipelines.representations.vq.weights import TOKENIZER_FILE, TokenizerError
@@ -37,7 +36,7 @@ _UNKNOWN = 128  # samples that a prompt does not hold
 
 
 @dataclasses.dataclass(frozen=True)
-class VqRepresentation(base.Representation):
+class VqRepresentation(FixedLengthRepresentation):
     """Images as the codes of a tokenizer, in raster order.
 
     Every document has `length` tokens. Codes are the ids 0 to num_codes - 1.
@@ -59,6 +58,7 @@ class VqRepresentation(base.Representation):
     num_labels: int = 0
 
     name: ClassVar[str] = "vq"
+    content: ClassVar[str] = "code"
     prepared_options: ClassVar[tuple[str, ...]] = ("num_labels", "weights")
     on_device: ClassVar[bool] = True
 
@@ -160,8 +160,11 @@ class VqRepresentation(base.Representation):
 
     @property
     def length(self) -> int:
-        """Tokens of every document."""
         return self.tokenizer_config.num_positions
+
+    @property
+    def rows(self) -> int:
+        return self.tokenizer_config.grid
 
     @property
     def fixed_size(self) -> tuple[int, int]:
@@ -204,7 +207,7 @@ class VqRepresentation(base.Representation):
 
     def decode_batch(self, documents: Sequence[np.ndarray]) -> list[Image.Image | None]:
         """`decode` of each document; None for one of which nothing can be decoded."""
-        contents = [self._content(tokens) for tokens in documents]
+        contents = [self.content_of(tokens) for tokens in documents]
         codes = np.full((len(contents), self.length), -1, np.int32)
         for row, content in zip(codes, contents, strict=True):
             row[: len(content)] = content
@@ -218,63 +221,11 @@ class VqRepresentation(base.Representation):
         """A prompt -> the pixels of its whole rows of codes, above grey."""
         pixels = np.asarray(self.decode(tokens)).copy()
         shape = self.tokenizer_config
-        pixels[len(self._content(tokens)) // shape.grid * shape.factor :] = _UNKNOWN
+        pixels[len(self.content_of(tokens)) // shape.grid * shape.factor :] = _UNKNOWN
         return Image.fromarray(pixels)
 
     def _image(self, pixels: np.ndarray) -> Image.Image:
         return Image.fromarray(pixels.squeeze(-1) if self.mode == "L" else pixels)
-
-    def _content(self, tokens: np.ndarray) -> np.ndarray:
-        """The tokens before the first that stands for no code, at most `length`."""
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            return np.zeros(0, np.int64)
-        tokens = tokens[: self.length]
-        wrong = (tokens < 0) | (tokens >= self.num_codes)
-        return tokens[: wrong.argmax()] if wrong.any() else tokens
-
-    # Parts and validity
-
-    def prompt(self, tokens: np.ndarray, ratio: float) -> np.ndarray:
-        """The leading tokens that hold int(ratio * rows) whole rows of the grid of codes.
-
-        Raises ValueError for a ratio outside 0-1, and for a document that is damaged before the
-        cut.
-        """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"found a prefix ratio of {ratio}, expected a number from 0 to 1")
-        grid = self.tokenizer_config.grid
-        cut = int(ratio * grid) * grid
-        if len(self._content(tokens)) < cut:
-            raise ValueError(self.validate(tokens).error)
-        return tokens[:cut]
-
-    def validate(self, tokens: np.ndarray) -> base.Validity:
-        """Strict validation: exactly `length` tokens that stand for codes. Units are codes."""
-        tokens = np.asarray(tokens)
-        good = len(self._content(tokens))
-        error = ""
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            error = f"found {tokens.dtype} {list(tokens.shape)}, expected tokens, integer [n]"
-        elif good < min(len(tokens), self.length):
-            error = (
-                f"token {int(tokens[good])} at position {good} stands for no code; expected 0 to "
-                f"{self.num_codes - 1}"
-            )
-        elif len(tokens) != self.length:
-            error = f"found {len(tokens)} tokens, expected {self.length}, one for each code"
-        return base.Validity(not error, good, self.length, error)
-
-    def token_machine(self, size: tuple[int, int] | None = None) -> FixedLengthMachine:
-        """The machine of documents of exactly `length` codes.
-
-        Raises ValueError for another size than the tokenizer's.
-        """
-        if size is not None and tuple(size) != self.fixed_size:
-            raise ValueError(
-                f"found size {size}, expected {self.fixed_size}, the only one of this tokenizer"
-            )
-        return make_machine(self.length, self.num_codes, self.vocab_size)
 
 
 def read_weights(where: epath.PathLike) -> bytes:

@@ -84,7 +84,7 @@ def test_batches_are_decoded_as_one_document_at_a_time(pixels):
     np.testing.assert_array_equal(shown[:whole], original[:whole])
     assert (shown[whole + 1 :] == 128).all(), "what is missing is grey"
     for tokens in documents[4:]:
-        with pytest.raises(ValueError, match=r"has 0 tokens|at position 0 stands for no colour"):
+        with pytest.raises(ValueError, match=r"found 0 tokens|at position 0 stands for no colour"):
             pixels.decode(tokens)
 
 
@@ -93,7 +93,7 @@ def test_a_file_is_a_png_of_the_same_pixels(pixels):
     file = pixels.to_bytes(tokens)
     assert Image.open(io.BytesIO(file)).tobytes() == pixels.decode(tokens).tobytes()
     np.testing.assert_array_equal(pixels.from_bytes(file), tokens)
-    with pytest.raises(ValueError, match="expected .* for"):
+    with pytest.raises(ValueError, match="tokens, expected"):
         pixels.to_bytes(tokens[:-1])
     for image, format in [(noise(9, 9, pixels.mode), "PNG"), (image_of(pixels), "JPEG")]:
         other = io.BytesIO()
@@ -130,9 +130,9 @@ def test_validity_is_the_exact_number_of_tokens_in_range(pixels):
     per_pixel = 1 if pixels.clusters else pixels.channels
     assert pixels.validate(tokens) == representations.Validity(True, width * height, width * height)
     cases = [
-        (tokens[:-1], width * height - 1, f"has {len(tokens) - 1} tokens, expected {len(tokens)}"),
-        (np.append(tokens, 0), width * height, f"has {len(tokens) + 1} tokens"),
-        (tokens[:0], 0, "has 0 tokens"),
+        (tokens[:-1], width * height - 1, f"found {len(tokens) - 1} tokens, expected {len(tokens)}"),
+        (np.append(tokens, 0), width * height, f"found {len(tokens) + 1} tokens"),
+        (tokens[:0], 0, "found 0 tokens"),
         (tokens.astype(float), 0, "found float64"),
         (tokens.reshape(2, -1), 0, "expected tokens"),
     ]
