@@ -130,7 +130,7 @@ def test_validity_is_the_exact_number_of_tokens_in_range(pixels):
     per_pixel = 1 if pixels.clusters else pixels.channels
     assert pixels.validate(tokens) == representations.Validity(True, width * height, width * height)
     cases = [
-        (tokens[:-1], width * height - 1, f"found {len(tokens) - 1} tokens, expected {len(tokens)}"),
+        (tokens[:-1], width * height - 1, f"{len(tokens) - 1} tokens, expected {len(tokens)}"),
         (np.append(tokens, 0), width * height, f"found {len(tokens) + 1} tokens"),
         (tokens[:0], 0, "found 0 tokens"),
         (tokens.astype(float), 0, "found float64"),
