@@ -236,7 +236,9 @@ class Stages:
         def work() -> dict[str, Any]:
             config = self._config
             shards = Shards(self.shards(candidate))
-            documents = shards.read(list(range(config.overfit.documents)))
+            # Evenly spaced, so that they are of different images: copies of one lie together.
+            numbers = np.linspace(0, len(shards) - 1, config.overfit.documents).astype(int)
+            documents = shards.read(list(numbers))
             return overfit(
                 self._train_config(self._first(candidate), 1, max(config.learning_rates) / 2),
                 shards.representation,
