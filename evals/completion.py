@@ -146,11 +146,11 @@ def completion(
             evaluation = out / "evaluations" / column.folder / folder.name
             result = evaluate(
                 str(folder),
-                str(first / "references") if first else references,
+                _extracted(first, "references") or references,
                 evaluation,
                 extractor=extractor,
                 representation=model.representation,
-                references_coded=_coded(first) if first else references_coded,
+                references_coded=_extracted(first, "references_coded") or references_coded,
                 command=command,
             )
             first = first or evaluation
@@ -236,11 +236,11 @@ def _ratios(ratios: Sequence[float], unconditional: bool, seeds: int) -> list[fl
     return found
 
 
-def _coded(evaluation: epath.Path) -> str | None:
-    """The features of the references after the codec in an earlier evaluation, if any."""
-    if not (evaluation / "references_coded").is_dir():
+def _extracted(evaluation: epath.Path | None, name: str) -> str | None:
+    """The features of a reference set that an earlier evaluation extracted, if it did."""
+    if evaluation is None or not (evaluation / name).is_dir():
         return None
-    return str(evaluation / "references_coded")
+    return str(evaluation / name)
 
 
 def _figures(
