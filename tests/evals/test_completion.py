@@ -46,7 +46,7 @@ def completed(model, photos, tmp_path_factory):
     return out, run(model, photos, out)
 
 
-def run(model, photos, out, **options):
+def run(model, photos, out, references=None, **options):
     documents = Documents(photos, model.representation)
     options = {
         "ratios": (0.5,),
@@ -56,7 +56,8 @@ def run(model, photos, out, **options):
         "sampling_params": SamplingParams(top_k=20),
         **options,
     }
-    return completion(model, documents, photos, out, extractor=patches(), **options)
+    references = references or photos
+    return completion(model, documents, references, out, extractor=patches(), **options)
 
 
 def test_every_completion_begins_with_its_prompt(model, photos, completed):
@@ -150,6 +151,23 @@ def test_a_second_run_generates_nothing_again(model, photos, completed):
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
     assert run(model, photos, out) == found
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")} == times
+
+
+def test_references_may_be_features_already(model, photos, completed, tmp_path):
+    out, found = completed
+    extracted = out / "evaluations" / "ratio-0.5" / "seed-0"
+    again = run(
+        model,
+        photos,
+        tmp_path,
+        str(extracted / "references"),
+        references_coded=str(extracted / "references_coded"),
+        seeds=1,
+    )
+    for row, columns in found["table"].items():
+        for column, cell in columns.items():
+            values = cell.get("seeds") or [cell["value"]]
+            assert again["table"][row][column]["value"] == values[0]
 
 
 @pytest.mark.parametrize(
