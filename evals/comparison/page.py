@@ -16,6 +16,7 @@ from evals.reporting.numbers import number, with_error
 from evals.reporting.page import (
     Block,
     Cell,
+    Chart,
     Charts,
     Column,
     Figure,
@@ -30,6 +31,7 @@ from evals.reporting.page import (
 )
 from evals.reporting.results import Evaluation
 
+PLOTS = "plots"  # a folder of the comparison
 _BUDGETS = {"images": "equal images seen", "flops": "equal training FLOPs"}
 _SIGN = " ± "
 # Columns of the table of a model: name in compare.json -> (title, factor).
@@ -45,10 +47,23 @@ _MEASURES = {
 
 
 def write(result: Mapping[str, Any], out: epath.Path) -> epath.Path:
-    """Writes compare.html to the folder of a comparison, from the contents of its compare.json."""
+    """Writes compare.html to the folder of a comparison, from the contents of its compare.json.
+
+    The plots are written as files, too: plots/NAME.svg.
+    """
+    charts = _charts(result)
+    (out / PLOTS).mkdir(exist_ok=True)
+    for name, chart in charts.items():
+        curves.save(chart, out / PLOTS / f"{name}.svg")
+    plots = Figure(
+        "By training FLOPs",
+        [Charts(list(charts.values()))],
+        [_source(result)],
+        "All models and both budgets.",
+    )
     found = [
         Section("results", "Results", _results(result)),
-        Section("plots", "Plots", [_plots(result)]),
+        Section("plots", "Plots", [plots]),
         Section("samples", "Samples", [_samples(result, out)]),
         Section("completions", "Completions", _completions(result["completion"], out)),
         Section("small", "Small elements", _completions(result["small_elements"], out)),
@@ -137,9 +152,9 @@ def _cell(
     return Cell(with_error(line[name] * factor, error * factor if error else None, _SIGN), seeds)
 
 
-def _plots(result: Mapping[str, Any]) -> Figure:
-    """The main distance, and bits per image, by training FLOPs: a curve for each candidate."""
-    charts = []
+def _charts(result: Mapping[str, Any]) -> dict[str, Chart]:
+    """Measures by training FLOPs, by their names: a curve for each candidate."""
+    charts = {}
     for name, title in (
         (result["distances"][0] if result["distances"] else "", None),
         ("valid", "Share of valid samples"),
@@ -157,12 +172,9 @@ def _plots(result: Mapping[str, Any]) -> Figure:
                 x, y = zip(*points, strict=True)
                 series[candidate] = curves.Line(x, y, colour=colour, dashed=colour > 6)
         if series:
-            charts.append(
-                curves.lines(series, title or headlines.title(name), "training, TFLOP", log_x=True)
-            )
-    return Figure(
-        "By training FLOPs", [Charts(charts)], [_source(result)], "All models and both budgets."
-    )
+            title = title or headlines.title(name)
+            charts[name] = curves.lines(series, title, "training, TFLOP", log_x=True)
+    return charts
 
 
 def _samples(result: Mapping[str, Any], out: epath.Path) -> Figure:

@@ -17,7 +17,8 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from data_pipelines.utils.files import write_atomically
 from evals.reporting.numbers import number
@@ -29,6 +30,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5508b", "#2f8fc4", "#a66f00", "#
 # Placeholders in the drawing -> (variable of the page, colour in a file).
 _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#03000{number}" for number in range(len(_COLOURS)))
+_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")  # numbers without powers of ten
 _NAMES = {
     _INK: ("var(--muted)", "#444444"),
     _GRID: ("var(--line)", "#e3e3e3"),
@@ -77,7 +79,7 @@ def lines(
             y, error = np.asarray(line.y, float), np.asarray(line.error, float)
             axes.fill_between(line.x, y - error, y + error, color=colour, alpha=0.18, lw=0)
     if log_x:
-        axes.set_xscale("log")
+        _log_x(axes)
     ends = [
         f"{name} {'is' if line.level else 'ends at'} {number(float(line.y[-1]))}"
         for name, line in series.items()
@@ -102,13 +104,23 @@ def scatter(
     axes.scatter(x, y, s=12, color=_SERIES[0], alpha=0.85, linewidths=0)
     axes.axhline(0.0, color=_INK, linewidth=0.8)
     if log_x:
-        axes.set_xscale("log")
+        _log_x(axes)
     return _chart(figure, title, description, [])
 
 
 def save(chart: Chart, path: epath.PathLike) -> None:
-    """Writes a plot with its title to an .svg file, in fixed colours on white."""
+    """Writes a plot with its title and legend to an .svg file, in fixed colours on white."""
     chart.drawing.axes[0].set_title(chart.title, fontsize=9, loc="left", color=_INK)
+    if chart.legend:
+        width, height = chart.drawing.get_size_inches()
+        chart.drawing.set_size_inches(width + 1.5, height)
+        entries = [
+            Line2D([], [], color=_SERIES[colour], ls="--" if dashed else "-", label=name)
+            for name, colour, dashed in chart.legend
+        ]
+        chart.drawing.legend(
+            handles=entries, loc="outside right upper", fontsize=8, frameon=False, labelcolor=_INK
+        )
     svg = _svg(chart.drawing, "").replace("<svg ", '<svg style="background: #fff" ', 1)
     for placeholder, (_, colour) in _NAMES.items():
         svg = svg.replace(placeholder, colour)
@@ -127,8 +139,15 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.margins(x=0.02)
     axes.locator_params(nbins=5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.set_major_formatter(_PLAIN)
     return figure, axes
+
+
+def _log_x(axes: Axes) -> None:
+    axes.set_xscale("log")  # which sets formatters of its own
+    axes.xaxis.set_major_formatter(_PLAIN)
+    first, last = axes.get_xlim()
+    axes.xaxis.set_minor_formatter(_PLAIN if last < 10 * first else NullFormatter())
 
 
 def _chart(

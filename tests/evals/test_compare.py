@@ -83,6 +83,8 @@ def test_a_line_has_what_was_measured_and_errors_over_seeds(finished):
     page = (out / "compare.html").read_text()
     assert page.count("data:image/png") == 4 and "jpeg_codewords" in page
     assert "Small elements" in page and "Completions of real images" in page
+    for name in ("frechet_distance", "valid", "bits_per_image"):
+        assert "jpeg_codewords" in (out / "plots" / f"{name}.svg").read_text()
     assert "--config.images=400" in page, "the command gives the result again"
     assert json.loads((out / "compare.json").read_text()) == json.loads(json.dumps(result))
 
