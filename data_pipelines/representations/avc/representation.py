@@ -266,8 +266,9 @@ class AvcRepresentation(CodewordRepresentation):
         """The leading tokens that hold int(ratio * frames) whole frames, cut at an access unit.
 
         They are the tokens of the leading bytes, up to the start code (or parameter sets) of the
-        next frame. `frames` is the number of frames in the document. A ratio of 0 gives no tokens;
-        with strip="none" the parameter sets that every document begins with.
+        next frame; of code words without a token that reaches into it. `frames` is the number of
+        frames in the document. A ratio of 0 gives no tokens; with strip="none" the parameter sets
+        that every document begins with.
 
         Raises ValueError for a ratio outside 0-1, and for a stream that is damaged before the cut.
         """
@@ -291,6 +292,8 @@ class AvcRepresentation(CodewordRepresentation):
             raise ValueError(f"the stream is damaged at the cut at frame {frames}: {found.error}")
         else:
             end = len(stream)
+        if isinstance(self.tokenizer, CodewordTokenizer):
+            return self.tokenizer.leading(tokens, self.tokenizer.streams.read(stream[:end]))
         return self.tokenizer.encode(stream[:end])
 
     def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:

@@ -238,6 +238,24 @@ class CodewordTokenizer(tokenizers.Tokenizer, Generic[S]):
         inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return flat[np.repeat(begin[ids], lengths) + inside]
 
+    def leading(self, tokens: np.ndarray, letters: np.ndarray) -> np.ndarray:
+        """The tokens that a document begins with, as far as they hold only its leading letters.
+
+        BPE merges code words across the end of those letters. Encoded alone they end in other
+        tokens, which say that no merge follows: a model that is prompted with them goes astray.
+
+        Args:
+          tokens: of the document, integer [n].
+          letters: that it begins with, integer [m].
+
+        Raises ValueError for the first token that is not content, with its position.
+        """
+        own = self.letters(tokens)[: len(letters)]
+        differ = own != letters[: len(own)]
+        held = differ.argmax() if differ.any() else len(own)
+        ends = np.cumsum(self._lengths[tokens])
+        return tokens[: np.searchsorted(ends, held, side="right")]
+
     def decode(self, tokens: np.ndarray | Sequence[int]) -> bytes:
         """Tokens, integer [n], in any order -> bytes.
 

@@ -217,7 +217,7 @@ class JpegRepresentation(CodewordRepresentation):
 
         They are the tokens of the leading bytes: header, MCUs, and the restart marker after the
         last MCU. Without a marker there, a byte that the next row shares is not included; code
-        words end where the row ends.
+        words end where the row ends, or before it with a token that reaches into the next row.
 
         256x256 pixels in MCUs of 16x16 with a marker after each are cut as in the released script
         of JPEG-LM, just after the int(32 * ratio)-th FFD7: 32 groups of eight MCUs, two per row. As
@@ -238,7 +238,7 @@ class JpegRepresentation(CodewordRepresentation):
             if mcus == geometry.mcus:
                 return tokens
             letters = self.streams.leading(self.streams.read(stream), mcus)
-            return self.tokenizer.encode_letters(letters)
+            return self.tokenizer.leading(tokens, letters)
         end = validity.offset_after(stream, self.format, header, size, mcus)
         return self.tokenizer.encode(stream[:end])
 

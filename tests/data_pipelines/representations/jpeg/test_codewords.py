@@ -332,6 +332,21 @@ def test_prompts_hold_whole_rows_and_begin_their_documents(interval, size):
         words.prompt(whole, 1.5)
 
 
+def test_prompts_end_with_tokens_of_their_document():
+    representation = codeword_models.trained(restart_interval=0, size=48)
+    cut_short = 0
+    for seed in range(8):
+        tokens = representation.encode(synthetic(60, 50, seed))
+        for ratio in (0.34, 0.67):
+            prompt = representation.prompt(tokens, ratio)
+            assert prompt.tolist() == tokens[: len(prompt)].tolist()
+            rows = int(ratio * 3)
+            cut_short += representation.validate(prompt).units < 3 * rows
+            one_more = representation.validate(tokens[: len(prompt) + 1])
+            assert one_more.units >= 3 * rows, "the next token reaches over the cut"
+    assert cut_short
+
+
 def test_the_prompts_of_the_paper_are_the_same_bytes():
     as_bytes, words = pair(size=256)
     image = synthetic(256, 256, 1)
