@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from jpeglm_jax.hardware import large_pages
+from jpeglm_jax.hardware.large_pages import restart_with_large_pages
+
 PROGRAM = """
 import os, sys
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
@@ -29,14 +32,26 @@ def run(tunables=None):
 def test_a_command_restarts_once_with_its_arguments():
     first, second, last = run()
     assert first == second, "the same process, so that its launcher can still signal it"
-    assert last == "glibc.malloc.hugetlb=1 ['--flag', 'a b'] 1"
+    tunables, rest = last.split(" ", 1)
+    assert tunables.startswith("glibc.malloc.hugetlb=1") and rest == "['--flag', 'a b'] 1"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
 def test_other_settings_of_the_allocator_are_kept():
-    assert run("glibc.malloc.arena_max=2")[-1].startswith(
-        "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1 "
-    )
+    found = run("glibc.malloc.arena_max=2")[-1].split(" ")[0].split(":")
+    assert found[:2] == ["glibc.malloc.arena_max=2", "glibc.malloc.hugetlb=1"]
+    assert sum("arena_max" in each for each in found) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of the GNU C library")
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_memory_is_kept_where_a_cpu_trains(on_cpu, tmp_path, monkeypatch):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(large_pages, "_ACCELERATORS", () if on_cpu else (f"{tmp_path}/nvidia*",))
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setattr(large_pages.os, "execv", lambda *command: None)
+    restart_with_large_pages()
+    assert ("glibc.malloc.mmap_max=0" in os.environ["GLIBC_TUNABLES"].split(":")) == on_cpu
 
 
 def test_an_existing_setting_of_large_pages_is_kept():
