@@ -18,7 +18,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data_pipelines.utils.files import write_atomically
 from evals.reporting.numbers import number
@@ -145,9 +145,11 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 def _log_x(axes: Axes) -> None:
     axes.set_xscale("log")  # which sets formatters of its own
-    axes.xaxis.set_major_formatter(_PLAIN)
     first, last = axes.get_xlim()
-    axes.xaxis.set_minor_formatter(_PLAIN if last < 10 * first else NullFormatter())
+    if last > 4 * first:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.xaxis.set_minor_formatter(NullFormatter() if last > 4 * first else _PLAIN)
 
 
 def _chart(
