@@ -194,9 +194,11 @@ def photos32_tokens(c: ConfigDict) -> None:
     """Six tokenizers of the JPEG files of photos at 32x32, at two sizes of model.
 
     python -m evals.compare --config=configs/compare.py:photos32_tokens --out=comparison \
-        --config.data.source=folder:PHOTOS --config.features.weights=FILE
+        --config.data.source=folder:PHOTOS
     """
     _photos_data(c)
+    c.features.name = ""  # tokens are compared by bits and validity
+    c.seq_len, c.batch_size, c.images = 264, 5, 10_000
     c.candidates = tokenizers(_photos_jpeg(32))
     c.flops_of = "bytes"
     c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
@@ -207,13 +209,14 @@ def photos64_tokens(c: ConfigDict) -> None:
     """Six tokenizers of the JPEG files of photos at 64x64, at equal FLOPs.
 
     python -m evals.compare --config=configs/compare.py:photos64_tokens --out=comparison \
-        --config.data.source=folder:PHOTOS --config.features.weights=FILE
+        --config.data.source=folder:PHOTOS
     """
     _photos_data(c)
+    c.features.name = ""
     c.candidates = tokenizers(_photos_jpeg(64))
     c.flops_of = "bytes"
     c.budgets = ("flops",)
-    c.seq_len, c.batch_size = 1024, 2
+    c.seq_len, c.batch_size, c.images = 1024, 2, 5_000
     c.repeated.update(seeds=1)
 
 
