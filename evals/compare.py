@@ -2,14 +2,16 @@
 
 Compares representations of the same images: prepares, tunes, trains, samples and scores each, at
 equal images seen and at equal training FLOPs. What is finished is kept: the same command resumes,
-and --minutes=25 runs a piece of at most that long. Writes compare.json and compare.html, and prints
-the table.
+and --minutes=25 runs a piece of at most that long. Several processes with the same command share
+the work. Writes compare.json and compare.html, and prints the table.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -20,6 +22,7 @@ from configs.compare import get_config
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
+from data_pipelines.utils.lease import FolderInUse
 from evals.comparison import page, plan, summary
 from evals.comparison.stages import Deadline, OutOfTime, Stages
 from evals.features import extractors
@@ -30,6 +33,9 @@ from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 RESULT = "compare.json"
+_WAIT = 5.0  # seconds, where all that is left is in use by other processes
+
+Task = Callable[[], object]
 
 
 def compare(
@@ -57,28 +63,58 @@ def compare(
     out = epath.Path(out)
     settings = _settings(config, extractor)
     claim_folder(out, settings)
-    stages = Stages(config, out, extractor, Deadline(minutes))
-    for candidate in config.candidates:
-        stages.tokenizer(candidate)
-        stages.prepare(candidate)
-        stages.floor(candidate)
-    for candidate in config.candidates:
-        stages.overfit(candidate)
-    rates = {name: stages.learning_rate(name) for name in config.candidates}
-    for run in plan.runs(config):
-        stages.train(run, rates[run.candidate])
-        stages.sample(run)
-        stages.score(run)
-        if stages.completes(run):
-            stages.complete(run)
-    if config.long_tail:
-        stages.long_tail()
-    for candidate in config.small_elements:
-        stages.small_elements(candidate)
+    deadline = Deadline(minutes)
+    stages = Stages(config, out, extractor, deadline)
+    for phase in _phases(config, stages):
+        share(phase, deadline)
     result = summary.summarise(config, stages, settings, _command(config, out))
     write_json(out / RESULT, result)
     page.write(result, out)
     return result
+
+
+def _phases(config: ConfigDict, stages: Stages) -> Iterator[list[Task]]:
+    """The tasks of a comparison; those of a phase need all phases before it and not each other."""
+
+    def prepared(candidate: str) -> None:
+        stages.tokenizer(candidate)
+        stages.prepare(candidate)
+        stages.floor(candidate)
+
+    yield [functools.partial(prepared, name) for name in config.candidates]
+    yield [functools.partial(stages.overfit, name) for name in config.candidates]
+    tuned = config.learning_rates if len(config.learning_rates) > 1 else ()
+    yield [functools.partial(stages.sweep, name, r) for name in config.candidates for r in tuned]
+
+    def finished(run: plan.Run) -> None:
+        stages.train(run, stages.learning_rate(run.candidate))
+        stages.sample(run)
+        stages.score(run)
+        if stages.completes(run):
+            stages.complete(run)
+
+    yield [functools.partial(finished, run) for run in plan.runs(config)]
+    analyses = [functools.partial(stages.small_elements, name) for name in config.small_elements]
+    yield [*([stages.long_tail] if config.long_tail else []), *analyses]
+
+
+def share(tasks: Iterable[Task], deadline: Deadline) -> None:
+    """Does tasks that other processes do, too: one that is in use is tried again after the others.
+
+    Raises OutOfTime at the end of the time.
+    """
+    waiting = list(tasks)
+    while waiting:
+        in_use = []
+        for task in waiting:
+            try:
+                task()
+            except FolderInUse:
+                in_use.append(task)
+        if len(in_use) == len(waiting):
+            deadline.check()
+            time.sleep(_WAIT)
+        waiting = in_use
 
 
 def _settings(config: ConfigDict, extractor: Extractor | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The stages of a comparison, each done once: what is finished is read from its file.
 
+Several processes share the stages of a folder: one in use by another process raises FolderInUse.
+
 tokenizer -> prepare -> floor -> overfit -> learning rates -> runs (train, sample, score, complete)
 -> the paper's analyses
 """
@@ -24,6 +26,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards
+from data_pipelines.utils.lease import Lease
 from evals import completion, digits, longtail
 from evals.comparison import image_sets, plan
 from evals.comparison.overfit import overfit
@@ -129,10 +132,13 @@ class Stages:
         if (found := self.done(name)) is not None:
             return found
         self._deadline.check()
-        self._say(name)
-        result = work()
-        self._path(name).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(name), result)
+        path = self._path(name)
+        with Lease(path.parent, file=f"{name}.lease", report=self._say):
+            if (found := self.done(name)) is not None:  # by another process, just now
+                return found
+            self._say(name)
+            result = work()
+            write_json(path, result)
         return result
 
     # Data
@@ -254,19 +260,17 @@ class Stages:
         rates = self._config.learning_rates
         if len(rates) == 1:
             return rates[0]
+        bits = {rate: self.sweep(candidate, rate)["eval/bits_per_image"] for rate in rates}
+        return min(bits, key=bits.__getitem__)
+
+    def sweep(self, candidate: str, rate: float) -> dict[str, Any]:
+        """A short run of a candidate at a learning rate."""
         run = self._first(candidate)
         num_steps = max(1, round(self._config.sweep * self.steps(run)))
-        bits = {}
-        for rate in rates:
-            name = f"sweep-{candidate}-{rate:g}"
-            found = self._once(
-                name,
-                lambda name=name, rate=rate: self._trained(  # type: ignore
-                    name, self._train_config(run, num_steps, rate)
-                ),
-            )
-            bits[rate] = found["eval/bits_per_image"]
-        return min(bits, key=bits.__getitem__)
+        name = f"sweep-{candidate}-{rate:g}"
+        return self._once(
+            name, lambda: self._trained(name, self._train_config(run, num_steps, rate))
+        )
 
     def _first(self, candidate: str) -> Run:
         """The run that a candidate is tuned for: the first model, under the last budget."""

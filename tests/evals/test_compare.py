@@ -1,6 +1,8 @@
 """A comparison of two tokenizers of the same files: its budgets, its stages, and its resumption."""
 
+import functools
 import json
+import threading
 
 import jax
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 
 from configs import compare as presets
 from data_pipelines.utils import npz
-from evals.compare import compare
+from data_pipelines.utils.lease import FolderInUse, Lease
+from evals.compare import compare, share
 from evals.comparison import image_sets, overfit, plan, summary
-from evals.comparison.stages import OutOfTime
+from evals.comparison.stages import Deadline, OutOfTime
 from evals.features.digit_features import digit_classifier
 from evals.inputs.images import open_images
 from evals.reporting.results import SettingsError
@@ -96,6 +99,38 @@ def test_a_finished_comparison_is_read_and_another_is_refused(finished):
     other.images = 500
     with pytest.raises(SettingsError, match=r"images.*400.*500|images.*500.*400"):
         compare(other, out, digit_classifier())
+
+
+def test_a_stage_that_another_process_works_on_is_waited_for(finished, monkeypatch):
+    out, result = finished
+    monkeypatch.setattr("evals.compare._WAIT", 0.1)
+    stage = out / "stages" / "floor-jpeg.json"
+    floor = stage.read_text()
+    stage.unlink()
+    other = Lease(out / "stages", file="floor-jpeg.lease")
+    other.acquire()
+
+    def finish():
+        stage.write_text(floor.replace("1000", "999"))
+        other.release()
+
+    threading.Timer(1.0, finish).start()
+    assert compare(tiny(), out, digit_classifier())["lines"] == result["lines"]
+    assert stage.read_text() == floor.replace("1000", "999"), "done by the other process alone"
+    stage.write_text(floor)
+
+
+def test_processes_do_what_the_others_do_not():
+    done, in_use = [], {"b": 2, "c": 1}
+
+    def task(name):
+        if in_use.get(name):
+            in_use[name] -= 1
+            raise FolderInUse(name)
+        done.append(name)
+
+    share([functools.partial(task, name) for name in "abcd"], Deadline(0))
+    assert done == ["a", "d", "c", "b"]
 
 
 def test_a_comparison_stops_when_its_time_is_over(tmp_path):
