@@ -18,6 +18,9 @@ from evals.features.digit_features import digit_classifier
 from evals.inputs.images import open_images
 from evals.reporting.results import SettingsError
 
+# A whole comparison is the fixture of most tests; on busy cores it takes minutes.
+pytestmark = pytest.mark.timeout(1200)
+
 
 def tiny():
     config = presets.get_config("digits")
