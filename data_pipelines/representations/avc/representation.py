@@ -297,7 +297,7 @@ class AvcRepresentation(CodewordRepresentation):
         return self.tokenizer.encode(stream[:end])
 
     def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:
-        """The share of the clip's frames that `prompt` holds. Raises ValueError: see `prompt`."""
+        """The share of the clip's frames before the cut of `prompt`, which raises ValueError."""
         self.prompt(tokens, ratio)
         frames, total = self._prompt_frames(self.tokenizer.decode(tokens), ratio)
         return frames / total

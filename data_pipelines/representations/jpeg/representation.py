@@ -243,7 +243,7 @@ class JpegRepresentation(CodewordRepresentation):
         return self.tokenizer.encode(stream[:end])
 
     def prompt_share(self, tokens: np.ndarray, ratio: float) -> float:
-        """The share of the image's MCUs that `prompt` holds. Raises ValueError: see `prompt`."""
+        """The share of the image's MCUs before the cut of `prompt`, which raises ValueError."""
         self.prompt(tokens, ratio)
         geometry = self.format.geometry(*self._size(self.tokenizer.decode(tokens)))
         return self._prompt_mcus(geometry, ratio) / geometry.mcus
