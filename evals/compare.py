@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from evals.comparison.stages import Deadline, OutOfTime, Stages
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.reporting.results import claim_folder, command_line, write_json
+from jpeglm_jax.hardware.compilation_cache import keep_compiled
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -153,7 +155,11 @@ def main(arguments: Sequence[str]) -> None:
     if features.name:
         extractor = extractors.make(features.name, weights=features.weights, dims=features.dims)
     try:
-        result = compare(config, values.out, extractor, values.minutes)
+        # Runs that differ only in seed or learning rate share their programs. The folder lasts as
+        # long as the process: a CPU's code is for the instructions of this processor.
+        with tempfile.TemporaryDirectory() as compiled:
+            keep_compiled(compiled, compiled)
+            result = compare(config, values.out, extractor, values.minutes)
     except OutOfTime:
         print(f"{values.minutes:g} minutes are over; run the same command again to resume")
         return

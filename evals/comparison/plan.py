@@ -220,6 +220,7 @@ def train_config(
     found.optimizer.learning_rate = learning_rate
     found.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, num_steps // 10))
     found.mesh.update(replica=-1, fsdp=1)
+    found.compilation_cache = ""  # that of the comparison, if it keeps one
     found.seed, found.steps = run.seed, num_steps
     found.seq_len, found.batch_size = rows.seq_len, rows.batch_size
     found.checkpoint.update(every=500, keep=1)
