@@ -70,6 +70,7 @@ def longtail(
     min_images: int = 10,
     batch_size: int = 32,
     frequencies_file: str | None = None,
+    folders: Mapping[str, epath.PathLike] | None = None,
 ) -> dict[str, Any]:
     """Compares two models class by class, and writes longtail.json and longtail.svg to a folder.
 
@@ -82,6 +83,8 @@ def longtail(
       min_images: min images of a class in each set.
       batch_size: images per call of the extractor.
       frequencies_file: the table that the frequencies are from, for the report.
+      folders: "a", "b" or "references" -> folder of its features, where an evaluation of the same
+        images has computed them; default: those of `out`.
 
     Returns:
       The contents of longtail.json.
@@ -95,8 +98,11 @@ def longtail(
     if not names:
         raise ValueError(f"{references} has no classes; expected one folder of images per class")
     sides = {"a": _generated(a), "b": _generated(b), "references": _fitted(real, a)}
+    known = folders or {}
     classed = {
-        side: _classed(images, names, extractor, out / side, batch_size)
+        side: _classed(
+            images, names, extractor, epath.Path(known.get(side, out / side)), batch_size
+        )
         for side, images in sides.items()
     }
     rows, skipped = _rows(classed, frequencies, min_images)

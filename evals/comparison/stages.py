@@ -393,14 +393,14 @@ class Stages:
         if self._extractor is None:
             return {}
         run = self._same_run(run) or run
-        workdir = self.workdir(run)
+        workdir, evaluation = self.workdir(run), self._evaluation(run)
 
         def work() -> dict[str, Any]:
             references, coded = self._shared_references(run.candidate)
             result = evaluate(
                 str(workdir / "sampled"),
                 references,
-                workdir / "evaluation",
+                evaluation,
                 extractor=self._extractor,
                 representation=checkpoint.describe(workdir).representation,
                 references_coded=coded,
@@ -408,12 +408,15 @@ class Stages:
             return dict(result)
 
         found = self._once(f"score-{run.name}", work)
-        evaluation = workdir / "evaluation"
         if (evaluation / "references").is_dir():
             self._fitted_references.setdefault(self._fit(run.candidate), evaluation / "references")
         if (evaluation / _CODED).is_dir():
             self._coded_references.setdefault(self._codec(run.candidate), evaluation / _CODED)
         return found
+
+    def _evaluation(self, run: Run) -> epath.Path:
+        """The folder of the features of a run's samples."""
+        return self.workdir(run) / "evaluation"
 
     def _shared_references(self, candidate: str) -> tuple[str, str | None]:
         """The references before and after a candidate's codec: their features, if there are any."""
@@ -486,6 +489,9 @@ class Stages:
         assert extractor is not None
 
         def work() -> dict[str, Any]:
+            scored = {
+                side: self._evaluation(run) / "generated" for side, run in (("a", a), ("b", b))
+            }
             return longtail.longtail(
                 str(self.workdir(a) / "sampled"),
                 str(self.workdir(b) / "sampled"),
@@ -493,6 +499,7 @@ class Stages:
                 frequencies,
                 self._out / LONG_TAIL,
                 extractor=extractor,
+                folders={**scored, "references": self._fitted_references[self._fit(a.candidate)]},
             )
 
         return self._once(LONG_TAIL, work)

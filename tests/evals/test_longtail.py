@@ -54,6 +54,18 @@ def folders(tmp_path_factory):
     }
 
 
+def test_features_that_are_there_are_not_computed_again(folders, tmp_path):
+    first = longtail(**folders, frequencies=FREQUENCIES, out=tmp_path / "one", extractor=patches())
+    there = {side: tmp_path / "one" / side for side in folders}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
+    out = tmp_path / "two"
+    second = longtail(
+        **folders, frequencies=FREQUENCIES, out=out, extractor=patches(), folders=there
+    )
+    assert second["classes"] == first["classes"] and not list(out.rglob("*.npz"))
+    assert written and written == {path: path.stat().st_mtime_ns for path in written}
+
+
 def test_the_correlation_of_difference_and_frequency_is_found(folders, tmp_path):
     found = longtail(**folders, frequencies=FREQUENCIES, out=tmp_path, extractor=patches())
     assert follows_schema(found, tmp_path / "longtail.json")
