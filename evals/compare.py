@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -23,9 +22,9 @@ from configs.compare import get_config
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
-from data_pipelines.utils.lease import FolderInUse
 from evals.comparison import page, plan, summary
-from evals.comparison.stages import Deadline, OutOfTime, Stages
+from evals.comparison.once import Deadline, OutOfTime, Task, share
+from evals.comparison.stages import Stages
 from evals.features import extractors
 from evals.features.base import Extractor
 from evals.reporting.results import claim_folder, command_line, write_json
@@ -35,9 +34,6 @@ from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 
 RESULT = "compare.json"
-_WAIT = 5.0  # seconds, where all that is left is in use by other processes
-
-Task = Callable[[], object]
 
 
 def compare(
@@ -98,25 +94,6 @@ def _phases(config: ConfigDict, stages: Stages) -> Iterator[list[Task]]:
     yield [functools.partial(finished, run) for run in plan.runs(config)]
     analyses = [functools.partial(stages.small_elements, name) for name in config.small_elements]
     yield [*([stages.long_tail] if config.long_tail else []), *analyses]
-
-
-def share(tasks: Iterable[Task], deadline: Deadline) -> None:
-    """Does tasks that other processes do, too: one that is in use is tried again after the others.
-
-    Raises OutOfTime at the end of the time.
-    """
-    waiting = list(tasks)
-    while waiting:
-        in_use = []
-        for task in waiting:
-            try:
-                task()
-            except FolderInUse:
-                in_use.append(task)
-        if len(in_use) == len(waiting):
-            deadline.check()
-            time.sleep(_WAIT)
-        waiting = in_use
 
 
 def _settings(config: ConfigDict, extractor: Extractor | None) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""The stages of a comparison, each done once: what is finished is read from its file.
-
-Several processes share the stages of a folder: one in use by another process raises FolderInUse.
+"""The stages of a comparison, each done once, see `Once`.
 
 tokenizer -> prepare -> floor -> overfit -> learning rates -> runs (train, sample, score, complete)
 -> the paper's analyses
@@ -9,14 +7,10 @@ tokenizer -> prepare -> floor -> overfit -> learning rates -> runs (train, sampl
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,9 +20,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.prepare import prepare
 from data_pipelines.shards.reader import Shards
-from data_pipelines.utils.lease import Lease
 from evals import completion, digits, longtail
 from evals.comparison import image_sets, plan
+from evals.comparison.once import Deadline, Once
 from evals.comparison.overfit import overfit
 from evals.comparison.plan import Layout, Run
 from evals.evaluation import evaluate
@@ -39,7 +33,6 @@ from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
 from evals.likelihood import eval_split
 from evals.reporting import results
-from evals.reporting.results import write_json
 from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.job import generate
@@ -58,41 +51,6 @@ LONG_TAIL = "long_tail"  # the stage, and its folder
 _FLOOR_IMAGES = 1000  # of which the PSNR is taken
 _CODED = "references_coded"  # folder of an evaluation
 _ARCHIVE = "samples.npz"  # of a run
-
-
-class OutOfTime(Exception):
-    """The time that a process was given is over; the same command resumes."""
-
-
-class Deadline:
-    """When a process must end, so that a long comparison runs in pieces.
-
-    Args:
-      minutes: from now; 0 for no end.
-    """
-
-    def __init__(self, minutes: float):
-        self._end = time.monotonic() + 60 * minutes if minutes else None
-
-    def check(self) -> None:
-        """Raises OutOfTime after the end."""
-        if self._end is not None and time.monotonic() >= self._end:
-            raise OutOfTime
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Around training, which saves a checkpoint when the end is reached."""
-        if self._end is None:
-            yield
-            return
-        remaining = max(0.0, self._end - time.monotonic())
-        timer = threading.Timer(remaining, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 class Stages:
@@ -115,31 +73,11 @@ class Stages:
         say: Callable[[str], None] = print,
     ):
         self._config, self._out = config, out
-        self._extractor, self._deadline, self._say = extractor, deadline, say
+        self._extractor, self._deadline = extractor, deadline
+        self._once = Once(out / "stages", deadline, say)
         self._layouts: dict[str, Layout] = {}
         self._fitted_references: dict[str, epath.Path] = {}  # their features, by size and mode
         self._coded_references: dict[str, epath.Path] = {}  # the same by codec
-
-    def done(self, name: str) -> dict[str, Any] | None:
-        """The result of a stage; None if it is not finished."""
-        path = self._path(name)
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def _path(self, name: str) -> epath.Path:
-        return self._out / "stages" / f"{name}.json"
-
-    def _once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if (found := self.done(name)) is not None:
-            return found
-        self._deadline.check()
-        path = self._path(name)
-        with Lease(path.parent, file=f"{name}.lease", report=self._say):
-            if (found := self.done(name)) is not None:  # by another process, just now
-                return found
-            self._say(name)
-            result = work()
-            write_json(path, result)
-        return result
 
     # Data
 

@@ -11,9 +11,9 @@ import pytest
 from configs import compare as presets
 from data_pipelines.utils import npz
 from data_pipelines.utils.lease import FolderInUse, Lease
-from evals.compare import compare, share
+from evals.compare import compare
 from evals.comparison import image_sets, overfit, plan, summary
-from evals.comparison.stages import Deadline, OutOfTime
+from evals.comparison.once import Deadline, OutOfTime, share
 from evals.features.digit_features import digit_classifier
 from evals.inputs.images import open_images
 from evals.reporting.results import SettingsError
@@ -106,7 +106,7 @@ def test_a_finished_comparison_is_read_and_another_is_refused(finished):
 
 def test_a_stage_that_another_process_works_on_is_waited_for(finished, monkeypatch):
     out, result = finished
-    monkeypatch.setattr("evals.compare._WAIT", 0.1)
+    monkeypatch.setattr("evals.comparison.once._WAIT", 0.1)
     stage = out / "stages" / "floor-jpeg.json"
     floor = stage.read_text()
     stage.unlink()
