@@ -5,14 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.media.images import normalise
 from data_pipelines.representations.base import Representation
-from evals.inputs.images import Images, ShardImages, open_images, require_images
+from evals.inputs.images import (
+    Images,
+    ShardImages,
+    decoded_together,
+    open_images,
+    require_images,
+)
 
 _READ = 256  # documents read from shards at once
 
@@ -106,13 +112,38 @@ class Documents:
                 yield Document(key, label, tokens, codec_bytes, size[0] * size[1])
 
     def _encoded(self) -> Iterator[Document]:
-        for number in self._numbers:
+        together = decoded_together(self._representation)
+        for start in range(0, len(self), together):
+            yield from self._encode(self._numbers[start : start + together])
+
+    def _encode(self, numbers: Sequence[int]) -> list[Document]:
+        """The documents of some images, encoded together; what cannot be one is rejected."""
+        found: dict[int, Document] = {}
+        fitted: dict[int, Any] = {}
+        for number in numbers:
             key, label = self._images.key(number), self._images.label(number)
             try:
                 data = self._images.read(number)
-                yield self._unchanged(key, label, data) or self._encode(key, label, number, data)
+                if (document := self._unchanged(key, label, data)) is not None:
+                    found[number] = document
+                else:
+                    image = self._images.decode(number, data)
+                    fitted[number] = self._representation.fit(image)
             except (ValueError, OSError) as error:  # missing, damaged, or not an image
-                self.rejected.append((key, str(error) or type(error).__name__))
+                self._reject(number, error)
+        try:
+            encoded = self._representation.encode_batch(list(fitted.values()))
+        except ValueError as error:
+            for number in fitted:
+                self._reject(number, error)
+        else:
+            decoded = self._representation.decode_batch(encoded)
+            for number, tokens, image in zip(fitted, encoded, decoded, strict=True):
+                found[number] = self._document(number, tokens, fitted[number], image)
+        return [found[number] for number in numbers if number in found]
+
+    def _reject(self, number: int, error: Exception) -> None:
+        self.rejected.append((self._images.key(number), str(error) or type(error).__name__))
 
     def _unchanged(self, key: str, label: int, file: bytes) -> Document | None:
         """The tokens of a file that the representation could have written; None for others."""
@@ -126,12 +157,15 @@ class Documents:
         codec_bytes = self._representation.codec_bytes(tokens)
         return Document(key, label, tokens, codec_bytes, image.width * image.height, 0.0)
 
-    def _encode(self, key: str, label: int, number: int, file: bytes) -> Document:
-        image = self._images.decode(number, file)
-        tokens = self._representation.encode(image)
-        fitted = self._representation.fit(image)
-        decoded = normalise(self._representation.decode(tokens), fitted.mode)
+    def _document(self, number: int, tokens: np.ndarray, fitted: Any, decoded: Any) -> Document:
+        """The document of an image; `decoded` is what its tokens show."""
+        decoded = normalise(decoded, fitted.mode)
         difference = np.asarray(fitted, np.float64) - np.asarray(decoded, np.float64)
-        error = float(np.square(difference).mean())
-        codec_bytes = self._representation.codec_bytes(tokens)
-        return Document(key, label, tokens, codec_bytes, fitted.width * fitted.height, error)
+        return Document(
+            self._images.key(number),
+            self._images.label(number),
+            tokens,
+            self._representation.codec_bytes(tokens),
+            fitted.width * fitted.height,
+            float(np.square(difference).mean()),
+        )
