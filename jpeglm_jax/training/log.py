@@ -207,7 +207,7 @@ _FORMATS = {
     "train/adversarial": "adversarial {:.4f}",
     "train/discriminator": "discriminator {:.4f}",
     "train/perplexity": "perplexity {:.1f}",
-    "train/restarts": "{:.0f} codes restarted",
+    "train/restarts": "restarted codes {:.0f}",
     "perf/images_per_second": "{:,.1f} images/s",
     "eval/pixel_loss": "eval: pixels {:.4f}",
     "eval/psnr": "PSNR {:.2f} dB",
