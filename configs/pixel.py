@@ -45,7 +45,9 @@ def digits(c: ConfigDict) -> None:
 
     Model, images and copies are those of configs/jpeg.py, and so are the tokens of all steps, so
     the training FLOPs are about equal. An image takes 257 tokens here and about 39 there: a seventh
-    of the images.
+    of the images. Hardware: one CPU core. Time: 16 to 20 minutes. Result: 201.2 bits per image of
+    the eval split; of 1,000 sampled digits 95.6 % are strictly valid and 93.1 % are recognised
+    (docs/experiments.md, 2026-11-26).
     """
     jpeg.digits(c)
     c.steps, c.batch_size, c.seq_len = 3750, 8, 258  # one image with its start and end
