@@ -77,4 +77,6 @@ class ModelSpec:
 
     def init_on(self, mesh: Mesh, seed: int) -> Any:
         """Initial weights on a mesh, each device computes its own part only."""
-        return jit_on_mesh(self.init, mesh, out_shardings=self.param_shardings(mesh))(seed)
+        return jit_on_mesh(self.init, mesh, once=True, out_shardings=self.param_shardings(mesh))(
+            seed
+        )

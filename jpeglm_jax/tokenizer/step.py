@@ -370,7 +370,7 @@ def step_of(config: ConfigDict) -> TokenizerStep:
 
 def compile_init(step: TokenizerStep, mesh: Mesh) -> Callable[..., TrainState]:
     """seed -> a fresh state."""
-    return jit_on_mesh(step.init, mesh, out_shardings=step.state_shardings(mesh))
+    return jit_on_mesh(step.init, mesh, once=True, out_shardings=step.state_shardings(mesh))
 
 
 def compile_update(step: TokenizerStep, mesh: Mesh, *, adversarial: bool) -> Callable[..., Any]:

@@ -243,7 +243,9 @@ def make_train_step(
 
 def compile_init(train_step: TrainStep, mesh: Mesh) -> Callable[[int | np.uint32], TrainState]:
     """seed -> a fresh state, each device making its own part only."""
-    return jit_on_mesh(train_step.init, mesh, out_shardings=train_step.state_shardings(mesh))
+    return jit_on_mesh(
+        train_step.init, mesh, once=True, out_shardings=train_step.state_shardings(mesh)
+    )
 
 
 def compile_train_step(train_step: TrainStep, mesh: Mesh) -> Callable[..., Any]:

@@ -85,6 +85,14 @@ def run(config, sizes, devices=8, slices=1, state=None):
     return np.array(numbers), initial, compiled
 
 
+def test_initial_weights_do_not_depend_on_how_they_are_compiled():
+    config = tiny(1)
+    train_step = train_step_of(config)
+    mesh = make_mesh({}, devices=jax.devices()[:1])
+    fast, slow = compile_init(train_step, mesh)(3), jax.jit(train_step.init)(3)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(fast), jax.device_get(slow))
+
+
 @pytest.fixture(scope="module", params=[8, pytest.param(100, marks=pytest.mark.slow)])
 def steps(request):
     """Length of the compared runs: a few steps, and many as a slow test."""
