@@ -132,8 +132,8 @@ def main(arguments: Sequence[str]) -> None:
     if features.name:
         extractor = extractors.make(features.name, weights=features.weights, dims=features.dims)
     try:
-        # Runs that differ only in seed or learning rate share their programs. The folder lasts as
-        # long as the process: a CPU's code is for the instructions of this processor.
+        # Runs share their programs; a step's differs by learning rate and number of steps. The
+        # folder lasts as long as the process: a CPU's code is for this very processor.
         with tempfile.TemporaryDirectory() as compiled:
             keep_compiled(compiled, compiled)
             result = compare(config, values.out, extractor, values.minutes)
