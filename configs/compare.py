@@ -46,7 +46,7 @@ def base() -> ConfigDict:
             preset="",
             data=data,  # as of a training run; `source` is what is compared on
             candidates=dict(),  # name -> see `candidate`
-            models=dict(small=SMALL),  # name -> fields of `config.model`, the first one is tuned
+            models=dict(small=SMALL),  # name -> fields of `config.model`; the smallest is tuned
             optimizer=optimizer,
             seq_len=512,  # positions of a row; longer documents get longer rows, and fewer
             batch_size=4,  # rows per step
@@ -198,7 +198,7 @@ def photos32_tokens(c: ConfigDict) -> None:
     """
     _photos_data(c)
     c.features.name = ""  # tokens are compared by bits and validity
-    c.seq_len, c.batch_size, c.images = 264, 5, 10_000
+    c.seq_len, c.batch_size, c.images = 528, 2, 6_000
     c.candidates = tokenizers(_photos_jpeg(32))
     c.flops_of = "bytes"
     c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
@@ -216,7 +216,7 @@ def photos64_tokens(c: ConfigDict) -> None:
     c.candidates = tokenizers(_photos_jpeg(64))
     c.flops_of = "bytes"
     c.budgets = ("flops",)
-    c.seq_len, c.batch_size, c.images = 1024, 2, 5_000
+    c.seq_len, c.batch_size, c.images = 1024, 2, 3_000
     c.repeated.update(seeds=1)
 
 

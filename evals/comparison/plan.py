@@ -20,7 +20,7 @@ from configs import jpeg
 from data_pipelines.packing.planner import make_plan
 from data_pipelines.shards.reader import Shards
 from jpeglm_jax.model.config import model_config
-from jpeglm_jax.model.flops import train_flops_per_token
+from jpeglm_jax.model.flops import matrix_parameters, train_flops_per_token
 
 BUDGETS = ("images", "flops")
 _ROW_BLOCK = 64  # longer rows have a multiple of this many positions
@@ -105,11 +105,23 @@ def check(config: ConfigDict, scored: bool = True) -> None:
         raise PlanError("expected learning_rates, and a sweep of more than 0 and at most 1")
 
 
+def models(config: ConfigDict) -> list[str]:
+    """The names of the models, the smallest first.
+
+    By size, since a ConfigDict gives its fields in alphabetical order, not in the one written.
+    """
+
+    def size(name: str) -> int:
+        return matrix_parameters(model_config(model_options(config, name), 0, "cpu"))
+
+    return sorted(config.models, key=size)
+
+
 def runs(config: ConfigDict) -> list[Run]:
     """All runs of a comparison: those with other seeds last."""
     found = [
         Run(candidate, model, budget, config.seed)
-        for model in config.models
+        for model in models(config)
         for budget in config.budgets
         for candidate in config.candidates
     ]

@@ -184,7 +184,7 @@ class Stages:
             numbers = np.linspace(0, len(shards) - 1, config.overfit.documents).astype(int)
             documents = shards.read(list(numbers))
             return overfit(
-                self._train_config(self._first(candidate), 1, max(config.learning_rates) / 2),
+                self._train_config(self._smallest(candidate), 1, max(config.learning_rates) / 2),
                 shards.representation,
                 documents,
                 sharding.make_mesh({"replica": 1}, devices=jax.devices()[:1]),
@@ -203,17 +203,17 @@ class Stages:
 
     def sweep(self, candidate: str, rate: float) -> dict[str, Any]:
         """A short run of a candidate at a learning rate."""
-        run = self._first(candidate)
+        run = self._smallest(candidate)
         num_steps = max(1, round(self._config.sweep * self.steps(run)))
         name = f"sweep-{candidate}-{rate:g}"
         return self._once(
             name, lambda: self._trained(name, self._train_config(run, num_steps, rate))
         )
 
-    def _first(self, candidate: str) -> Run:
-        """The run that a candidate is tuned for: the first model, under the last budget."""
+    def _smallest(self, candidate: str) -> Run:
+        """The run that a candidate is tuned for: the smallest model, under the last budget."""
         config = self._config
-        return Run(candidate, next(iter(config.models)), config.budgets[-1], config.seed)
+        return Run(candidate, plan.models(config)[0], config.budgets[-1], config.seed)
 
     # Runs
 
@@ -380,7 +380,7 @@ class Stages:
         """Whether a run completes images: the analysed runs of the candidates that are named."""
         options = self._config.completion
         named = options.num and run.candidate in options.candidates
-        return bool(named) and run == self._last(run.candidate)
+        return bool(named) and run == self._largest(run.candidate)
 
     def complete(self, run: Run) -> dict[str, Any]:
         """The paper's completion protocol on images of the eval split."""
@@ -419,7 +419,7 @@ class Stages:
 
     def long_tail(self) -> dict[str, Any]:
         """Distance by class of two candidates, and its correlation with the class frequency."""
-        a, b = (self._last(candidate) for candidate in self._config.long_tail)
+        a, b = (self._largest(candidate) for candidate in self._config.long_tail)
         real = open_images(self._config.data.source)
         counts = collections.Counter(real.label(number) for number in range(len(real)))
         frequencies = {name: float(counts[n]) for n, name in enumerate(real.label_names)}
@@ -444,7 +444,7 @@ class Stages:
 
     def small_elements(self, candidate: str) -> dict[str, Any]:
         """Completion of images at half size on black, compared in that region only."""
-        run, options = self._last(candidate), self._config.completion
+        run, options = self._largest(candidate), self._config.completion
         folder = self._out / "small_elements" / candidate
         extractor = self._extractor
         assert extractor is not None
@@ -473,10 +473,10 @@ class Stages:
         """The path of these completions in the folder of the comparison."""
         return f"small_elements/{candidate}/completed"
 
-    def _last(self, candidate: str) -> Run:
-        """The run of a candidate that is analysed: the last model, under the last budget."""
+    def _largest(self, candidate: str) -> Run:
+        """The run of a candidate that is analysed: the largest model, under the last budget."""
         config = self._config
-        return Run(candidate, list(config.models)[-1], config.budgets[-1], config.seed)
+        return Run(candidate, plan.models(config)[-1], config.budgets[-1], config.seed)
 
 
 def _rate(model: TrainedModel, options: ConfigDict, seed: int) -> float:

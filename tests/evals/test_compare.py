@@ -173,6 +173,14 @@ def test_a_preset_can_be_planned(preset):
     assert len(set(runs)) == len(runs)
 
 
+def test_the_smallest_model_is_the_first_whatever_its_name():
+    config = presets.get_config("photos32_tokens")
+    assert plan.models(config) == ["small", "middle"], "by size, not by the alphabet"
+    assert {run.model for run in plan.runs(config)[:12]} == {"small"}
+    config.models.small.layers = 100
+    assert plan.models(config) == ["middle", "small"]
+
+
 def test_a_tokenizer_that_costs_more_than_the_budget_is_refused():
     config = tiny()
     rows = plan.Layout(128, 16, 40.0, 50.0, 268)
