@@ -198,7 +198,8 @@ def photos32_tokens(c: ConfigDict) -> None:
     """
     _photos_data(c)
     c.features.name = ""  # tokens are compared by bits and validity
-    c.seq_len, c.batch_size, c.images = 528, 2, 6_000
+    c.seq_len, c.batch_size = 528, 2  # rows that images of every tokenizer fill
+    c.images = 5_000
     c.candidates = tokenizers(_photos_jpeg(32))
     c.flops_of = "bytes"
     c.models = ConfigDict(dict(small=SMALL, middle=MIDDLE))
@@ -216,7 +217,7 @@ def photos64_tokens(c: ConfigDict) -> None:
     c.candidates = tokenizers(_photos_jpeg(64))
     c.flops_of = "bytes"
     c.budgets = ("flops",)
-    c.seq_len, c.batch_size, c.images = 1024, 2, 3_000
+    c.seq_len, c.batch_size, c.images = 2048, 1, 2_000
     c.repeated.update(seeds=1)
 
 
