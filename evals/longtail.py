@@ -25,7 +25,6 @@ from data_pipelines.representations.base import CONFIG_FILE
 from data_pipelines.shards.storage import ShardError
 from data_pipelines.utils import command
 from data_pipelines.utils.cpus import num_cpus
-from evals import sections
 from evals.distances import correlation, kernels
 from evals.distances.frechet import frechet
 from evals.distances.statistics import Statistics
@@ -36,6 +35,7 @@ from evals.inputs.codec import GeneratedImages
 from evals.inputs.images import FittedImages, Images, open_images
 from evals.reporting import curves, settings
 from evals.reporting.results import command_line, make_result, write_json
+from evals.sections.longtail import long_tail_plot
 from jpeglm_jax.generation.manifest import MANIFEST
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
@@ -147,7 +147,7 @@ def longtail(
         not_computed=skipped,
     )
     out.mkdir(parents=True, exist_ok=True)
-    curves.save(sections.long_tail_plot(found), out / "longtail.svg")
+    curves.save(long_tail_plot(found), out / "longtail.svg")
     write_json(out / "longtail.json", found)
     return found
 

@@ -17,11 +17,12 @@ from etils import epath
 
 from data_pipelines.utils import command
 from data_pipelines.utils.files import write_atomically
-from evals import headlines, run_sections, sections
 from evals.reporting import comparison
 from evals.reporting.page import Page, Section, render
 from evals.reporting.results import Evaluation, ReportError, Run, command_line
-from evals.sections import KINDS
+from evals.sections import headlines, samples
+from evals.sections import runs as training_runs
+from evals.sections.kinds import KINDS
 
 T = TypeVar("T", Run, Evaluation)
 
@@ -35,18 +36,18 @@ def report(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: epath.Pa
       out: the .html file.
     """
     runs, evaluations = _distinct(runs), _distinct(evaluations)
-    found = [Section("samples", "Samples", sections.samples(evaluations), columns=True)]
+    found = [Section("samples", "Samples", samples.samples(evaluations), columns=True)]
     for kind, (heading, figures, _) in KINDS.items():
         own = [one for one in evaluations if kind in one.results]
         found.append(Section(kind, heading, figures(own) if own else []))
-    found.append(Section("checkpoints", "Checkpoints", run_sections.followed(runs)))
-    found.append(Section("training", "Training", run_sections.training(runs) if runs else []))
+    found.append(Section("checkpoints", "Checkpoints", training_runs.followed(runs)))
+    found.append(Section("training", "Training", training_runs.training(runs) if runs else []))
     cards = headlines.cards(
         evaluations, {kind: (kind, entry.headlines) for kind, entry in KINDS.items()}
     )
     page = Page(
         title=", ".join(one.name for one in runs or evaluations),
-        facts=[*map(run_sections.facts, runs), *filter(None, map(_facts, evaluations))],
+        facts=[*map(training_runs.facts, runs), *filter(None, map(_facts, evaluations))],
         cards=cards,
         sections=[section for section in found if section.figures],
         command=_command(runs, evaluations, out),

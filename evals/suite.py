@@ -23,7 +23,7 @@ from evals.features import extractors
 from evals.features.base import Extractor
 from evals.inputs.documents import Documents
 from evals.reporting.results import Evaluation, Run
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from jpeglm_jax.parallel import sharding
 from jpeglm_jax.training import checkpoint
 

@@ -9,10 +9,9 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.utils.files import write_atomically
-from evals import headlines, sections
 from evals.comparison.stages import LONG_TAIL
 from evals.reporting import curves
-from evals.reporting.numbers import number, with_error
+from evals.reporting.numbers import PLUS_MINUS, number, with_error
 from evals.reporting.page import (
     Block,
     Cell,
@@ -30,10 +29,12 @@ from evals.reporting.page import (
     render,
 )
 from evals.reporting.results import Evaluation
+from evals.sections import headlines
+from evals.sections.completions import completions
+from evals.sections.longtail import long_tail
 
 PLOTS = "plots"  # a folder of the comparison
 _BUDGETS = {"images": "equal images seen", "flops": "equal training FLOPs"}
-_SIGN = " ± "
 # Columns of the table of a model: name in compare.json -> (title, factor).
 _MEASURES = {
     "images_seen": ("Images seen", 1.0),
@@ -121,10 +122,11 @@ def _table(result: Mapping[str, Any], caption: str, lines: Sequence[Mapping[str,
     measures = {name: shown for name, shown in _MEASURES.items() if any(name in o for o in lines)}
     for name in headlines.metric_names(lines):
         if name not in measures and name in result["distances"]:
-            measures[name] = (f"{headlines.title(name)} {_arrow(name)}", 1.0)
+            title, arrow = headlines.title(name), headlines.arrow(name)
+            measures[name] = (f"{title} {arrow}", 1.0)
             coded = f"{name}_coded"
             if any(coded in line for line in lines):
-                measures[coded] = (f"{headlines.title(name)}, coded references {_arrow(name)}", 1.0)
+                measures[coded] = (f"{title}, coded references {arrow}", 1.0)
     rows = [
         (
             line["candidate"],
@@ -133,10 +135,6 @@ def _table(result: Mapping[str, Any], caption: str, lines: Sequence[Mapping[str,
         for line in lines
     ]
     return Table(caption, [Column(title) for title, _ in measures.values()], rows)
-
-
-def _arrow(name: str) -> str:
-    return "↑" if headlines.better(name) == headlines.HIGHER else "↓"
 
 
 def _cell(
@@ -149,7 +147,9 @@ def _cell(
         return Cell("-")
     error = line.get(f"{name}_standard_error")
     seeds = f"{line['seeds']} seeds" if line["seeds"] > 1 else ""
-    return Cell(with_error(line[name] * factor, error * factor if error else None, _SIGN), seeds)
+    return Cell(
+        with_error(line[name] * factor, error * factor if error else None, PLUS_MINUS), seeds
+    )
 
 
 def _charts(result: Mapping[str, Any]) -> dict[str, Chart]:
@@ -200,7 +200,7 @@ def _completions(found: Mapping[str, Mapping[str, Any]], out: epath.Path) -> lis
     for candidate, one in found.items():
         evaluation = Evaluation.read(out / one["folder"], ("completion",))
         evaluations.append(dataclasses.replace(evaluation, name=candidate))
-    return sections.completions(evaluations)
+    return completions(evaluations)
 
 
 def _long_tail(result: Mapping[str, Any], out: epath.Path) -> list[Figure]:
@@ -208,7 +208,7 @@ def _long_tail(result: Mapping[str, Any], out: epath.Path) -> list[Figure]:
     if not result["long_tail"]:
         return []
     a, b = result["settings"]["config.long_tail"]
-    (figure,) = sections.long_tail([Evaluation.read(out / LONG_TAIL, ("longtail",))])
+    (figure,) = long_tail([Evaluation.read(out / LONG_TAIL, ("longtail",))])
     return [dataclasses.replace(figure, text=f"a is {a}, b is {b}. {figure.text}")]
 
 
@@ -226,7 +226,7 @@ def _candidates(result: Mapping[str, Any]) -> Figure:
             Cell("exact" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"),
         ]
         cells += [
-            Cell(with_error(floor.get(key), floor.get(f"{key}_standard_error"), _SIGN))
+            Cell(with_error(floor.get(key), floor.get(f"{key}_standard_error"), PLUS_MINUS))
             for key in result["distances"]
         ]
         rows.append((name, cells))

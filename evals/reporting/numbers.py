@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+PLUS_MINUS = " ± "  # between a value and its error on a page; a terminal may lack the sign
 _MISSING = "-"
 _MAX_DECIMALS = 6  # smaller errors are printed with a common power of ten
 

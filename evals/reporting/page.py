@@ -1,8 +1,8 @@
 """Building blocks of one self-contained HTML page, rendered by the templates next to this module.
 
-`evals.sections` and `evals.report` fill these dataclasses, `render` turns them into text. Values
-are plain text: the templates escape them. The page needs no script and no other file; pictures and
-videos are inside it. It is designed for small and wide screens, both colour schemes, paper, and
+`evals.sections` fills these dataclasses, `render` turns them into text. Values are plain text: the
+templates escape them. The page needs no script and no other file; pictures and videos are inside
+it. It is designed for small and wide screens, both colour schemes, paper, and
 screen readers: captions and scopes in tables, a text alternative for every picture.
 """
 

@@ -17,7 +17,7 @@ from evals.inputs.captions import CaptionError
 from evals.inputs.images import open_images
 from evals.report import report
 from evals.reporting.results import Evaluation, SettingsError
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from tests.evals.features.test_clip import HERE, drawn
 from tests.evals.reporting.reader import read
 from tests.evals.schema import follows_schema

@@ -16,7 +16,7 @@ from evals.inputs.documents import Documents
 from evals.inputs.images import open_images
 from evals.report import report
 from evals.reporting.results import Evaluation, SettingsError
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from jpeglm_jax.generation.sampling import SamplingParams
 from tests.evals.models import untrained
 from tests.evals.plugin import patches

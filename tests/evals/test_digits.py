@@ -10,7 +10,7 @@ from data_pipelines.sources.generated import moving_digits
 from evals import digits
 from evals.report import report
 from evals.reporting.results import Evaluation, SettingsError
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from jpeglm_jax.generation import job, prompts
 from jpeglm_jax.generation.sampling import Sample, SamplingParams
 from jpeglm_jax.training import checkpoint

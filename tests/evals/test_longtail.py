@@ -15,7 +15,7 @@ from evals.distances.statistics import Statistics
 from evals.longtail import TableError, longtail, read_frequencies, table
 from evals.report import report
 from evals.reporting.results import Evaluation
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from tests.evals.plugin import patches
 from tests.evals.reporting.reader import read
 from tests.evals.schema import follows_schema

@@ -17,7 +17,7 @@ from evals.inputs.clips import GeneratedClips, RealClips
 from evals.inputs.codec import GeneratedError
 from evals.report import report
 from evals.reporting.results import Evaluation
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
 from jpeglm_jax.generation.tokens import TokenRecord
 from tests.evals.plugin import patches
 from tests.evals.reporting.reader import read

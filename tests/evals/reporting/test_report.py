@@ -16,8 +16,8 @@ from evals.evaluation import evaluate
 from evals.report import report
 from evals.reporting import comparison, page
 from evals.reporting.results import Evaluation, ReportError, Run, make_result
-from evals.run_sections import facts
-from evals.sections import KINDS
+from evals.sections.kinds import KINDS
+from evals.sections.runs import facts
 from tests.evals.reporting.reader import read
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")

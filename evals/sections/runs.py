@@ -1,6 +1,6 @@
-"""The sections of training runs on the page: curves, sample grids, and `evals.follow`'s results.
+"""Training runs on the page: curves, sample grids, and `evals.follow`'s results.
 
-`evals.report` puts them after the results of `evals.sections`.
+`evals.report` puts them after the evaluations.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from etils import epath
 
 from data_pipelines.media.images import ImageError
 from data_pipelines.representations.base import CONFIG_FILE
-from evals import headlines
 from evals.reporting import comparison, curves, page
 from evals.reporting.curves import Line
 from evals.reporting.numbers import number, share_error
 from evals.reporting.page import Block, Cell, Charts, Column, Figure, Picture, Source, Table
 from evals.reporting.results import Evaluation, ReportError, Run, command_line
+from evals.sections import headlines
 
 _VALID = "samples/valid"
 _FOLLOWED = "evaluations"  # folder of `evals.follow` in a workdir

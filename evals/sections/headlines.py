@@ -1,6 +1,6 @@
 """The headlines of the page: the main figures of each kind of result, as cards.
 
-`evals.report` puts them on top, `evals.sections` has everything else.
+`evals.report` puts them on top; everything else is in the other sections.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evals.reporting import comparison
-from evals.reporting.numbers import counted, number, rounded, share_error, with_error
+from evals.reporting.numbers import PLUS_MINUS, counted, number, rounded, share_error, with_error
 from evals.reporting.page import Card, Entry
 from evals.reporting.results import Evaluation
 
 LOWER, HIGHER = "lower", "higher"
-_SIGN = " ± "
 
 # Printed names of metrics, and those of which more is better.
 TITLES = {
@@ -74,6 +73,11 @@ def title(name: str) -> str:
 def better(name: str) -> str:
     """Whether lower or higher values of a metric are better."""
     return HIGHER if name in _HIGHER_IS_BETTER else LOWER
+
+
+def arrow(name: str) -> str:
+    """The same as an arrow."""
+    return "↑" if better(name) == HIGHER else "↓"
 
 
 def main_metric(result: Mapping[str, Any]) -> str | None:
@@ -152,7 +156,8 @@ def _floor(result: Mapping[str, Any], name: str) -> list[str]:
     floor = result.get("floor") or {}
     if floor.get(name) is None:
         return []
-    return [f"codec floor {with_error(floor[name], floor.get(f'{name}_standard_error'), _SIGN)}"]
+    error = floor.get(f"{name}_standard_error")
+    return [f"codec floor {with_error(floor[name], error, PLUS_MINUS)}"]
 
 
 def _validity(result: Mapping[str, Any]) -> list[Headline]:
@@ -193,7 +198,8 @@ def of_completion(result: Mapping[str, Any]) -> list[Headline]:
     below = []
     floor = result["table"].get("floor: references through the codec", {}).get(column)
     if floor:
-        below.append(f"codec floor {with_error(floor['value'], floor['standard_error'], _SIGN)}")
+        value = with_error(floor["value"], floor["standard_error"], PLUS_MINUS)
+        below.append(f"codec floor {value}")
     below += [
         f"prompt {column}; {len(cell['seeds'])} seeds of {result['n_generated']:,} continuations",
         *sampling(result),
