@@ -295,7 +295,7 @@ def _warnings(classed: Mapping[str, ClassFeatures], skipped: Mapping[str, str]) 
     warnings = []
     if skipped:
         name, reason = next(iter(skipped.items()))
-        warnings.append(f"{len(skipped)} classes are skipped; the first is {name}: {reason}")
+        warnings.append(f"classes that are skipped: {len(skipped)}; the first is {name}: {reason}")
     for side, one in classed.items():
         if one.unlabelled:
             warnings.append(f"{one.unlabelled} images of {side} have no class and do not count")

@@ -129,14 +129,14 @@ def _warnings(
     found = []
     if missing:
         name, reason = next(iter(missing.items()))
-        found.append(f"{len(missing)} classes have too few images; the first is {name}: {reason}")
+        found.append(f"classes with too few images: {len(missing)}; the first is {name}: {reason}")
     few = [row for row in rows if min(row["n"], row["n_references"]) < dimensions]
     if few:
         least = min(min(row["n"], row["n_references"]) for row in few)
         found.append(
-            f"{len(few)} classes have fewer images than the {dimensions} dimensions of the "
-            f"features, the smallest {least}: their Fréchet distances are much too large and "
-            "comparable only at equal numbers; kernel distances are unbiased"
+            f"classes with fewer images than the {dimensions} dimensions of the features: "
+            f"{len(few)}, the smallest with {least}; their Fréchet distances are much too large "
+            "and comparable only at equal numbers; kernel distances are unbiased"
         )
     return found
 

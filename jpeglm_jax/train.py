@@ -7,10 +7,7 @@ run's folder (--workdir=DIR). The same command again resumes from the newest che
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,18 +22,16 @@ from jpeglm_jax.hardware.compilation_cache import keep_compiled
 from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 from jpeglm_jax.parallel import distributed, sharding
 from jpeglm_jax.parallel.distributed import MainProcessError
-from jpeglm_jax.parallel.sharding import BATCH_AXES
 from jpeglm_jax.supervision.guards import Guards, guarded
-from jpeglm_jax.supervision.preemption import Interrupted
 from jpeglm_jax.train_tokenizer import with_tokenizer
-from jpeglm_jax.training import checkpoint, messages, optimizer
+from jpeglm_jax.training import checkpoint, messages
 from jpeglm_jax.training.checkpoint import Checkpoints, SaveError
 from jpeglm_jax.training.data import RunData, open_data
-from jpeglm_jax.training.duties import Duties, Duty
 from jpeglm_jax.training.evaluation import Evaluator
 from jpeglm_jax.training.log import RunLog
-from jpeglm_jax.training.metrics import Meter, PendingMetrics
-from jpeglm_jax.training.nonfinite import NotFinite, not_finite
+from jpeglm_jax.training.loop import Duty, Loop, Phase
+from jpeglm_jax.training.metrics import Meter
+from jpeglm_jax.training.nonfinite import NotFinite
 from jpeglm_jax.training.profiler import Profiler
 from jpeglm_jax.training.resume import begin, check_numbers, identity_of
 from jpeglm_jax.training.samples import Sampler, save_grid
@@ -106,49 +101,48 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
             if distributed.is_main():
                 data.representation.save(workdir)
             log.say(messages.opening(config, train_step, mesh, data, start))
-            trainer = Trainer(
-                config,
-                identity,
-                workdir,
-                mesh,
-                data,
-                train_step,
-                guards,
-                checkpoints,
-                log,
-                Meter.of_run(config, train_step.model.config, mesh, data, meta.get("meter")),
+            reports = Reports(config, workdir, mesh, data, train_step, guards, log)
+            loop = Loop(
+                config=config,
+                identity=identity,
+                workdir=workdir,
+                mesh=mesh,
+                data=data,
+                step=train_step,
+                phases=[Phase("train", 0, compile_train_step(train_step, mesh))],
+                guards=guards,
+                checkpoints=checkpoints,
+                log=log,
+                meter=Meter.of_run(config, train_step.model.config, mesh, data, meta.get("meter")),
+                places=config.batch_size * config.seq_len,
+                rehearse=reports.rehearse,
+                duties=reports.duties,
             )
-            trainer.train(start, state, meta.get("duties", []), profiler)
-            log.say(messages.closing(workdir, config.steps, trainer.evaluated))
-    return trainer.evaluated
+            loop.run(start, state, meta.get("duties", []), profiler)
+            log.say(messages.closing(workdir, config.steps, reports.evaluated))
+    return reports.evaluated
 
 
-class Trainer:
-    """Steps, and what is done between them.
+class Reports:
+    """What a run reports of its model between steps: its evaluation and its samples.
 
     Attributes:
       evaluated: the newest metrics `eval/*`.
+      duties: when each is due.
     """
 
     def __init__(
         self,
         config: ConfigDict,
-        identity: Mapping[str, Any],
         workdir: epath.Path,
         mesh: Mesh,
         data: RunData,
         train_step: TrainStep,
         guards: Guards,
-        checkpoints: Checkpoints,
         log: RunLog,
-        meter: Meter,
     ):
         self.evaluated: dict[str, float] = {}
-        self._config, self._workdir, self._mesh = config, workdir, mesh
-        self._data, self._train_step = data, train_step
-        self._guards, self._checkpoints, self._log = guards, checkpoints, log
-        self._identity, self._meter = identity, meter
-        self._learning_rate = optimizer.schedule(config.optimizer, config.steps)
+        self._workdir, self._log = workdir, log
         self._evaluator = Evaluator(
             compile_eval_step(train_step, mesh),
             data.eval_loader,
@@ -157,69 +151,14 @@ class Trainer:
             check=lambda: guards.check("evaluate"),
         )
         self._sampler = Sampler.of_run(config, train_step.model, mesh, data.eval, guards.check)
-        self._duties = Duties(
-            [
-                Duty("evaluate", config.evaluate.every, self._evaluate),
-                Duty("sample", config.sample.every if self._sampler else 0, self._sample),
-                Duty("checkpoint", config.checkpoint.every, self._save),
-            ],
-            config.steps,
-            check=guards.check,
-        )
+        self.duties = [
+            Duty("evaluate", config.evaluate.every, self._evaluate),
+            Duty("sample", config.sample.every if self._sampler else 0, self._sample),
+        ]
 
-    def train(
-        self, start: int, state: TrainState, unfinished: Sequence[str], profiler: Profiler
-    ) -> None:
-        """Takes the steps from `start` to the end.
-
-        Args:
-          start: steps taken before.
-          state: after them; its memory is given up.
-          unfinished: duties of step `start` that the process before did not come to.
-          profiler: traces some of the steps.
-        """
-        config, guards = self._config, self._guards
-        update = compile_train_step(self._train_step, self._mesh)
-        rows = sharding.named(self._mesh, *BATCH_AXES)
-        pending = PendingMetrics(lambda step, metrics: self._read(step, metrics, state))
-        step = start
-        with self._data.train_loader.batches(start, sharding=rows) as batches:
-            try:
-                with self._meter.paused():  # if evaluation is broken, it shows now
-                    self._evaluator(state.averaged, max_batches=2)
-                self._perform(unfinished, start, state)
-                while step < config.steps:
-                    guards.check("train")
-                    self._checkpoints.check()
-                    batch = next(batches)
-                    with self._untimed(step == start), profiler.step(step + 1):
-                        state, metrics = update(state, batch)
-                    step += 1
-                    pending.push(step, metrics)
-                    profiler.dispatched(step, metrics)
-                    if step == start + 1:
-                        gc.freeze()  # what lives as long as the run is not scanned again
-                    if due := self._duties.due(step):
-                        pending.flush()
-                        self._perform(due, step, state)
-                pending.flush()
-            except Interrupted:
-                pending.flush()
-                if step > start:
-                    self._save(step, state)
-                    self._checkpoints.wait()
-                self._log.say(messages.interrupted(step, self._workdir))
-                raise
-            finally:
-                gc.unfreeze()
-
-    def _untimed(self, first: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a step: the first one compiles, which is not training."""
-        return self._meter.paused() if first else contextlib.nullcontext()
-
-    def _perform(self, duties: Sequence[str], step: int, state: TrainState) -> None:
-        with self._meter.paused():
-            self._duties.perform(duties, step, state)
+    def rehearse(self, state: TrainState) -> None:
+        """Evaluates a little: if evaluation is broken, it shows now."""
+        self._evaluator(state.averaged, max_batches=2)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         self.evaluated = self._evaluator(state.averaged)
@@ -233,36 +172,6 @@ class Trainer:
             save_grid(picture, self._workdir, step)
             self._log.image(step, "samples/grid", np.asarray(picture))
         self._log.report(step, self._sampler.metrics(documents))
-
-    def _save(self, step: int, state: TrainState) -> None:
-        self._guards.confirm()
-        left = [name for name in self._duties.unfinished if name != "checkpoint"]
-        position = {
-            "step": step,
-            "meter": self._meter.state,
-            "lines": self._log.lines,
-            "duties": left,
-            "config": self._config.to_dict(),
-            "versions": checkpoint.versions(),
-        }
-        self._checkpoints.save(step, state, {**self._identity, **position})
-
-    def _read(self, step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
-        """Takes in the metrics of a step; `state` is as the newest step has left it."""
-        config, data = self._config, self._data
-        if not metrics["finite"]:
-            raise not_finite(self._workdir, self._train_step, self._mesh, state, data, step)
-        self._meter.add(metrics, config.batch_size * config.seq_len)
-        self._log.step(step)
-        if step % config.log.every == 0 or step == config.steps:
-            epochs = data.train_loader.plan.epochs(step * config.batch_size)
-            values = self._meter.read() | {
-                "train/learning_rate": float(self._learning_rate(step - 1)),
-                "train/epoch": max(epochs),
-            }
-            if damaged := data.num_damaged:
-                values["train/damaged_documents"] = damaged
-            self._log.report(step, values)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -8,8 +8,6 @@ WORKDIR/tokenizer.safetensors, for --config.representation.weights=WORKDIR of a 
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,9 +29,7 @@ from jpeglm_jax.hardware.large_pages import restart_with_large_pages
 from jpeglm_jax.model.flops import peak_flops
 from jpeglm_jax.parallel import distributed, sharding
 from jpeglm_jax.parallel.distributed import MainProcessError
-from jpeglm_jax.parallel.sharding import BATCH_AXES
 from jpeglm_jax.supervision.guards import Guards, guarded
-from jpeglm_jax.supervision.preemption import Interrupted
 from jpeglm_jax.tokenizer import flops, images, messages
 from jpeglm_jax.tokenizer.evaluation import Evaluator, collapse
 from jpeglm_jax.tokenizer.metrics import Meter
@@ -45,20 +41,16 @@ from jpeglm_jax.tokenizer.step import (
     make_step,
     tokenizer_config,
 )
-from jpeglm_jax.training import checkpoint, optimizer
-from jpeglm_jax.training import messages as run_messages
+from jpeglm_jax.training import checkpoint
 from jpeglm_jax.training.checkpoint import Checkpoints, SaveError, refuse_difference
 from jpeglm_jax.training.data import RunData, open_data
-from jpeglm_jax.training.duties import Duties, Duty
 from jpeglm_jax.training.log import RunLog
-from jpeglm_jax.training.metrics import PendingMetrics
-from jpeglm_jax.training.nonfinite import NotFinite, not_finite
+from jpeglm_jax.training.loop import Duty, Loop, Phase
+from jpeglm_jax.training.nonfinite import NotFinite
 from jpeglm_jax.training.profiler import Profiler
 from jpeglm_jax.training.resume import newest
 from jpeglm_jax.training.samples import save_grid
 from jpeglm_jax.training.step import TrainState
-
-_ADVICE = "Lower optimizer.learning_rate, or the weights of the losses."
 
 
 def train_tokenizer(
@@ -152,12 +144,39 @@ def run(config: ConfigDict, workdir: epath.Path, profile: str, guards: Guards) -
             Profiler(profile, workdir) as profiler,
         ):
             log.say(messages.opening(config, step, mesh, data, start))
-            trainer = Trainer(
-                config, identity, workdir, mesh, data, step, guards, checkpoints, log, meta
+            peak = peak_flops(mesh.devices.flat[0])
+            meter = Meter(
+                flops.train_flops_per_image(step),
+                peak * mesh.size if peak else None,
+                meta.get("meter"),
             )
-            trainer.train(start, state, meta.get("duties", []), profiler)
-            log.say(messages.closing(workdir, shape, config.steps, trainer.evaluated))
-    return trainer.evaluated
+            reports = Reports(config, workdir, mesh, data, step, guards, log)
+            loop = Loop(
+                config=config,
+                identity=identity,
+                workdir=workdir,
+                mesh=mesh,
+                data=data,
+                step=step,
+                phases=[
+                    Phase("train", 0, compile_update(step, mesh, adversarial=False)),
+                    Phase(
+                        "train both",
+                        step.adversarial_start,
+                        compile_update(step, mesh, adversarial=True),
+                    ),
+                ],
+                guards=guards,
+                checkpoints=checkpoints,
+                log=log,
+                meter=meter,
+                places=config.batch_size,
+                rehearse=reports.rehearse,
+                duties=reports.duties,
+            )
+            loop.run(start, state, meta.get("duties", []), profiler)
+            log.say(messages.closing(workdir, shape, config.steps, reports.evaluated))
+    return reports.evaluated
 
 
 def _with_rows_of_one_image(config: ConfigDict, seq_len: int) -> ConfigDict:
@@ -184,35 +203,26 @@ def _begin(
     return latest, meta, checkpoints.restore(latest, step.abstract_state(), where)
 
 
-class Trainer:
-    """Steps, and what is done between them; as `train.Trainer`.
+class Reports:
+    """What a run reports of its tokenizer between steps, and the tokenizer at the end.
 
     Attributes:
       evaluated: the newest metrics `eval/*`.
+      duties: when each is due.
     """
 
     def __init__(
         self,
         config: ConfigDict,
-        identity: Mapping[str, Any],
         workdir: epath.Path,
         mesh: Mesh,
         data: RunData,
         step: TokenizerStep,
         guards: Guards,
-        checkpoints: Checkpoints,
         log: RunLog,
-        meta: Mapping[str, Any],
     ):
         self.evaluated: dict[str, float] = {}
-        self._config, self._workdir, self._mesh = config, workdir, mesh
-        self._data, self._step, self._identity = data, step, identity
-        self._guards, self._checkpoints, self._log = guards, checkpoints, log
-        peak = peak_flops(mesh.devices.flat[0])
-        self._meter = Meter(
-            flops.train_flops_per_image(step), peak * mesh.size if peak else None, meta.get("meter")
-        )
-        self._learning_rate = optimizer.schedule(config.optimizer, config.steps)
+        self._config, self._workdir, self._step, self._log = config, workdir, step, log
         self._evaluator = Evaluator(
             step,
             data.eval_loader,
@@ -222,75 +232,15 @@ class Trainer:
             check=lambda: guards.check("evaluate"),
         )
         shows = config.sample.every if config.sample.num else 0
-        self._duties = Duties(
-            [
-                Duty("evaluate", config.evaluate.every, self._evaluate),
-                Duty("sample", shows, self._sample),
-                Duty("export", config.steps, self._export),
-                Duty("checkpoint", config.checkpoint.every, self._save),
-            ],
-            config.steps,
-            check=guards.check,
-        )
+        self.duties = [
+            Duty("evaluate", config.evaluate.every, self._evaluate),
+            Duty("sample", shows, self._sample),
+            Duty("export", config.steps, self._export),
+        ]
 
-    def train(
-        self, start: int, state: TrainState, unfinished: Sequence[str], profiler: Profiler
-    ) -> None:
-        """Takes the steps from `start` to the end.
-
-        Args:
-          start: steps taken before.
-          state: after them; its memory is given up.
-          unfinished: duties of step `start` that the process before did not come to.
-          profiler: traces some of the steps.
-        """
-        config, guards = self._config, self._guards
-        updates = {
-            adversarial: compile_update(self._step, self._mesh, adversarial=adversarial)
-            for adversarial in (False, True)
-        }
-        fresh = {start, max(start, self._step.adversarial_start)}  # steps that compile
-        rows = sharding.named(self._mesh, *BATCH_AXES)
-        pending = PendingMetrics(lambda step, metrics: self._read(step, metrics, state))
-        step = start
-        with self._data.train_loader.batches(start, sharding=rows) as batches:
-            try:
-                with self._meter.paused():  # if evaluation is broken, it shows now
-                    self._evaluator(state.averaged, max_batches=1)
-                self._perform(unfinished, start, state)
-                while step < config.steps:
-                    guards.check("train" if step < self._step.adversarial_start else "train both")
-                    self._checkpoints.check()
-                    batch = next(batches)
-                    with self._untimed(step in fresh), profiler.step(step + 1):
-                        update = updates[step >= self._step.adversarial_start]
-                        state, metrics = update(state, batch)
-                    step += 1
-                    pending.push(step, metrics)
-                    profiler.dispatched(step, metrics)
-                    if step == start + 1:
-                        gc.freeze()  # what lives as long as the run is not scanned again
-                    if due := self._duties.due(step):
-                        pending.flush()
-                        self._perform(due, step, state)
-                pending.flush()
-            except Interrupted:
-                pending.flush()
-                if step > start:
-                    self._save(step, state)
-                    self._checkpoints.wait()
-                self._log.say(run_messages.interrupted(step, self._workdir))
-                raise
-            finally:
-                gc.unfreeze()
-
-    def _untimed(self, compiles: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a step: one that compiles is not training."""
-        return self._meter.paused() if compiles else contextlib.nullcontext()
-
-    def _perform(self, duties: Sequence[str], step: int, state: TrainState) -> None:
-        with self._meter.paused():
-            self._duties.perform(duties, step, state)
+    def rehearse(self, state: TrainState) -> None:
+        """Evaluates a little: if evaluation is broken, it shows now."""
+        self._evaluator(state.averaged, max_batches=1)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         self.evaluated = self._evaluator(state.averaged)
@@ -312,36 +262,6 @@ class Trainer:
             run = {"steps": step, "seed": self._config.seed}
             file = pack(self._step.tokenizer.config, network.flatten(params), run)
             files.write_atomically(self._workdir / TOKENIZER_FILE, file)
-
-    def _save(self, step: int, state: TrainState) -> None:
-        self._guards.confirm()
-        left = [name for name in self._duties.unfinished if name != "checkpoint"]
-        position = {
-            "step": step,
-            "meter": self._meter.state,
-            "lines": self._log.lines,
-            "duties": left,
-            "config": self._config.to_dict(),
-            "versions": checkpoint.versions(),
-        }
-        self._checkpoints.save(step, state, {**self._identity, **position})
-
-    def _read(self, step: int, metrics: Mapping[str, Any], state: TrainState) -> None:
-        """Takes in the metrics of a step; `state` is as the newest step has left it."""
-        config, data = self._config, self._data
-        if not metrics["finite"]:
-            raise not_finite(self._workdir, self._step, self._mesh, state, data, step, _ADVICE)
-        self._meter.add(metrics, config.batch_size)
-        self._log.step(step)
-        if step % config.log.every == 0 or step == config.steps:
-            epochs = data.train_loader.plan.epochs(step * config.batch_size)
-            values = self._meter.read() | {
-                "train/learning_rate": float(self._learning_rate(step - 1)),
-                "train/epoch": max(epochs),
-            }
-            if damaged := data.num_damaged:
-                values["train/damaged_documents"] = damaged
-            self._log.report(step, values)
 
 
 def main(arguments: Sequence[str]) -> None:

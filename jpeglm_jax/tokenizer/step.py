@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,9 @@ class TokenizerStep:
     config: ConfigDict
     features: Features | None
     dtype: Any
+
+    # If a step is not finite.
+    advice: ClassVar[str] = "Lower optimizer.learning_rate, or the weights of the losses."
 
     # The state
 

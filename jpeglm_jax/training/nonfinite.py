@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -19,11 +19,14 @@ from jpeglm_jax.training.step import TrainState
 _NAMED = 8  # documents in the message; the file has all
 
 
-_ADVICE = "Lower optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
-
-
 class Differentiable(Protocol):
-    """What is needed of a train step, of a language model or a tokenizer."""
+    """What is needed of a train step, of a language model or a tokenizer.
+
+    Attributes:
+      advice: what to do about a step that is not finite, one sentence.
+    """
+
+    advice: ClassVar[str]
 
     def state_shardings(self, mesh: Mesh) -> TrainState: ...
     def not_finite(self, params: Any, batch: Any) -> dict[str, jax.Array]: ...
@@ -40,7 +43,6 @@ def not_finite(
     state: TrainState,
     data: RunData,
     step: int,
-    advice: str = _ADVICE,
 ) -> NotFinite:
     """The error to raise for a step that was not finite; writes its batch to a file for a replay.
 
@@ -56,7 +58,6 @@ def not_finite(
       state: the newest one; such a step, and those after it, leave the weights alone.
       data: where the batch came from.
       step: number of the step, from 1.
-      advice: what to do, one sentence.
     """
     loader, documents = data.train_loader, data.train
     rows = sharding.named(mesh, *BATCH_AXES)
@@ -91,5 +92,5 @@ def not_finite(
         f"{gradients or 'none when computed again, so the cause is in how it was computed'}. "
         f"Documents of the batch: {', '.join(named[:_NAMED])}{more}; all of them are in {path}. "
         f"The weights were left as they were before this step; the newest checkpoint is whole. "
-        f"{advice}"
+        f"{train_step.advice}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,11 @@ class TrainStep:
     config: ConfigDict
     steps: int
     eos: int
+
+    # If a step is not finite.
+    advice: ClassVar[str] = (
+        "Lower optimizer.learning_rate, or turn on model.qk_norm or optimizer.z_loss."
+    )
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:

@@ -113,7 +113,7 @@ def test_classes_without_images_or_frequency_are_skipped(folders, tmp_path):
     frequencies = {name: value for name, value in FREQUENCIES.items() if name != "eel"}
     found = longtail(**folders, frequencies=frequencies, out=tmp_path, extractor=patches())
     assert found["not_computed"] == {"eel": "it has no frequency in the table"}
-    assert any("1 classes are skipped" in text for text in found["warnings"])
+    assert any("classes that are skipped: 1" in text for text in found["warnings"])
     assert any("as few as 14 images for 48 dimensions" in text for text in found["warnings"])
     with pytest.raises(ValueError, match="found 0 classes.*14 images of a"):
         longtail(

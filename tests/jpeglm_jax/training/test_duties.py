@@ -2,7 +2,7 @@
 
 import pytest
 
-from jpeglm_jax.training.duties import Duties, Duty
+from jpeglm_jax.training.loop import Duties, Duty
 
 
 def duties_of(done, steps=10, check=lambda name: None, **every):

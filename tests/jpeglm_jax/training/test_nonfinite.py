@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.loading.loader import Loader
-from jpeglm_jax import train as training
 from jpeglm_jax.model.config import model_config
 from jpeglm_jax.model.spec import ModelSpec
 from jpeglm_jax.parallel.sharding import make_mesh
 from jpeglm_jax.train import NotFinite, train
+from jpeglm_jax.training import loop
 from jpeglm_jax.training.checkpoint import Checkpoints
 from jpeglm_jax.training.step import TrainStep, compile_init, compile_train_step
 from tests.jpeglm_jax.conftest import tiny
@@ -73,7 +73,7 @@ def test_the_report_is_computed_with_the_weights_of_its_step(
 ):
     """The step after it is finite and under way when the report is made."""
     reported = []
-    batches, not_finite = Loader.batches, training.not_finite
+    batches, not_finite = Loader.batches, loop.not_finite
 
     @contextlib.contextmanager
     def poisoned(self, start, **options):
@@ -90,7 +90,7 @@ def test_the_report_is_computed_with_the_weights_of_its_step(
         return not_finite(workdir, train_step, mesh, state, data, step)
 
     monkeypatch.setattr(Loader, "batches", poisoned)
-    monkeypatch.setattr(training, "not_finite", report)
+    monkeypatch.setattr(loop, "not_finite", report)
     changes = {"checkpoint.every": bad_step - 1, "optimizer.warmup_steps": 0, "sample.every": 6}
     with pytest.raises(NotFinite, match=f"step {bad_step}: "):
         train(tiny(6, **{"data.shards": digit_shards, **changes}), tmp_path)

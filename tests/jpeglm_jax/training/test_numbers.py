@@ -8,7 +8,7 @@ from configs import avc, jpeg
 from jpeglm_jax.train import train
 from jpeglm_jax.training import messages, optimizer
 from jpeglm_jax.training.checkpoint import CheckpointError, Checkpoints
-from jpeglm_jax.training.duties import Duties, Duty
+from jpeglm_jax.training.loop import Duties, Duty
 from jpeglm_jax.training.resume import check_numbers
 from tests.jpeglm_jax.conftest import tiny
 from tests.jpeglm_jax.runs import lines
