@@ -64,8 +64,8 @@ class Samples(Sequence[Any]):
       log_likelihood: float64 [N], of the sampled tokens (not of the prompt), in nats, under the
         model itself: before temperature, filters, guidance and constraint. With the end token
         where the document is complete.
-      complete: bool [N], whether the model ended the document; otherwise it has been cut at the
-        sequence length.
+      complete: bool [N], whether the model ended the document; otherwise it has been cut, see
+        `TrainedModel.sampling_len`.
     """
 
     def __init__(
@@ -399,8 +399,10 @@ class Model:
             raise ValueError("there is nothing to sample; expected num to be 1 or more")
         sampling_params = options.resolve_sampling_params(self.trained, sampling)
         rows = min(batch_size, len(requests))
-        engine = self._engine(sampling_params, rows, seed, constrain, size)
-        found = engine(self.trained.params, [request.prompt for request in requests])
+        starts = [request.prompt for request in requests]
+        seq_len = self.trained.sampling_len(starts, other_size=size is not None)
+        engine = self._engine(sampling_params, rows, seq_len, seed, constrain, size)
+        found = engine(self.trained.params, starts)
         samples = sorted(found, key=lambda sample: sample.number)
         return Samples(self.representation, samples, [request.label for request in requests])
 
@@ -408,6 +410,7 @@ class Model:
         self,
         sampling_params: SamplingParams,
         batch_size: int,
+        seq_len: int,
         seed: int,
         constrain: bool,
         size: tuple[int, int] | None,
@@ -415,7 +418,7 @@ class Model:
         """The engine with these options. The latest are kept, with their compiled functions."""
         parts = sharding.axis_size(self.trained.mesh, "batch")
         batch_size = -(-batch_size // parts) * parts  # as the engine rounds it up
-        key = (sampling_params, batch_size, seed, constrain, size)
+        key = (sampling_params, batch_size, seq_len, seed, constrain, size)
         engine = self._engines.pop(key, None)
         if engine is None:
             engine = Engine(
@@ -423,7 +426,7 @@ class Model:
                 self.trained.mesh,
                 sampling_params,
                 batch_size=batch_size,
-                seq_len=self.config.seq_len,
+                seq_len=seq_len,
                 seed=seed,
                 eos=self.representation.eos,
                 bos=self.representation.bos,

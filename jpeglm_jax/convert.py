@@ -106,7 +106,10 @@ def from_hf(
         "config": config.to_dict(),
         "representation": representation.to_config(),
         "model": checkpoint.shape_of(config),
-        "data": {"batches": "none: the weights were converted"},
+        "data": {
+            "batches": "none: the weights were converted",
+            "longest_document": config.seq_len,
+        },
         "converted": {"from": "transformers", "dtype": dtype},
         "versions": checkpoint.versions(),
     }

@@ -150,7 +150,7 @@ class Reports:
             max_batches=config.evaluate.batches,
             check=lambda: guards.check("evaluate"),
         )
-        self._sampler = Sampler.of_run(config, train_step.model, mesh, data.eval, guards.check)
+        self._sampler = Sampler.of_run(config, train_step.model, mesh, data, guards.check)
         self.duties = [
             Duty("evaluate", config.evaluate.every, self._evaluate),
             Duty("sample", config.sample.every if self._sampler else 0, self._sample),

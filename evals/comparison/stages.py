@@ -482,18 +482,18 @@ class Stages:
 def _rate(model: TrainedModel, options: ConfigDict, seed: int) -> float:
     """Images per second when a full batch is sampled, without compilation."""
     representation = model.representation
+    labels = prompts.cycle_labels(representation, options.batch_size)
+    starts = [request.prompt for request in prompts.label_requests(representation, labels)]
     engine = Engine(
         model.spec,
         model.mesh,
         SamplingParams.from_config(options),
         batch_size=options.batch_size,
-        seq_len=model.config.seq_len,
+        seq_len=model.sampling_len(starts),
         seed=seed,
         eos=representation.eos,
         bos=representation.bos,
     )
-    labels = prompts.cycle_labels(representation, options.batch_size)
-    starts = [request.prompt for request in prompts.label_requests(representation, labels)]
     numbers = range(len(starts))
     list(engine(model.params, starts, numbers))
     begin = time.perf_counter()

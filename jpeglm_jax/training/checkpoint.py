@@ -334,7 +334,14 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
         )
     require_finite(params, f"step {run.step} of {workdir}")
     return TrainedModel(
-        run.config, representation, spec, mesh, params, run.step, workdir=os.fspath(workdir)
+        run.config,
+        representation,
+        spec,
+        mesh,
+        params,
+        run.step,
+        longest_document=run.meta["data"]["longest_document"],
+        workdir=os.fspath(workdir),
     )
 
 

@@ -49,6 +49,16 @@ class RunData:
         return 1 + max(loader.plan.max_documents for loader in loaders)
 
     @property
+    def longest_document(self) -> int:
+        """Positions of the longest document of either split with its start and end token.
+
+        At most the sequence length: what is longer was dropped or split.
+        """
+        loaders = self.train_loader, self.eval_loader
+        longest = max(int(loader.plan.lengths.max()) + 1 for loader in loaders)
+        return min(longest, self.train_loader.plan.seq_len)
+
+    @property
     def num_damaged(self) -> int:
         """Documents of both splits that were skipped as damaged so far."""
         return self.train.num_damaged + self.eval.num_damaged

@@ -107,7 +107,10 @@ def identity_of(config: ConfigDict, data: RunData) -> dict[str, Any]:
     return {
         "representation": data.representation.to_config(),
         "model": shape_of(config),
-        "data": {"batches": data.train_loader.fingerprint},
+        "data": {
+            "batches": data.train_loader.fingerprint,
+            "longest_document": data.longest_document,
+        },
     }
 
 

@@ -17,6 +17,7 @@ from jpeglm_jax.generation import prompts
 from jpeglm_jax.generation.engine import Engine
 from jpeglm_jax.generation.sampling import SamplingParams
 from jpeglm_jax.model.spec import ModelSpec
+from jpeglm_jax.training.data import RunData
 
 
 class Sampler:
@@ -27,7 +28,8 @@ class Sampler:
       spec: the model without its weights.
       mesh: where the weights lie.
       documents: of the eval split, whose beginnings are completed where the config asks for it.
-      seq_len: sequence length, the limit of a document.
+      seq_len: sequence length, the limit of a document that continues a real one.
+      longest: limit of a document that is sampled from its label; see `TrainedModel.sampling_len`.
       seed: decides what is sampled.
       check: called after each document.
     """
@@ -40,6 +42,7 @@ class Sampler:
         documents: JoinedShards,
         *,
         seq_len: int,
+        longest: int,
         seed: int,
         check: Callable[[], None],
     ):
@@ -52,7 +55,7 @@ class Sampler:
             mesh,
             SamplingParams.from_config(config),
             batch_size=min(config.num, config.batch_size),
-            seq_len=seq_len,
+            seq_len=seq_len if self._continues else longest,
             seed=seed,
             eos=self._representation.eos,
             bos=self._representation.bos,
@@ -64,7 +67,7 @@ class Sampler:
         config: ConfigDict,
         spec: ModelSpec,
         mesh: Mesh,
-        documents: JoinedShards,
+        data: RunData,
         check: Callable[[str], None],
     ) -> Sampler | None:
         """The sampler that a run's configuration asks for; None if it never samples."""
@@ -74,8 +77,9 @@ class Sampler:
             config.sample,
             spec,
             mesh,
-            documents,
+            data.eval,
             seq_len=config.seq_len,
+            longest=data.longest_document,
             seed=config.seed,
             check=lambda: check("sample"),
         )

@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import jpeglm_jax
 from data_pipelines.loading.joined_shards import JoinedShards
 from data_pipelines.shards.reader import Shards
 from data_pipelines.sources import open_source
@@ -66,6 +67,20 @@ def test_every_requested_document_has_a_line_in_the_manifest(workdir, tmp_path):
     counts = digits.recognition(tmp_path)
     assert counts["requested"] == 12
     assert counts["classifier_accuracy"] > 0.97
+
+
+def test_samples_end_at_the_longest_document_of_the_run(workdir, digit_shards):
+    """Rows of training hold several documents; a cache as long as a row would cost time."""
+    model = checkpoint.load(workdir)
+    lengths = [Shards(digit_shards, split).lengths.max() for split in ("train", "eval")]
+    longest = max(lengths) + 2  # start and end token
+    assert model.longest_document == longest < model.config.seq_len
+    start, prompt = np.array([0]), np.array([0, 1])
+    assert model.sampling_len([start, start]) == longest
+    assert model.sampling_len([start, prompt]) == model.config.seq_len
+    assert model.sampling_len([start], other_size=True) == model.config.seq_len
+    sampled = jpeglm_jax.load(workdir).sample(20, seed=1)
+    assert max(map(len, sampled.tokens)) == longest - 1, "an untrained model does not end in time"
 
 
 def test_real_digits_are_recognised(digit_shards, tmp_path):
