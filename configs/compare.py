@@ -217,7 +217,8 @@ def photos64_tokens(c: ConfigDict) -> None:
     c.candidates = tokenizers(_photos_jpeg(64))
     c.flops_of = "bytes"
     c.budgets = ("flops",)
-    c.seq_len, c.batch_size, c.images = 1536, 1, 1_500
+    c.seq_len, c.batch_size, c.images = 1536, 1, 1_000
+    c.sample.num = 500
     c.repeated.update(seeds=1)
 
 
