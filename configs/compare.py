@@ -219,6 +219,7 @@ def photos64_tokens(c: ConfigDict) -> None:
     c.budgets = ("flops",)
     c.seq_len, c.batch_size, c.images = 1536, 1, 1_000
     c.sample.num = 500
+    c.learning_rates = (6e-3,)  # of photos32_tokens: the best for bytes, BPE, and 1,024 code words
     c.repeated.update(seeds=1)
 
 
