@@ -106,10 +106,7 @@ def from_hf(
         "config": config.to_dict(),
         "representation": representation.to_config(),
         "model": checkpoint.shape_of(config),
-        "data": {
-            "batches": "none: the weights were converted",
-            "longest_document": config.seq_len,
-        },
+        "data": {"batches": "none: the weights were converted"},
         "converted": {"from": "transformers", "dtype": dtype},
         "versions": checkpoint.versions(),
     }

@@ -31,7 +31,7 @@ class TrainedModel:
       params: the weights, or their moving average where the run kept one.
       step: of the checkpoint.
       longest_document: positions of the longest document of its run, with start and end token; None
-        for a model that is of no run.
+        where it is not known, as of converted weights.
       workdir: of the run; None for a model that is of no run.
     """
 

@@ -340,7 +340,7 @@ def load(workdir: epath.PathLike, step: int | None = None) -> TrainedModel:
         mesh,
         params,
         run.step,
-        longest_document=run.meta["data"]["longest_document"],
+        longest_document=run.meta["data"].get("longest_document"),
         workdir=os.fspath(workdir),
     )
 
